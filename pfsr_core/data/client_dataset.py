@@ -1,0 +1,76 @@
+"""What one client holds: its users' histories, each with its held-out items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ItemArray = NDArray[np.int64]
+HeldOut = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """One user's interactions in time order, split by the protocol.
+
+    ``user`` is the raw id. ``train`` holds item codes (1-based; 0 is padding), oldest first.
+    ``valid`` and ``test`` are the held-out item codes.
+    """
+
+    user: str
+    train: ItemArray
+    valid: int
+    test: int
+
+    def history(self, split: HeldOut) -> ItemArray:
+        """Items known before the held-out item of ``split``: (n,) codes, oldest first."""
+        return self.train if split == "valid" else np.append(self.train, np.int64(self.valid))
+
+    def target(self, split: HeldOut) -> int:
+        """The held-out item code of ``split``."""
+        return self.valid if split == "valid" else self.test
+
+    @property
+    def full(self) -> ItemArray:
+        """Every known item, held-out ones included: what serving looks at."""
+        return np.concatenate([self.train, [self.valid, self.test]]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClientDataset:
+    """The users of one client, the unit of personalization.
+
+    ``item_ids[code - 1]`` is the raw id of an item code; the catalogue has ``num_items`` items.
+    """
+
+    client: str
+    users: tuple[UserHistory, ...]
+    item_ids: tuple[str, ...]
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_interactions(self) -> int:
+        """Training interactions, the weight of this client in an average."""
+        return sum(len(user.train) for user in self.users)
+
+    @cached_property
+    def touched(self) -> ItemArray:
+        """Sorted codes of the items in the training histories: (n,)."""
+        if not self.users:
+            return np.empty(0, np.int64)
+        return np.unique(np.concatenate([user.train for user in self.users])).astype(np.int64)
+
+    def targets(self, split: HeldOut) -> ItemArray:
+        """Held-out item code of every user: (U,)."""
+        return np.array([user.target(split) for user in self.users], np.int64)
+
+    def target_coverage(self, split: HeldOut) -> int:
+        """How many held-out items occur in this client's own training histories."""
+        return int(np.isin(self.targets(split), self.touched).sum())

@@ -1,0 +1,33 @@
+"""A log of interactions in columns, as every reader returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """N interactions in file order.
+
+    ``users``: (N,) codes into ``user_ids`` (0-based). ``items``: (N,) codes, 1-based, 0 is padding:
+    ``item_ids[code - 1]`` is the raw id. Codes number the raw ids by first appearance.
+    ``timestamps``: (N,) seconds, or the position in the history where the source has no times.
+    ``titles``: raw item id -> a title a person can read, where the source has one.
+    ``columns``: further columns of the source by name, (N,) strings each, e.g. a market.
+    """
+
+    source: str
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    timestamps: NDArray[np.float64]
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.users)
