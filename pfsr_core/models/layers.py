@@ -1,0 +1,135 @@
+"""The structure the Mamba encoders share: mixer, residual, norm, feed-forward; and their stack.
+
+Source: Mamba4Rec (Liu et al., 2024), section 3. One layer maps x (B, L, D) to
+
+    h = norm(dropout(mixer(x)) + x)                   without "+ x" in a model of a single layer
+    y = norm(dropout(W2 dropout(gelu(W1 h))) + h)     W1: D -> 4 D, W2: 4 D -> D
+
+Every encoder, mixer and layer answers to the same contract, ``Encoder``: a whole history at once
+(``forward``) or one interaction at a time (``initial_state``, ``step``), with equal results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+NORM_EPS = 1e-8  # the published 1e-12 is below what float32 resolves next to a variance
+
+
+class Encoder(Protocol):
+    """A causal map of sequences; an ``nn.Module`` at run time.
+
+    Calling it maps x (B, L, D), right-padded, to (B, L, D). Position t sees positions <= t only,
+    so padding on the right never reaches an earlier position.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """All positions at once: (B, L, D) to (B, L, D)."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first interaction, on the parameters' device and in their dtype.
+
+        Every tensor has ``batch_size`` as its first dimension.
+        """
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One new interaction x (B, D): the output (B, D) and the next state.
+
+        Neither ``x`` nor ``state`` is written to.
+        """
+
+
+class FeedForward(nn.Module):
+    """Position-wise D -> 4 D -> D with GELU, dropout, residual and norm. (..., D) to (..., D)."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.contract = nn.Linear(4 * dim, dim)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.activation(self.expand(x)))
+        return cast(Tensor, self.norm(self.dropout(self.contract(hidden)) + x))
+
+
+class MixerLayer(nn.Module):
+    """A mixer inside its residual, norm and feed-forward. (B, L, D) to (B, L, D).
+
+    ``mixer`` is an ``nn.Module`` that answers to ``Encoder``. Mamba4Rec sets ``residual`` when
+    the model has more than one layer.
+    """
+
+    mixer: Encoder
+
+    def __init__(self, mixer: Encoder, dim: int, dropout: float, residual: bool) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.residual = residual
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.feed_forward = FeedForward(dim, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._after_mixer(self.mixer(x), x)
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.mixer.initial_state(batch_size)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        mixed, state = self.mixer.step(x, state)
+        return self._after_mixer(mixed, x), state
+
+    def _after_mixer(self, mixed: Tensor, x: Tensor) -> Tensor:
+        mixed = self.dropout(mixed)
+        return cast(Tensor, self.feed_forward(self.norm(mixed + x if self.residual else mixed)))
+
+
+class Stack(nn.Module):
+    """Layers one after the other. (B, L, D) to (B, L, D).
+
+    The state of layer i is kept under keys that begin with ``"i."``.
+    """
+
+    def __init__(self, layers: Sequence[Encoder]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self._encoders():
+            x = layer(x)
+        return x
+
+    def initial_state(self, batch_size: int) -> State:
+        state: State = {}
+        for index, layer in enumerate(self._encoders()):
+            state |= with_prefix(layer.initial_state(batch_size), index)
+        return state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        next_state: State = {}
+        for index, layer in enumerate(self._encoders()):
+            x, layer_state = layer.step(x, of_prefix(state, index))
+            next_state |= with_prefix(layer_state, index)
+        return x, next_state
+
+    def _encoders(self) -> Sequence[Encoder]:
+        return cast(Sequence[Encoder], self.layers)
+
+
+def with_prefix(state: State, index: int) -> State:
+    """``state`` of one layer under the keys it has in the state of the whole stack."""
+    return {f"{index}.{key}": tensor for key, tensor in state.items()}
+
+
+def of_prefix(state: State, index: int) -> State:
+    """The part of a stack's ``state`` that belongs to layer ``index``: undoes ``with_prefix``."""
+    prefix = f"{index}."
+    return {k.removeprefix(prefix): tensor for k, tensor in state.items() if k.startswith(prefix)}
