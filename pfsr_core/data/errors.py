@@ -1,0 +1,39 @@
+"""What can be wrong with data, always with the place and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is; the message names the place and the fix."""
+
+
+class MalformedFileError(DataError):
+    """A file that breaks its format.
+
+    ``line`` counts from 1 as an editor shows it (for Parquet: the row); None means the whole file.
+    """
+
+    def __init__(self, path: Path, line: int | None, problem: str, fix: str) -> None:
+        place = f"{path}" if line is None else f"{path}, line {line}"
+        super().__init__(f"{place}: {problem}. Fix: {fix}.")
+        self.path = path
+        self.line = line
+        self.problem = problem
+        self.fix = fix
+
+
+class DataUnavailableError(DataError):
+    """A dataset that none of its sources could give.
+
+    ``attempts`` holds each source that was tried with the reason why it failed.
+    """
+
+    def __init__(self, name: str, attempts: Sequence[tuple[str, str]], fix: str) -> None:
+        tried = "".join(f"\n  - {source}: {reason}" for source, reason in attempts)
+        super().__init__(f"{name} is not available. Tried:{tried}\nFix: {fix}.")
+        self.name = name
+        self.attempts = tuple(attempts)
+        self.fix = fix
