@@ -27,9 +27,9 @@ ML_100K_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ML_1M_URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 # GroupLens publishes the MD5 beside the archive.
 ML_1M_MD5 = "c4d9eecfca2ab87c1945afe126590906"
-# SHA-256 of the rows "user<tab>item<tab>rating<tab>timestamp<newline>" in file order, which is
-# both u.data and RecBole's ml-100k.inter without its header. The latter as a whole has SHA-256
-# 4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff.
+# SHA-256 of the official u.data. RecBole's ml-100k.inter is the same bytes after its header line
+# (with it: 4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff), so the file order,
+# which decides ties in time, does not depend on the source.
 ML_100K_ROWS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
 ML_100K_NAMES = ("ml-100k.inter", "u.data")
 RECBOLE = "recbole==1.2.1"
