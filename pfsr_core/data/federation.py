@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
@@ -96,7 +97,7 @@ def _value_of_user(interactions: Interactions, column: str) -> dict[str, str]:
     return dict(zip(interactions.user_ids, of_user.tolist(), strict=True))
 
 
-def _check_values(interactions: Interactions, column: str, expected: np.ndarray) -> None:
+def _check_values(interactions: Interactions, column: str, expected: NDArray[np.str_]) -> None:
     cells = interactions.columns[column]
     wrong = np.flatnonzero((cells != expected) | (cells == ""))
     if len(wrong) == 0:

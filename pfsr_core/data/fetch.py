@@ -65,10 +65,10 @@ def fetch_ml_100k(path: str = "") -> Path:
 
 
 def fetch_ml_1m(path: str = "") -> Path:
-    """``ratings.dat`` of ML-1M: from ``path`` (file or directory), the cache or the archive."""
+    """``ratings.dat`` of ML-1M: from ``path`` (file, directory, zip), the cache or the archive."""
     target = cache_directory() / "ml-1m"
     if path:
-        sources = {path: lambda: _find(Path(path).expanduser(), ("ratings.dat",))}
+        sources = {path: lambda: _ml_1m_from_path(Path(path).expanduser(), target)}
     else:
         sources = {
             f"cache {target}": lambda: _find(target, ("ratings.dat",)),
@@ -108,6 +108,12 @@ def _from_path(path: Path, target: Path) -> Path:
     if path.suffix == ".zip":
         return _install(_archive_files(path.read_bytes()), target)
     return _find_ml_100k(path)
+
+
+def _ml_1m_from_path(path: Path, target: Path) -> Path:
+    if path.suffix == ".zip":
+        return _install_ml_1m(path.read_bytes(), target)
+    return _find(path, ("ratings.dat",))
 
 
 def _find_ml_100k(path: Path) -> Path:

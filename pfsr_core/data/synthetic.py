@@ -1,0 +1,187 @@
+"""A seeded world in which the next item can be learned: for tests, CI and measurements of scale.
+
+Items belong to semantic clusters, and their titles name the cluster. All users walk over the
+clusters by one Markov chain; inside a cluster popularity has a long tail. Each market bends the
+popularity of clusters and of items to its own taste, so markets agree on dynamics, not on items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+SHORTEST = 5
+FOLLOWED = 0.8  # probability of one of the usual successors of a cluster
+SUCCESSORS = (0.7, 0.3)  # how the usual successors share it
+ZIPF = 1.0
+TASTE = 0.7  # standard deviation of a market's log taste
+START = 1_600_000_000
+DAY = 86_400
+ADJECTIVES = ("Amber", "Blue", "Copper", "Dusty", "Early", "Frozen", "Golden", "Hidden")
+NOUNS = ("Harbour", "Meadow", "Lantern", "River", "Engine", "Garden", "Mirror", "Summit")
+
+
+@dataclass(frozen=True)
+class World:
+    """``cluster_of``: (I,) cluster of each item. ``chain``: (M, C, C) next-cluster probabilities.
+
+    ``taste``: (M, I) weight of an item inside its cluster, for each market.
+    """
+
+    cluster_of: Codes
+    chain: Array
+    taste: Array
+
+
+def generate(
+    users: int, items: int, seed: int, clusters: int = 10, markets: int = 1, mean_length: int = 30
+) -> Interactions:
+    """A log of ``users`` histories over at most ``items`` items, ordered by time.
+
+    Nobody meets an item twice. ``columns["market"]`` is the market of the user. Raises DataError
+    when the numbers do not fit each other.
+    """
+    _check(users, items, clusters, markets, mean_length)
+    world_rng, walk_rng = (np.random.default_rng((seed, stream)) for stream in range(2))
+    world = make_world(world_rng, items, clusters, markets)
+    market_of = np.arange(users) % markets
+    lengths = SHORTEST + walk_rng.poisson(walk_rng.exponential(mean_length - SHORTEST, users))
+    lengths = np.minimum(lengths, max(SHORTEST, items // 2))
+    walks = _walk(walk_rng, world, market_of, 2 * int(lengths.max()))
+    rows_user, rows_item = _without_repeats(walks, lengths, items)
+    times = _times(walk_rng, rows_user)
+    order = np.argsort(times, kind="stable")
+    return _to_log(rows_user[order], rows_item[order], times[order], market_of, world)
+
+
+def make_world(rng: np.random.Generator, items: int, clusters: int, markets: int) -> World:
+    """Clusters, chain and tastes; every cluster has an item."""
+    cluster_of = rng.permutation(np.arange(items) % clusters)
+    popularity = (1.0 + rng.permutation(items)) ** -ZIPF
+    taste = popularity * np.exp(rng.normal(0, TASTE, (markets, items)))
+    shared = _chain(rng, clusters)
+    likes = np.exp(rng.normal(0, TASTE, (markets, 1, clusters)))
+    chain = shared * likes
+    chain /= chain.sum(-1, keepdims=True)
+    return World(cluster_of, chain, taste)
+
+
+def _chain(rng: np.random.Generator, clusters: int) -> Array:
+    """(C, C) probabilities: two usual successors on a random ring, and a little of everything."""
+    ring = rng.permutation(clusters)
+    chain = np.full((clusters, clusters), (1 - FOLLOWED) / clusters)
+    for step, share in enumerate(SUCCESSORS, start=1):
+        chain[ring, np.roll(ring, -step)] += FOLLOWED * share
+    return chain
+
+
+def _walk(rng: np.random.Generator, world: World, market_of: Codes, steps: int) -> Codes:
+    """(U, steps) items, 0-based, repeats included."""
+    users, clusters = len(market_of), world.chain.shape[-1]
+    cluster = rng.integers(clusters, size=users)
+    walks = np.empty((users, steps), np.int64)
+    pickers = [_pickers(world, market) for market in range(len(world.taste))]
+    groups = [np.flatnonzero(market_of == market) for market in range(len(world.taste))]
+    for step in range(steps):
+        coins = rng.random((2, users))
+        for market, group in enumerate(groups):
+            bounds = np.cumsum(world.chain[market], axis=-1)[cluster[group]]
+            drawn = (coins[0, group, None] > bounds).sum(-1)
+            cluster[group] = np.minimum(drawn, clusters - 1)
+            walks[group, step] = _pick_items(pickers[market], cluster[group], coins[1, group])
+    return walks
+
+
+def _pickers(world: World, market: int) -> tuple[Codes, Array, Codes]:
+    """Items sorted by cluster, their cumulative taste plus the cluster number, cluster starts.
+
+    Cluster c covers (c, c + 1], so one sorted array serves the draws of all clusters.
+    """
+    order = np.argsort(world.cluster_of, kind="stable")
+    cluster, taste = world.cluster_of[order], world.taste[market, order]
+    starts = np.searchsorted(cluster, np.arange(world.chain.shape[-1]))
+    sums = np.add.reduceat(taste, starts)
+    below = np.concatenate([[0.0], np.cumsum(sums)[:-1]])
+    within = (np.cumsum(taste) - below[cluster]) / sums[cluster]
+    return order, cluster + within, starts.astype(np.int64)
+
+
+def _pick_items(pickers: tuple[Codes, Array, Codes], cluster: Codes, coins: Array) -> Codes:
+    order, bounds, starts = pickers
+    ends = np.append(starts[1:], len(order))
+    # Rounding may put a draw one place beyond its cluster.
+    places = np.searchsorted(bounds, cluster + coins)
+    return order[np.clip(places, starts[cluster], ends[cluster] - 1)]
+
+
+def _without_repeats(walks: Codes, lengths: Codes, items: int) -> tuple[Codes, Codes]:
+    """(n,) users and items in walking order: first visits only, at most ``lengths`` a user."""
+    users = np.repeat(np.arange(len(walks)), walks.shape[1])
+    _, first = np.unique(users * items + walks.ravel(), return_index=True)
+    first.sort()
+    users, visited = users[first], walks.ravel()[first]
+    position = np.arange(len(users)) - np.searchsorted(users, users)
+    keep = position < lengths[users]
+    return users[keep], visited[keep]
+
+
+def _times(rng: np.random.Generator, users: Codes) -> Array:
+    """Seconds that grow along each history: gaps of a day on average, never zero."""
+    gaps = 1.0 + np.floor(rng.exponential(DAY, len(users)))
+    total = np.cumsum(gaps)
+    return np.asarray(START + total - total[np.searchsorted(users, users)])
+
+
+def _to_log(
+    users: Codes, items: Codes, times: Array, market_of: Codes, world: World
+) -> Interactions:
+    user_codes, user_ids = _number(users, "user")
+    item_codes, item_ids = _number(items, "item")
+    names = np.array([f"market-{i}" for i in range(len(world.taste))])
+    _, first = np.unique(items, return_index=True)
+    titles = {item_ids[item_codes[row]]: _title(items[row], world) for row in first}
+    return Interactions(
+        source="synthetic",
+        users=user_codes,
+        items=item_codes + 1,
+        timestamps=times,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        titles=titles,
+        columns={"market": names[market_of[users]]},
+    )
+
+
+def _number(codes: Codes, kind: str) -> tuple[Codes, tuple[str, ...]]:
+    old, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first)
+    rank = np.argsort(by_appearance)
+    return rank[inverse], tuple(f"{kind}-{code + 1}" for code in old[by_appearance])
+
+
+def _title(item: int, world: World) -> str:
+    """Words that name the cluster, and the item's own number."""
+    number, word = divmod(int(world.cluster_of[item]), len(NOUNS) * len(ADJECTIVES))
+    adjective, noun = divmod(word, len(NOUNS))
+    cluster = f"{ADJECTIVES[adjective]} {NOUNS[(adjective + noun) % len(NOUNS)]}"
+    return f"{cluster}{f' {number + 1}' if number else ''}, part {item + 1}"
+
+
+def _check(users: int, items: int, clusters: int, markets: int, mean_length: int) -> None:
+    demands = (
+        (1 <= markets <= users, f"1 to {users} markets for {users} users, not {markets}"),
+        (1 <= clusters <= items, f"1 to {items} clusters for {items} items, not {clusters}"),
+        (items >= 4 * SHORTEST, f"at least {4 * SHORTEST} items, not {items}"),
+        (mean_length > SHORTEST, f"a mean length over {SHORTEST}, not {mean_length}"),
+    )
+    for holds, demand in demands:
+        if not holds:
+            raise DataError(f"synthetic data need {demand}. Fix: change that number.")
