@@ -19,9 +19,9 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 SHORTEST = 5
-FOLLOWED = 0.8  # probability of one of the usual successors of a cluster
+FOLLOWED = 0.9  # probability of one of the usual successors of a cluster
 SUCCESSORS = (0.7, 0.3)  # how the usual successors share it
-ZIPF = 1.0
+ZIPF = 0.6
 TASTE = 0.7  # standard deviation of a market's log taste
 START = 1_600_000_000
 DAY = 86_400
@@ -65,7 +65,7 @@ def generate(
 def make_world(rng: np.random.Generator, items: int, clusters: int, markets: int) -> World:
     """Clusters, chain and tastes; every cluster has an item."""
     cluster_of = rng.permutation(np.arange(items) % clusters)
-    popularity = (1.0 + rng.permutation(items)) ** -ZIPF
+    popularity = np.power(1.0 + rng.permutation(items), -ZIPF, dtype=np.float64)
     taste = popularity * np.exp(rng.normal(0, TASTE, (markets, items)))
     shared = _chain(rng, clusters)
     likes = np.exp(rng.normal(0, TASTE, (markets, 1, clusters)))
