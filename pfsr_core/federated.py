@@ -1,0 +1,144 @@
+"""The one interface: a federated algorithm is a value, and a round is arithmetic on such values.
+
+After FedJAX (Ro et al., 2021), cut at the network: ``client_update`` runs where the data is,
+``server_update`` where the means meet. Nothing here knows how the two are connected.
+
+Two things go beyond a weighted mean of parameters and are part of the interface for that reason:
+``Broadcast.signals`` (numbers the server sends with the shared parameters, such as PFSR's C_t) and
+``Reply.norms`` (the clients' update norms, whose median is not a mean). ``reply_shapes`` lets an
+algorithm send more than the shared names, such as the count of unmasked coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+from torch import Tensor
+
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.params import Params, Shapes, weighted_sum
+
+Sums = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends: shared parameters, the 1-based round, and named numbers."""
+
+    params: Params
+    round: int
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the server keeps between rounds. ``round`` counts the finished rounds."""
+
+    params: Params
+    round: int = 0
+    signals: Mapping[str, float] = field(default_factory=dict)
+    slots: Params = field(default_factory=dict)  # moments of a server optimiser
+
+    def broadcast(self) -> Broadcast:
+        return Broadcast(self.params, self.round + 1, self.signals)
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client's training ends with. ``state`` never leaves the node, the rest does."""
+
+    params: Params
+    weight: float
+    metrics: Sums
+    state: Params
+    norm: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A weighted mean of one or more clients' ``params`` (float32), their weight, sums, norms."""
+
+    params: Params
+    weight: float
+    metrics: Sums
+    norms: tuple[float, ...]
+
+
+def keep_state(_broadcast: Broadcast, state: Params, _data: ClientDataset) -> Params:
+    """The default ``finetune``: nothing changes."""
+    return state
+
+
+@dataclass(frozen=True)
+class FederatedAlgorithm:
+    """A federated learning algorithm, whole.
+
+    ``init()``                                  the server's first state
+    ``init_client(data)``                       a client's first private state
+    ``client_update(broadcast, state, data)``   one round on one client; writes none of its inputs
+    ``server_update(server, reply)``            the next server state from the mean of the replies
+    ``personalize(shared, state)``              the whole model that a client recommends with
+    ``finetune(broadcast, state, data)``        private state after the last round, nothing is sent
+    ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
+    """
+
+    init: Callable[[], ServerState]
+    init_client: Callable[[ClientDataset], Params]
+    client_update: Callable[[Broadcast, Params, ClientDataset], ClientUpdate]
+    server_update: Callable[[ServerState, Reply], ServerState]
+    personalize: Callable[[Params, Params], Params]
+    reply_shapes: Shapes
+    finetune: Callable[[Broadcast, Params, ClientDataset], Params] = keep_state
+
+
+def as_reply(update: ClientUpdate) -> Reply:
+    """One client's update as a reply of one."""
+    return Reply(update.params, update.weight, update.metrics, (update.norm,))
+
+
+def merge_replies(replies: Sequence[Reply]) -> Reply:
+    """Weighted mean of means, sums of sums: exact, up to the order of the summation.
+
+    Accumulates in float64 and answers in float32. Raises ValueError without replies.
+    """
+    if not replies:
+        raise ValueError("no reply to merge")
+    weight = sum(reply.weight for reply in replies)
+    total = weighted_sum((reply.weight / weight, reply.params) for reply in replies)
+    norms = tuple(norm for reply in replies for norm in reply.norms)
+    params = {name: tensor.float() for name, tensor in total.items()}
+    return Reply(params, weight, merge_sums(reply.metrics for reply in replies), norms)
+
+
+def merge_sums(sums: Iterable[Mapping[str, float]]) -> Sums:
+    """Adds sums and counts key by key; a key that one side lacks counts as zero."""
+    total: Sums = {}
+    for part in sums:
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def reply_problem(reply: Reply, shapes: Shapes, max_weight: float) -> str | None:
+    """Why a reply must not be aggregated, or None. Looks at this reply alone."""
+    if set(reply.params) != set(shapes):
+        odd = sorted(set(reply.params) ^ set(shapes))
+        return f"names differ: {', '.join(odd)}"
+    for name, tensor in reply.params.items():
+        problem = _tensor_problem(tensor, shapes[name])
+        if problem:
+            return f"{name}: {problem}"
+    if not isfinite(reply.weight) or not 0 < reply.weight <= max_weight:
+        return f"weight {reply.weight} is not in (0, {max_weight:g}]"
+    numbers = [*reply.metrics.values(), *reply.norms]
+    return None if all(map(isfinite, numbers)) else "a metric is not finite"
+
+
+def _tensor_problem(tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+    if tuple(tensor.shape) != shape:
+        return f"shape {tuple(tensor.shape)} instead of {shape}"
+    if not tensor.is_floating_point():
+        return f"dtype {tensor.dtype} is not a float"
+    return None if bool(tensor.isfinite().all()) else "values are not finite"

@@ -1,0 +1,260 @@
+"""The associative Mamba block: past and long-term profile in one causal, linear-time pass.
+
+State-space dual form of Mamba-2 (Dao & Gu 2024; SSD4Rec) with a second, *anchored* direction.
+The complete reversed scan of the prefix 1..t, read t, t-1, ..., 1, ends in
+
+    S_t = sum_{s<=t} ( prod_{i<s} a_i ) * dt_s * B_s x_s,
+
+because every per-token quantity depends on the past only. The backward states of all prefixes
+therefore cost one pass, the block stays causal as a map, and one new interaction is O(1) work.
+The forward state favours recent items, the anchored one the oldest.
+
+    [z, x, B, C, dt] = in_proj(u);   x, B, C = silu(causal depthwise conv);   dt = softplus(dt + bias)
+    a = -exp(A_log),  a' = -exp(A_log_anchored),  c_t = dt_1 + ... + dt_t  (c_0 = 0)
+    y_t = sum_{s<=t} (C_t . B_s) [ exp(a (c_t - c_s)) + g_t exp(a' c_{s-1}) ] dt_s x_s  +  D x_t
+    g_t = sigmoid(W_g u_t + b_g);   out = out_proj( rmsnorm( y * silu(z) ) )
+
+Letters in shapes: B batch, L length, D model width, I inner width (expand * D), H heads,
+P width of a head (I / H), N state size, K convolution width, Q chunk length, T chunks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = dict[str, Tensor]
+
+GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
+
+
+class AssociativeMamba(nn.Module):
+    """One associative Mamba mixer: (B, L, D) -> (B, L, D), causal.
+
+    ``anchored=False`` leaves only the forward direction (plain Mamba-2 with one group).
+    ``chunk`` bounds memory: O(L * chunk) pairwise coefficients instead of O(L * L).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state_dim: int = 32,
+        conv_width: int = 4,
+        expand: int = 2,
+        num_heads: int = 4,
+        anchored: bool = True,
+        chunk: int = 64,
+    ) -> None:
+        super().__init__()
+        inner = expand * dim
+        if inner % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide expand * embedding_dim = {inner}: "
+                "choose a divisor"
+            )
+        self.inner, self.state_dim, self.num_heads = inner, state_dim, num_heads
+        self.conv_width, self.anchored, self.chunk = conv_width, anchored, chunk
+        self.in_proj = nn.Linear(dim, 2 * inner + 2 * state_dim + num_heads, bias=False)
+        channels = inner + 2 * state_dim
+        self.conv1d = nn.Conv1d(channels, channels, conv_width, groups=channels)
+        self.dt_bias = nn.Parameter(_initial_dt_bias(num_heads))
+        self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(num_heads))
+        if anchored:
+            self.A_log_anchored = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
+            self.gate = nn.Linear(dim, num_heads)
+            nn.init.constant_(self.gate.bias, GATE_BIAS)
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
+        z, xBC, dt = self._project(u)
+        x, B, C = self._split(F.silu(self._convolve(xBC)))
+        y = ssd_chunked(x, dt, B, C, *self._decays(), self._gate(u), self.chunk)
+        return self._finish(y + self.D[:, None] * x, z)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Recurrent state of an empty history: convolution window, h, S and c."""
+        like = self.A_log
+        H, P, N = self.num_heads, self.inner // self.num_heads, self.state_dim
+        state = {
+            "conv": like.new_zeros(
+                batch_size, self.inner + 2 * self.state_dim, self.conv_width - 1
+            ),
+            "h": like.new_zeros(batch_size, H, P, N),
+        }
+        if self.anchored:
+            state |= {
+                "S": like.new_zeros(batch_size, H, P, N),
+                "c": like.new_zeros(batch_size, H),
+            }
+        return state
+
+    def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
+        z, xBC, dt = self._project(u)
+        window = torch.cat([state["conv"], xBC[..., None]], dim=-1)
+        convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
+        x, B, C = self._split(F.silu(convolved))
+        a, a_anchored = self._decays()
+        drive = (dt[..., None] * x)[..., None] * B[:, None, None]  # (B, H, P, N)
+        h = torch.exp(a * dt)[..., None, None] * state["h"] + drive
+        y = torch.einsum("bhpn,bn->bhp", h, C)
+        new = {"conv": window[..., 1:], "h": h}
+        gate = self._gate(u)
+        if a_anchored is not None and gate is not None:
+            S = state["S"] + torch.exp(a_anchored * state["c"])[..., None, None] * drive
+            y = y + gate[..., None] * torch.einsum("bhpn,bn->bhp", S, C)
+            new |= {"S": S, "c": state["c"] + dt}
+        return self._finish(y + self.D[:, None] * x, z), new
+
+    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        widths = [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
+        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        return z, xBC, F.softplus(dt + self.dt_bias)
+
+    def _convolve(self, xBC: Tensor) -> Tensor:
+        # A sum of shifted products: a depthwise conv1d is several times slower on a CPU.
+        K = self.conv_width
+        padded = F.pad(xBC, (0, 0, K - 1, 0))
+        L = xBC.shape[1]
+        weight = self.conv1d.weight[:, 0]
+        taps = [padded[:, k : k + L] * weight[:, k] for k in range(K)]
+        return torch.stack(taps).sum(0) + self.conv1d.bias
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
+        return x.unflatten(-1, (self.num_heads, -1)), B, C
+
+    def _decays(self) -> tuple[Tensor, Tensor | None]:
+        anchored = -torch.exp(self.A_log_anchored) if self.anchored else None
+        return -torch.exp(self.A_log), anchored
+
+    def _gate(self, u: Tensor) -> Tensor | None:
+        return torch.sigmoid(self.gate(u)) if self.anchored else None
+
+    def _finish(self, y: Tensor, z: Tensor) -> Tensor:
+        projected: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(z)))
+        return projected
+
+
+def _initial_dt_bias(num_heads: int, low: float = 1e-3, high: float = 1e-1) -> Tensor:
+    """Mamba's own start: dt log-uniform in [low, high], as the inverse of softplus. (H,)"""
+    dt = torch.exp(torch.rand(num_heads) * math.log(high / low) + math.log(low)).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
+def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    a: Tensor,
+    a_anchored: Tensor | None,
+    gate: Tensor | None,
+    chunk: int,
+) -> Tensor:
+    """Both directions as matrix products over chunks, linear in L.
+
+    x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
+    gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
+    exponentiated.
+    """
+    c = dt.cumsum(1)
+    dx = dt[..., None] * x
+    anchor = None if a_anchored is None else torch.exp(a_anchored * (c - dt))  # exp(a' c_{s-1})
+    outputs = []
+    h = S = None
+    for start in range(0, x.shape[1], chunk):
+        now = slice(start, start + chunk)
+        before = c[:, start - 1] if start else torch.zeros_like(c[:, 0])
+        r = c[:, now] - before[:, None]  # (B, Q, H), restarts at every chunk: small numbers
+        G = C[:, now] @ B[:, now].transpose(1, 2)  # (B, Q, Q), serves both directions
+        W = G[:, None] * _coefficients(r, a, anchor, gate, now)
+        y = (W @ dx[:, now].transpose(1, 2)).transpose(1, 2)
+        if h is not None:
+            y = y + torch.exp(a * r)[..., None] * _read(C[:, now], h)
+        if S is not None and gate is not None:
+            y = y + gate[:, now, :, None] * _read(C[:, now], S)
+        outputs.append(y)
+        if start + chunk < x.shape[1]:
+            end = r[:, -1:]
+            h = _carry(h, torch.exp(a * end[:, 0]), torch.exp(a * (end - r)), dx[:, now], B[:, now])
+            if anchor is not None:
+                S = _carry(S, torch.ones_like(end[:, 0]), anchor[:, now], dx[:, now], B[:, now])
+    return torch.cat(outputs, dim=1)
+
+
+def _coefficients(
+    r: Tensor, a: Tensor, anchor: Tensor | None, gate: Tensor | None, now: slice
+) -> Tensor:
+    """Weight of input s in output t within a chunk, both directions: (B, H, Q, Q)."""
+    Q = r.shape[1]
+    future = torch.ones(Q, Q, dtype=torch.bool, device=r.device).triu(1)
+    scaled = (a * r).transpose(1, 2)  # (B, H, Q)
+    gap = scaled[..., :, None] - scaled[..., None, :]
+    weight = torch.exp(gap.masked_fill(future, -torch.inf))
+    if anchor is None or gate is None:
+        return weight
+    from_start = gate[:, now].transpose(1, 2)[..., :, None] * anchor[:, now].transpose(1, 2)[
+        ..., None, :
+    ]
+    return weight + from_start.masked_fill(future, 0.0)
+
+
+def _read(C: Tensor, state: Tensor) -> Tensor:
+    """Outputs that a carried state adds: C (B, Q, N), state (B, H, P, N) -> (B, Q, H, P)."""
+    return torch.einsum("bqn,bhpn->bqhp", C, state)
+
+
+def _carry(state: Tensor | None, keep: Tensor, weight: Tensor, dx: Tensor, B: Tensor) -> Tensor:
+    """State after a chunk: keep (B, H), weight (B, Q, H) of the chunk's inputs."""
+    added = torch.einsum("bqhp,bqn->bhpn", weight[..., None] * dx, B)
+    return added if state is None else keep[..., None, None] * state + added
+
+
+def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    a: Tensor,
+    a_anchored: Tensor | None,
+    gate: Tensor | None,
+) -> Tensor:
+    """The same map, one interaction at a time; the oracle of :func:`ssd_chunked`."""
+    batch, L, H, P = x.shape
+    h = x.new_zeros(batch, H, P, B.shape[-1])
+    S = torch.zeros_like(h)
+    product = x.new_ones(batch, H)
+    outputs = []
+    for t in range(L):
+        drive = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
+        h = torch.exp(a * dt[:, t])[..., None, None] * h + drive
+        y = torch.einsum("bhpn,bn->bhp", h, C[:, t])
+        if a_anchored is not None and gate is not None:
+            S = S + product[..., None, None] * drive
+            product = product * torch.exp(a_anchored * dt[:, t])
+            y = y + gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, dim=1)
+
+
+def reversed_scan_of_prefix(
+    x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int
+) -> Tensor:
+    """The literal definition: read the prefix from its end to its start, return the last state.
+
+    (B, L, H, P), (B, L, H), (B, L, N), (H,) -> (B, H, P, N). Decay of the element that is read
+    next applies to what was read before it, so the product runs over the older elements.
+    """
+    state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
+    for s in reversed(range(length)):
+        drive = (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, None, None]
+        state = torch.exp(a * dt[:, s])[..., None, None] * state + drive
+    return state

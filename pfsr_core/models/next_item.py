@@ -1,0 +1,77 @@
+"""Next-item model: item table, sequence encoder, dot-product head.
+
+``logits = encoder(norm(dropout(E[items]))) E^T`` (Mamba4Rec, with any encoder). The encoder is
+causal and histories are padded on the right, so no attention mask is needed: padding comes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pfsr_core.params import Params
+
+ITEMS = "items.weight"
+Apply = Callable[[Params, Tensor, bool], Tensor]
+
+
+class NextItemModel(nn.Module):
+    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: (B, L, D) -> (B, L, D), causal."""
+
+    def __init__(
+        self, num_items: int, embedding_dim: int, encoder: nn.Module, dropout: float
+    ) -> None:
+        super().__init__()
+        self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
+        self.norm = nn.LayerNorm(embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = encoder
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D)."""
+        hidden: Tensor = self.encoder(self.norm(self.dropout(self.items(items))))
+        return hidden
+
+
+def make_apply(model: NextItemModel) -> Apply:
+    """``apply(params, items, training)``: the model as a function of its parameters.
+
+    The module is a shell; only its dropout flag is ever set.
+    """
+
+    def apply(params: Params, items: Tensor, training: bool) -> Tensor:
+        model.train(training)
+        hidden: Tensor = functional_call(model, params, (items,), strict=True)
+        return hidden
+
+    return apply
+
+
+def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) -> Tensor:
+    """(V + 1, dim) normal rows, each from a generator of its own: (seed, raw item id).
+
+    The same raw id starts at the same place on every client, whatever its vocabulary is.
+    """
+    rows = np.zeros((len(item_ids) + 1, dim), np.float32)
+    for code, raw in enumerate(item_ids, start=1):
+        key = [seed, *raw.encode()]
+        rows[code] = np.random.default_rng(key).standard_normal(dim)
+    return torch.from_numpy(rows * np.float32(std))
+
+
+def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[Tensor, Tensor]:
+    """The last ``max_length`` items of each history: codes (B, L) and lengths (B,).
+
+    L is the longest of them, at least 1, so that short batches stay cheap.
+    """
+    cut = [history[-max_length:] for history in histories]
+    lengths = torch.tensor([len(history) for history in cut])
+    items = torch.zeros(len(cut), max(1, *(len(history) for history in cut)), dtype=torch.long)
+    for row, history in enumerate(cut):
+        items[row, : len(history)] = torch.from_numpy(history)
+    return items, lengths
