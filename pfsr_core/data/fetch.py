@@ -17,7 +17,11 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import BinaryIO
 
 from pfsr_core.data.errors import DataUnavailableError
 
@@ -36,6 +40,14 @@ RECBOLE = "recbole==1.2.1"
 CONNECT_SECONDS = 8.0
 DOWNLOAD_SECONDS = 120.0
 LARGEST_ARCHIVE = 64 * 2**20
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    HTTPException,
+    zipfile.BadZipFile,
+    subprocess.SubprocessError,
+)
 
 
 def cache_directory() -> Path:
@@ -81,7 +93,7 @@ def download(url: str) -> bytes:
     """Content behind ``url``; gives up soon where the network does not answer."""
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     content = io.BytesIO()
-    with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+    with _connect(url) as response:
         while chunk := response.read(1 << 16):
             content.write(chunk)
             if time.monotonic() > deadline or content.tell() > LARGEST_ARCHIVE:
@@ -89,12 +101,32 @@ def download(url: str) -> bytes:
     return content.getvalue()
 
 
+def _connect(url: str) -> BinaryIO:
+    # The timeout of urlopen covers neither the name server nor one address after another.
+    answer: Queue[BinaryIO | Exception] = Queue()
+
+    def connect() -> None:
+        try:
+            answer.put(urllib.request.urlopen(url, timeout=CONNECT_SECONDS))
+        except Exception as error:
+            answer.put(error)
+
+    Thread(target=connect, daemon=True).start()
+    try:
+        response = answer.get(timeout=CONNECT_SECONDS)
+    except Empty:
+        raise TimeoutError(f"no answer within {CONNECT_SECONDS:g} seconds") from None
+    if isinstance(response, Exception):
+        raise response
+    return response
+
+
 def _first_available(name: str, sources: Mapping[str, Callable[[], Path]]) -> Path:
     attempts: list[tuple[str, str]] = []
     for source, take in sources.items():
         try:
             return take()
-        except (OSError, ValueError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+        except FAILURES as error:
             attempts.append((source, str(error) or type(error).__name__))
     fix = (
         f"download {name}.zip from https://grouplens.org/datasets/movielens and give its path "

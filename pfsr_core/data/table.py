@@ -165,7 +165,7 @@ def _id_fault(raw: str, positive: bool) -> tuple[str, str] | None:
 def _timestamps(table: Table, name: str) -> NDArray[np.float64]:
     """Seconds since 1970 (UTC), from numbers or from ISO dates; one kind per column."""
     cells = table.columns[name]
-    parse: Callable[[str], float] = float if _is_number(cells[0]) else _iso_seconds
+    parse = _number if _is_number(cells[0]) else _iso_seconds
     try:
         seconds = np.fromiter(map(parse, cells), np.float64, len(cells))
     except ValueError:
@@ -180,7 +180,14 @@ def _timestamps(table: Table, name: str) -> NDArray[np.float64]:
 
 
 def _is_number(cell: str) -> bool:
-    return not math.isnan(_or_nan(float, cell))
+    return not math.isnan(_or_nan(_number, cell))
+
+
+def _number(cell: str) -> float:
+    # Python reads "1_000" as a thousand; in a data file it is a fault.
+    if "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
 
 
 def _or_nan(parse: Callable[[str], float], cell: str) -> float:

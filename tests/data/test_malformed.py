@@ -23,6 +23,7 @@ BROKEN = [
     ("too many fields", "a.tsv", "user\titem\tts\nu\ta\t1\tx\n", 2, "4 fields where 3"),
     ("blank line inside", "a.csv", CSV + "u,a,1\n\nu,b,2\n", 3, "0 fields where 3"),
     ("text for a timestamp", "a.csv", CSV + "u,a,1\nu,b,soon\n", 3, "'soon' is not"),
+    ("digits grouped by _", "a.csv", CSV + "u,a,1\nu,b,1_0\n", 3, "'1_0' is not"),
     ("NaN timestamp", "a.csv", CSV + "u,a,1\nu,b,2\nu,c,nan\n", 4, "'nan' is not"),
     ("infinite timestamp", "a.csv", CSV + "u,a,inf\n", 2, "'inf' is not"),
     ("empty timestamp", "a.csv", CSV + "u,a,1\nu,b,\n", 3, "'' is not"),
