@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from torch import Tensor, nn
+from torch import Tensor, addcmul, nn
 
 State = dict[str, Tensor]
 
@@ -122,6 +122,21 @@ class Stack(nn.Module):
 
     def _encoders(self) -> Sequence[Encoder]:
         return cast(Sequence[Encoder], self.layers)
+
+
+def causal_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each channel's own filter over the last W positions: x (B, L, E) to (B, L, E).
+
+    ``weight`` (E, 1, W) and ``bias`` (E,) as ``nn.Conv1d(E, E, W, groups=E)`` holds them, the
+    last tap on the current position. W shifted multiplications leave x in its layout and are
+    faster on a CPU than the convolution between two transpositions.
+    """
+    length, width = x.shape[1], weight.shape[-1]
+    padded = nn.functional.pad(x, (0, 0, width - 1, 0))
+    y = bias.expand_as(x)
+    for tap in range(width):
+        y = addcmul(y, padded[:, tap : tap + length], weight[:, 0, tap])
+    return y
 
 
 def with_prefix(state: State, index: int) -> State:

@@ -1,0 +1,156 @@
+"""SASRec: causal self-attention over the history, with learned positions.
+
+Source: Kang and McAuley, "Self-Attentive Sequential Recommendation" (2018), arranged as the code
+the authors released. One block maps x (B, L, D) to
+
+    q = norm(x);   h = q + attention(query q, key and value x)
+    f = norm(h);   y = f + W2 relu(W1 f)               W1, W2: D -> D
+
+so the residual carries the normalised input, and only the query is normalised. Positions count
+from the oldest interaction; the last block is followed by a norm. Dropout acts on the attention
+weights and on both maps of the feed-forward part.
+
+Symbols: B batch, L length, D width, H heads, K = D / H, M = max_length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from pfsr_core.models.layers import NORM_EPS, State, of_prefix, with_prefix
+
+
+class AttentionBlock(nn.Module):
+    """One SASRec block, (B, L, D) to (B, L, D); causal."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide embedding_dim={dim}: choose a divisor"
+            )
+        self.num_heads, self.attention_dropout = num_heads, dropout
+        self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.output = nn.Linear(dim, dim)
+        self.feed_forward_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(dim, dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(dim, dim),
+            nn.Dropout(dropout),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query_norm(x)
+        keys, values = self._heads(self.key(x)), self._heads(self.value(x))
+        dropout = self.attention_dropout if self.training else 0.0
+        with attention_kernel():
+            mixed = scaled_dot_product_attention(
+                self._heads(self.query(q)), keys, values, dropout_p=dropout, is_causal=True
+            )
+        return self._after_attention(q, mixed.transpose(1, 2).flatten(2))
+
+    def step(
+        self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, D) at ``position`` (B,), with caches (B, H, M, K): output (B, D), new caches."""
+        q, row = self.query_norm(x), x.unsqueeze(1)
+        slots = torch.arange(keys.shape[2], device=x.device)
+        here = (slots == position.unsqueeze(1))[:, None, :, None]
+        keys = torch.where(here, self._heads(self.key(row)), keys)
+        values = torch.where(here, self._heads(self.value(row)), values)
+        seen = (slots <= position.unsqueeze(1))[:, None, None, :]
+        queries = self._heads(self.query(q).unsqueeze(1))
+        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        return self._after_attention(q, mixed.flatten(1)), keys, values
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, H, L, K)."""
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def _after_attention(self, q: Tensor, mixed: Tensor) -> Tensor:
+        f = self.feed_forward_norm(q + self.output(mixed))
+        return cast(Tensor, f + self.feed_forward(f))
+
+
+class SASRec(nn.Module):
+    """Positions, blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
+
+    State: ``position`` (B,), how many interactions were seen, and for block i the caches
+    ``i.keys`` and ``i.values`` (B, H, M, K).
+    """
+
+    def __init__(
+        self, dim: int, num_layers: int, num_heads: int, max_length: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
+        self.dropout = nn.Dropout(dropout)
+        blocks = (AttentionBlock(dim, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raises ``ValueError`` when x is longer than ``max_length``."""
+        self._check_length(x.shape[1])
+        x = self.dropout(x + self.positions[: x.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.norm(x))
+
+    def initial_state(self, batch_size: int) -> State:
+        max_length, dim = self.positions.shape
+        position = torch.zeros(batch_size, dtype=torch.long, device=self.positions.device)
+        shape = (batch_size, self.num_heads, max_length, dim // self.num_heads)
+        state: State = {"position": position}
+        for index in range(len(self.blocks)):
+            caches = {name: self.positions.new_zeros(shape) for name in ("keys", "values")}
+            state |= with_prefix(caches, index)
+        return state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Raises ``ValueError`` when a sequence already has ``max_length`` interactions."""
+        position = state["position"]
+        self._check_length(int(position.max()) + 1)
+        next_state: State = {"position": position + 1}
+        x = self.dropout(x + self.positions[position])
+        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+            caches = of_prefix(state, index)
+            x, keys, values = block.step(x, caches["keys"], caches["values"], position)
+            next_state |= with_prefix({"keys": keys, "values": values}, index)
+        return self.norm(x), next_state
+
+    def _check_length(self, length: int) -> None:
+        max_length = self.positions.shape[0]
+        if length > max_length:
+            raise ValueError(
+                f"SASRec was built for max_length={max_length} interactions and got {length}:"
+                f" keep the latest {max_length}, or build it with a larger max_length"
+            )
+
+
+def attention_kernel() -> AbstractContextManager[None]:
+    """The composed attention inside ``torch.func`` transforms, any kernel elsewhere.
+
+    The fused CPU kernel has no batching rule: ``vmap`` would warn and run it sample by sample.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
+    return nullcontext()
+
+
+def sasrec_encoder(
+    embedding_dim: int, num_layers: int, num_heads: int, max_length: int, dropout: float
+) -> SASRec:
+    """SASRec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``, L <= ``max_length``.
+
+    Raises ``ValueError`` when ``num_heads`` does not divide ``embedding_dim``.
+    """
+    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout)

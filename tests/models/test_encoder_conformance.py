@@ -1,0 +1,233 @@
+"""What every encoder promises, held against every encoder: add one line to put a new one here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.mamba1 import mamba1_encoder
+from pfsr_core.models.sasrec import sasrec_encoder
+
+Build = Callable[[int, float], Any]  # (embedding_dim, dropout) to an encoder
+
+ENCODERS_UNDER_TEST: dict[str, Build] = {
+    "mamba1": lambda dim, dropout: mamba1_encoder(dim, 1, 4, 4, 2, dropout),
+    "mamba1-2-layers": lambda dim, dropout: mamba1_encoder(dim, 2, 4, 3, 2, dropout),
+    "sasrec": lambda dim, dropout: sasrec_encoder(dim, 2, 2, 700, dropout),
+    "gru4rec": lambda dim, dropout: gru4rec_encoder(dim, 2, 12, dropout),
+}
+
+DIM = 8
+
+
+@pytest.fixture(params=ENCODERS_UNDER_TEST)
+def build(request: pytest.FixtureRequest) -> Build:
+    torch.manual_seed(11)
+    return ENCODERS_UNDER_TEST[request.param]
+
+
+@pytest.fixture
+def encoder(build: Build) -> Any:
+    """In float64 and evaluation mode, its parameters moved away from zeros and ones."""
+    encoder = build(DIM, 0.5).double().eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return encoder
+
+
+def histories(*shape: int) -> Tensor:
+    return torch.randn(*shape, DIM, dtype=torch.float64)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+class TestSequence:
+    def test_keeps_shape_and_dtype(self, build: Build) -> None:
+        encoder = build(DIM, 0.0)
+        output = encoder(histories(3, 5).float())
+        assert output.shape == (3, 5, DIM)
+        assert output.dtype == torch.float32
+
+    @pytest.mark.parametrize("changed", [1, 6, 12])
+    def test_a_later_change_leaves_earlier_outputs(self, encoder: Any, changed: int) -> None:
+        x, other = histories(2, 13), histories(2, 13)
+        other[:, :changed] = x[:, :changed]
+        before, after = encoder(x), encoder(other)
+        close(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed], before[:, changed])
+
+    def test_an_early_change_reaches_the_last_output(self, encoder: Any) -> None:
+        x = histories(1, 9)
+        other = x.clone()
+        other[:, 0] += 1.0
+        assert not torch.allclose(encoder(other)[:, -1], encoder(x)[:, -1], atol=1e-9)
+
+    def test_right_padding_changes_nothing(self, encoder: Any) -> None:
+        x = histories(2, 6)
+        padded = torch.cat([x, torch.zeros(2, 11, DIM, dtype=x.dtype)], dim=1)
+        close(encoder(padded)[:, :6], encoder(x))
+
+    def test_sequences_do_not_see_each_other(self, encoder: Any) -> None:
+        x = histories(3, 7)
+        close(encoder(x)[1:2], encoder(x[1:2]))
+
+    def test_long_history_in_float32(self, build: Build) -> None:
+        encoder = build(DIM, 0.0).eval()
+        x = histories(2, 700)
+        exact = copy.deepcopy(encoder).double()(x)
+        output = encoder(x.float())
+        output.square().mean().backward()
+        close(output.double(), exact, 1e-4)
+        assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+    def test_one_interaction(self, encoder: Any) -> None:
+        x = histories(2, 4)
+        close(encoder(x[:, :1]), encoder(x)[:, :1])
+
+
+class TestStep:
+    def test_item_by_item_equals_the_whole(self, encoder: Any) -> None:
+        x = histories(3, 40)
+        state, outputs = encoder.initial_state(3), []
+        for t in range(x.shape[1]):
+            output, state = encoder.step(x[:, t], state)
+            outputs.append(output)
+        close(torch.stack(outputs, dim=1), encoder(x))
+
+    def test_writes_none_of_its_inputs(self, encoder: Any) -> None:
+        x = histories(2, 2)
+        _, state = encoder.step(x[:, 0], encoder.initial_state(2))
+        kept_x, kept_state = x.clone(), {name: tensor.clone() for name, tensor in state.items()}
+        encoder.step(x[:, 1], state)
+        assert torch.equal(x, kept_x)
+        assert state.keys() == kept_state.keys()
+        assert all(torch.equal(state[name], kept_state[name]) for name in state)
+
+    def test_state_keeps_names_shapes_and_dtypes(self, encoder: Any) -> None:
+        state = encoder.initial_state(2)
+        _, after = encoder.step(histories(2), state)
+        assert {k: (v.shape, v.dtype) for k, v in after.items()} == {
+            k: (v.shape, v.dtype) for k, v in state.items()
+        }
+        assert all(tensor.shape[0] == 2 for tensor in state.values())
+        floating = [t for t in state.values() if t.is_floating_point()]
+        assert floating and all(tensor.dtype == torch.float64 for tensor in floating)
+
+    def test_states_of_sequences_can_be_picked(self, encoder: Any) -> None:
+        """Serving keeps one state per user: rows of a batch state are states."""
+        x = histories(3, 2)
+        rows = torch.tensor([2, 0])
+        _, state = encoder.step(x[:, 0], encoder.initial_state(3))
+        picked, _ = encoder.step(x[rows, 1], {k: v[rows] for k, v in state.items()})
+        whole, _ = encoder.step(x[:, 1], state)
+        close(picked, whole[rows])
+
+
+class TestDropout:
+    def test_inactive_in_evaluation(self, build: Build) -> None:
+        encoder = build(DIM, 0.5).eval()
+        x = histories(2, 6).float()
+        assert torch.equal(encoder(x), encoder(x))
+
+    def test_active_in_training(self, build: Build) -> None:
+        encoder = build(DIM, 0.5).train()
+        x = histories(2, 6).float()
+        assert not torch.equal(encoder(x), encoder(x))
+
+
+class TestGradients:
+    def test_gradcheck(self, encoder: Any) -> None:
+        names = [name for name, _ in encoder.named_parameters()]
+        values = [p.detach().clone().requires_grad_() for p in encoder.parameters()]
+
+        def output(x: Tensor, *parameters: Tensor) -> Tensor:
+            return functional_call(encoder, dict(zip(names, parameters, strict=True)), (x,))
+
+        x = histories(2, 4).requires_grad_()
+        assert torch.autograd.gradcheck(output, (x, *values), fast_mode=True, atol=1e-6)
+
+    def test_every_parameter_is_used(self, encoder: Any) -> None:
+        (encoder(histories(2, 6)) * histories(2, 6)).sum().backward()
+        unused = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+        # A key's bias adds the same number to every score of a query: softmax does not see it.
+        assert [name for name in unused if not name.endswith("key.bias")] == []
+
+    def test_per_sample_gradients(self, encoder: Any) -> None:
+        """``vmap(grad)``, which the Fisher information needs, equals a loop of backward passes."""
+        x, weights = histories(3, 12), histories(12)
+        parameters = {name: p.detach() for name, p in encoder.named_parameters()}
+
+        def loss(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+            return (functional_call(encoder, values, (sample[None],))[0] * weights).sum()
+
+        batched = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+        for index, sample in enumerate(x):
+            encoder.zero_grad()
+            (encoder(sample[None])[0] * weights).sum().backward()
+            for name, parameter in encoder.named_parameters():
+                close(batched[name][index], parameter.grad)
+
+    def test_clients_with_parameters_of_their_own(self, encoder: Any) -> None:
+        """Stacked parameters of several clients, each on its own batch."""
+        x, weights = histories(2, 3, 5), histories(3, 5)
+        stacked = {
+            name: torch.stack([p.detach(), 1.1 * p.detach()])
+            for name, p in encoder.named_parameters()
+        }
+
+        def loss(values: dict[str, Tensor], batch: Tensor) -> Tensor:
+            return (functional_call(encoder, values, (batch,)) * weights).sum()
+
+        batched = vmap(grad(loss))(stacked, x)
+        for client in range(2):
+            values = {name: tensor[client] for name, tensor in stacked.items()}
+            for name, gradient in grad(loss)(values, x[client]).items():
+                close(batched[name][client], gradient)
+
+    def test_dropout_differs_between_mapped_clients(self, build: Build) -> None:
+        encoder = build(DIM, 0.5).train()
+        x = histories(1, 6).float().expand(2, 1, 6, DIM)
+        values = {name: p.detach() for name, p in encoder.named_parameters()}
+
+        def loss(values: dict[str, Tensor], batch: Tensor) -> Tensor:
+            return functional_call(encoder, values, (batch,)).square().sum()
+
+        gradients = vmap(grad(loss), in_dims=(None, 0), randomness="different")(values, x)
+        assert any(not torch.equal(tensor[0], tensor[1]) for tensor in gradients.values())
+
+    def test_inputs_are_not_written(self, encoder: Any) -> None:
+        x = histories(2, 6).requires_grad_()
+        kept = x.detach().clone()
+        encoder(x).sum().backward()
+        assert torch.equal(x.detach(), kept)
+
+
+class TestParameters:
+    def test_state_dict_round_trip(self, build: Build) -> None:
+        first, second = build(DIM, 0.2).eval(), build(DIM, 0.2).eval()
+        x = histories(2, 6).float()
+        assert not torch.equal(first(x), second(x))
+        second.load_state_dict(first.state_dict(), strict=True)
+        assert torch.equal(first(x), second(x))
+
+    def test_no_buffers(self, build: Build) -> None:
+        """Only parameters travel and are averaged: nothing may hide in a buffer."""
+        assert dict(build(DIM, 0.2).named_buffers()) == {}
+
+    def test_seed_decides_the_initialisation(self, build: Build) -> None:
+        torch.manual_seed(5)
+        first: nn.Module = build(DIM, 0.2)
+        torch.manual_seed(5)
+        second: nn.Module = build(DIM, 0.2)
+        for name, tensor in first.state_dict().items():
+            assert torch.equal(tensor, second.state_dict()[name])
