@@ -1,0 +1,1 @@
+"""Ranking metrics as mergeable sums, evaluation of one client, uncertainty, and baselines."""

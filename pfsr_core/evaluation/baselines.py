@@ -80,8 +80,8 @@ def markov(data: ClientDataset) -> Scorer:
 
     def score(histories: Sequence[ItemArray]) -> Tensor:
         # Code 0 is padding and has no successor: the row of an empty history.
-        last = torch.tensor([int(history[-1]) if len(history) else 0 for history in histories])
-        following = transitions.index_select(0, last).to_dense()
+        last = [int(history[-1]) if len(history) else 0 for history in histories]
+        following = transitions.index_select(0, torch.tensor(last, dtype=torch.int64)).to_dense()
         return (following + tie_break) / following.sum(1, keepdim=True).clamp(min=1.0)
 
     return score
