@@ -86,8 +86,7 @@ def unflatten(flat: Tensor, shapes: Shapes) -> Params:
         )
     pieces = flat.split(list(sizes.values()))
     named = {
-        name: piece.reshape(shapes[name]).clone()
-        for name, piece in zip(sizes, pieces, strict=True)
+        name: piece.reshape(shapes[name]).clone() for name, piece in zip(sizes, pieces, strict=True)
     }
     return {name: named[name] for name in shapes}
 

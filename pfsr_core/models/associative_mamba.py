@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-State = dict[str, Tensor]
+from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
 
@@ -119,13 +119,7 @@ class AssociativeMamba(nn.Module):
         return z, xBC, F.softplus(dt + self.dt_bias)
 
     def _convolve(self, xBC: Tensor) -> Tensor:
-        # A sum of shifted products: a depthwise conv1d is several times slower on a CPU.
-        K = self.conv_width
-        padded = F.pad(xBC, (0, 0, K - 1, 0))
-        L = xBC.shape[1]
-        weight = self.conv1d.weight[:, 0]
-        taps = [padded[:, k : k + L] * weight[:, k] for k in range(K)]
-        return torch.stack(taps).sum(0) + self.conv1d.bias
+        return causal_depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
@@ -141,6 +135,18 @@ class AssociativeMamba(nn.Module):
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
         projected: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(z)))
         return projected
+
+
+def associative_encoder(
+    embedding_dim: int, *, num_layers: int, dropout: float, **mixer: int | bool
+) -> Stack:
+    """Mamba4Rec's encoder over associative mixers: (B, L, D) to (B, L, D).
+
+    ``mixer``: keyword arguments of :class:`AssociativeMamba`.
+    """
+    residual = num_layers > 1
+    mixers = [AssociativeMamba(embedding_dim, **mixer) for _ in range(num_layers)]  # type: ignore[arg-type]
+    return Stack([MixerLayer(one, embedding_dim, dropout, residual) for one in mixers])
 
 
 def _initial_dt_bias(num_heads: int, low: float = 1e-3, high: float = 1e-1) -> Tensor:
@@ -201,9 +207,9 @@ def _coefficients(
     weight = torch.exp(gap.masked_fill(future, -torch.inf))
     if anchor is None or gate is None:
         return weight
-    from_start = gate[:, now].transpose(1, 2)[..., :, None] * anchor[:, now].transpose(1, 2)[
-        ..., None, :
-    ]
+    from_start = (
+        gate[:, now].transpose(1, 2)[..., :, None] * anchor[:, now].transpose(1, 2)[..., None, :]
+    )
     return weight + from_start.masked_fill(future, 0.0)
 
 
@@ -245,9 +251,7 @@ def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
     return torch.stack(outputs, dim=1)
 
 
-def reversed_scan_of_prefix(
-    x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int
-) -> Tensor:
+def reversed_scan_of_prefix(x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int) -> Tensor:
     """The literal definition: read the prefix from its end to its start, return the last state.
 
     (B, L, H, P), (B, L, H), (B, L, N), (H,) -> (B, H, P, N). Decay of the element that is read

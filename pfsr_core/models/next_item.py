@@ -52,18 +52,6 @@ def make_apply(model: NextItemModel) -> Apply:
     return apply
 
 
-def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) -> Tensor:
-    """(V + 1, dim) normal rows, each from a generator of its own: (seed, raw item id).
-
-    The same raw id starts at the same place on every client, whatever its vocabulary is.
-    """
-    rows = np.zeros((len(item_ids) + 1, dim), np.float32)
-    for code, raw in enumerate(item_ids, start=1):
-        key = [seed, *raw.encode()]
-        rows[code] = np.random.default_rng(key).standard_normal(dim)
-    return torch.from_numpy(rows * np.float32(std))
-
-
 def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[Tensor, Tensor]:
     """The last ``max_length`` items of each history: codes (B, L) and lengths (B,).
 

@@ -1,0 +1,12 @@
+"""FedProx (Li et al., 2020): federated averaging with a pull towards what was received."""
+
+from __future__ import annotations
+
+from pfsr_core.algorithms.fed_avg import fed_avg
+from pfsr_core.federated import FederatedAlgorithm
+from pfsr_core.local_training import LocalTraining, Task
+
+
+def fed_prox(task: Task, training: LocalTraining, strength: float) -> FederatedAlgorithm:
+    """``strength`` is mu: mu / 2 * || theta - theta_g ||^2 over the shared names."""
+    return fed_avg(task, training, proximal_strength=strength)

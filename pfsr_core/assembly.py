@@ -1,0 +1,223 @@
+"""Settings to objects: the one place that touches every registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pfsr_core.algorithms.fed_avg import fed_avg
+from pfsr_core.algorithms.fed_prox import fed_prox
+from pfsr_core.algorithms.local_only import local_only
+from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
+from pfsr_core.data import load_dataset
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.federation import (
+    partition_by_column,
+    partition_by_group,
+    partition_by_user,
+)
+from pfsr_core.data.filters import k_core
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.splits import Split, leave_one_out
+from pfsr_core.federated import FederatedAlgorithm
+from pfsr_core.local_training import LocalTraining, Task, stream_seed
+from pfsr_core.models.associative_mamba import associative_encoder
+from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.item_tables import co_occurrence_start, common_item_table
+from pfsr_core.models.mamba1 import mamba1_encoder
+from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
+from pfsr_core.models.sasrec import sasrec_encoder
+from pfsr_core.params import Params, Partition, clone, fingerprint, shapes_of
+from pfsr_core.settings import ModelSettings, Settings, SettingsError
+
+ITEM_STD = 0.1  # start of an item row, per coordinate
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The data of a run: who the clients are, in a fixed order, and the log they came from."""
+
+    clients: tuple[ClientDataset, ...]
+    split: Split
+    interactions: Interactions
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A task and an algorithm over it; ``fingerprint`` names the model a state belongs to."""
+
+    task: Task
+    algorithm: FederatedAlgorithm
+    fingerprint: str
+
+
+def load_federation(settings: Settings) -> Federation:
+    """Reads, filters, splits and partitions the data. Raises DataError."""
+    data = settings.data
+    interactions = load_dataset(data.source, data.path)
+    if data.user_core or data.item_core:
+        interactions = k_core(interactions, data.user_core, data.item_core)
+    split = leave_one_out(interactions)
+    return Federation(_partition(settings, split, interactions), split, interactions)
+
+
+def _partition(
+    settings: Settings, split: Split, interactions: Interactions
+) -> tuple[ClientDataset, ...]:
+    federation = settings.federation
+    if federation.partition == "user":
+        return partition_by_user(split)
+    if federation.partition == "column":
+        return partition_by_column(split, interactions, federation.column)
+    sizes = _sizes(federation.sizes)
+    return partition_by_group(split, federation.clients, settings.run.seed, sizes)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    words = text.replace(",", " ").split()
+    if not all(word.isdecimal() for word in words):
+        raise SettingsError(f"federation.sizes = {text!r}: write whole numbers, e.g. '100 50 50'")
+    return tuple(int(word) for word in words)
+
+
+def assemble(settings: Settings, item_ids: Sequence[str]) -> Assembly:
+    """The model over the catalogue ``item_ids`` and the algorithm that ``settings`` name."""
+    task = make_task(settings, item_ids)
+    algorithm = ALGORITHMS[settings.algorithm.name](task, settings)
+    shapes = {**shapes_of(task.init_shared()), ITEMS: (len(item_ids) + 1, _dim(settings))}
+    facts = (settings.model.encoder, settings.model.items, settings.algorithm.name, *item_ids)
+    return Assembly(task, algorithm, fingerprint(shapes, *facts))
+
+
+def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
+    """The next-item model as functions, and the partition of its names by ``model.items``."""
+    model = make_model(settings, len(item_ids))
+    start = clone(dict(model.named_parameters()))
+    table = common_item_table(item_ids, _dim(settings), settings.run.seed, ITEM_STD)
+    start[ITEMS] = table
+    private = PRIVATE_NAMES[settings.model.items]
+    partition = Partition.of(start, private=private)
+    everything = torch.arange(1, len(item_ids) + 1)
+
+    def init_private(data: ClientDataset) -> Params:
+        if ITEMS not in partition.private:
+            return {}
+        return {ITEMS: _item_start(settings, table, data)}
+
+    def candidates(data: ClientDataset) -> Tensor:
+        return torch.from_numpy(data.touched) if ITEMS in partition.private else everything
+
+    return Task(
+        apply=make_apply(model),
+        partition=partition,
+        init_shared=lambda: clone(partition.split(start)[0]),
+        init_private=init_private,
+        candidates=candidates,
+    )
+
+
+def make_model(settings: Settings, num_items: int) -> NextItemModel:
+    """The module, started from the run's seed; the global generator is left as it was."""
+    model = settings.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(settings.run.seed, "model"))
+        encoder = ENCODERS[model.encoder](model)
+        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout)
+
+
+def local_training(settings: Settings) -> LocalTraining:
+    train = settings.train
+    return LocalTraining(
+        learning_rate=train.learning_rate,
+        item_learning_rate=train.item_learning_rate,
+        local_epochs=train.local_epochs,
+        batch_size=train.batch_size,
+        max_length=settings.model.max_length,
+        seed=settings.run.seed,
+    )
+
+
+def _dim(settings: Settings) -> int:
+    return settings.model.embedding_dim
+
+
+def _item_start(settings: Settings, table: Tensor, data: ClientDataset) -> Tensor:
+    kind, dim, seed = settings.model.item_start, _dim(settings), settings.run.seed
+    if kind == "secret":
+        # Stands for HMAC(client secret, purpose) until nodes hold secrets of their own.
+        secret = stream_seed(seed, "secret items", data.client)
+        return common_item_table(data.item_ids, dim, secret, ITEM_STD)
+    if kind == "co-occurrence":
+        return co_occurrence_start(table, [user.train for user in data.users])
+    return table.clone()
+
+
+def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
+    return associative_encoder(
+        model.embedding_dim,
+        num_layers=model.num_layers,
+        state_dim=model.state_dim,
+        conv_width=model.conv_width,
+        expand=model.expand,
+        num_heads=model.num_heads,
+        dropout=model.dropout,
+        anchored=anchored,
+    )
+
+
+ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
+    "associative-mamba": lambda m: _associative(m, anchored=True),
+    "mamba": lambda m: _associative(m, anchored=False),
+    "mamba1": lambda m: mamba1_encoder(
+        m.embedding_dim, m.num_layers, m.state_dim, m.conv_width, m.expand, m.dropout
+    ),
+    "sasrec": lambda m: sasrec_encoder(
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
+    ),
+    "gru4rec": lambda m: gru4rec_encoder(
+        m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
+    ),
+}
+
+PRIVATE_NAMES: dict[str, Callable[[str], bool]] = {
+    "private": lambda name: name == ITEMS,
+    "shared": lambda _name: False,
+}
+
+
+def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
+    algorithm = settings.algorithm
+    return fed_avg(
+        task,
+        local_training(settings),
+        server_learning_rate=algorithm.server_learning_rate,
+        server_momentum=algorithm.server_momentum,
+    )
+
+
+def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
+    return fed_prox(task, local_training(settings), settings.algorithm.proximal_strength)
+
+
+def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
+    algorithm = settings.algorithm
+    return pfsr(
+        task,
+        local_training(settings),
+        response=Response(
+            algorithm.mask_mode, algorithm.rho, algorithm.tau, algorithm.fisher_samples
+        ),
+        loss=Magnitude(algorithm.keep_strength, algorithm.magnitude_strength, algorithm.two_phases),
+        aggregation=algorithm.aggregation,
+    )
+
+
+ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
+    "pfsr": _pfsr,
+    "fed-avg": _fed_avg,
+    "fed-prox": _fed_prox,
+    "local-only": lambda task, settings: local_only(task, local_training(settings)),
+}

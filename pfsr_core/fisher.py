@@ -1,0 +1,91 @@
+"""Which parameters matter to a client: empirical diagonal Fisher information, and masks from it.
+
+    F_j = mean over samples of ( d log p(target) / d theta_j )^2
+
+with the true next items as targets (the empirical form, as in FedDPA, Yang et al. 2023). Gradients
+are per sample through ``torch.func``, never a mean that is squared afterwards.
+Masks are boolean tensors: True means informative for this client, to be kept local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from pfsr_core.params import Params
+
+Masks = dict[str, Tensor]
+LogProbability = Callable[[Params, Tensor, Tensor, Tensor], Tensor]
+
+
+def diagonal_fisher(
+    log_probability: LogProbability,
+    params: Params,
+    samples: tuple[Tensor, Tensor, Tensor],
+    chunk: int = 32,
+) -> Params:
+    """Mean squared per-sample gradient of ``params``.
+
+    ``samples``: prefixes (S, L) right-padded, their lengths (S,), targets (S,).
+    ``log_probability(params, prefix (L,), length (), target ())`` is a scalar. The samples go
+    through in chunks sorted by length, so that short prefixes do not pay for long ones.
+    """
+    prefixes, lengths, targets = samples
+    order = torch.argsort(lengths, stable=True)
+    per_sample = vmap(grad(log_probability), in_dims=(None, 0, 0, 0))
+    total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    for rows in order.split(chunk):
+        longest = int(lengths[rows].max())
+        grads = per_sample(params, prefixes[rows, :longest], lengths[rows], targets[rows])
+        for name, gradient in grads.items():
+            total[name] = total[name] + gradient.detach().square().sum(0)
+    return {name: tensor / max(1, len(order)) for name, tensor in total.items()}
+
+
+def quantile_mask(fisher: Params, rho: float) -> Masks:
+    """The top share ``rho`` of each tensor by Fisher information; never an entry with none."""
+    return {name: _top(tensor, rho) for name, tensor in fisher.items()}
+
+
+def minmax_mask(fisher: Params, tau: float) -> Masks:
+    """FedDPA's mask: min-max scaled Fisher above ``tau``, tensor by tensor.
+
+    A constant tensor has nothing that stands out: its mask is empty (its scaling would be 0/0).
+    """
+    return {name: _above(tensor, tau) for name, tensor in fisher.items()}
+
+
+def empty_masks(params: Params) -> Masks:
+    """Nothing is kept local."""
+    return {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in params.items()}
+
+
+def merge_by_mask(masks: Masks, local: Params, shared: Params) -> Params:
+    """``M * local + (1 - M) * shared``, exactly: no arithmetic touches the values."""
+    return {name: torch.where(masks[name], local[name], shared[name]) for name in shared}
+
+
+def kept_share(masks: Masks) -> dict[str, float]:
+    """Share of True entries by tensor, and over all under the empty name."""
+    share = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    entries = sum(mask.numel() for mask in masks.values())
+    share[""] = float(sum(int(mask.sum()) for mask in masks.values())) / max(1, entries)
+    return share
+
+
+def _top(fisher: Tensor, rho: float) -> Tensor:
+    flat = fisher.reshape(-1)
+    count = round(rho * flat.numel())
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[torch.topk(flat, count).indices] = True
+    return (mask & (flat > 0)).reshape(fisher.shape)
+
+
+def _above(fisher: Tensor, tau: float) -> Tensor:
+    low, high = fisher.min(), fisher.max()
+    if not bool(high > low):
+        return torch.zeros_like(fisher, dtype=torch.bool)
+    return (fisher - low) / (high - low) > tau

@@ -1,0 +1,181 @@
+"""Training on one client: windows, batches, one optimiser loop that every algorithm calls."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.fisher import Masks
+from pfsr_core.losses import next_item_cross_entropy
+from pfsr_core.models.next_item import ITEMS, Apply, pad_right
+from pfsr_core.params import Params, Partition, clone
+
+ExtraLoss = Callable[[Params], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model as an algorithm sees it: functions of parameters, and who owns which of them.
+
+    ``candidates(data)``: sorted item codes that a client ranks (V',). With private item tables
+    these are the items its own users touched; nothing is known about the others.
+    """
+
+    apply: Apply
+    partition: Partition
+    init_shared: Callable[[], Params]
+    init_private: Callable[[ClientDataset], Params]
+    candidates: Callable[[ClientDataset], Tensor]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains. ``local_epochs`` passes a round over its windows.
+
+    ``item_learning_rate`` is the step of the item table: small data wants it smaller.
+    """
+
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    max_length: int
+    seed: int
+    item_learning_rate: float
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Sum of batch losses times their targets, and the number of targets."""
+
+    total: float = 0.0
+    count: float = 0.0
+
+    def add(self, mean: float, count: float) -> LossSum:
+        return LossSum(self.total + mean * count, self.count + count)
+
+
+def stream_seed(seed: int, *names: object) -> int:
+    """A 63-bit seed for one named stream of randomness, e.g. (seed, "client", id, round)."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def training_windows(data: ClientDataset, max_length: int) -> Tensor:
+    """All training histories cut into windows of at most ``max_length + 1`` items: (W, L + 1).
+
+    Windows overlap by one item, so that every item after a user's first is a target exactly once.
+    They are cut from the end: the last window of a long history is always full.
+    """
+    pieces = [piece for user in data.users for piece in _cut(user.train, max_length)]
+    if not pieces:
+        return torch.zeros(0, 2, dtype=torch.long)
+    return pad_right(pieces, max_length + 1)[0]
+
+
+def _cut(history: np.ndarray, max_length: int) -> Iterator[np.ndarray]:
+    for end in range(len(history), 1, -max_length):
+        yield history[max(0, end - max_length - 1) : end]
+
+
+def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+    """One shuffled pass, each batch cut to its longest window."""
+    order = torch.randperm(len(windows), generator=generator)
+    for rows in order.split(batch_size):
+        batch = windows[rows]
+        yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
+
+
+def train(
+    task: Task,
+    config: LocalTraining,
+    params: Params,
+    data: ClientDataset,
+    *,
+    stream: int,
+    extra_loss: ExtraLoss | None = None,
+    frozen: Masks | None = None,
+) -> tuple[Params, LossSum]:
+    """``local_epochs`` passes with a fresh Adam; returns new parameters, writes none of its inputs.
+
+    ``extra_loss(params)`` is added to the cross-entropy. ``frozen`` marks coordinates that must
+    not move; tensors it does not name are free. ``stream`` seeds batches and dropout.
+    """
+    windows = training_windows(data, config.max_length)
+    params = clone(params)
+    if not len(windows):
+        return params, LossSum()
+    leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
+    optimizer = _fresh_adam(leaves, config)
+    candidates = task.candidates(data)
+    generator = torch.Generator().manual_seed(stream)
+    losses = LossSum()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream)  # dropout draws from the default generator, here only
+        for _ in range(config.local_epochs):
+            for batch in batches(windows, config.batch_size, generator):
+                inputs, targets = batch[:, :-1], batch[:, 1:]
+                hidden = task.apply(leaves, inputs, True)
+                loss = next_item_cross_entropy(hidden, leaves[ITEMS], targets, candidates)
+                losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
+                if extra_loss is not None:
+                    loss = loss + extra_loss(leaves)
+                optimizer.zero_grad()
+                loss.backward()
+                _freeze(leaves, frozen)
+                optimizer.step()
+    return {name: tensor.detach() for name, tensor in leaves.items()}, losses
+
+
+def _fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
+    encoder = [tensor for name, tensor in leaves.items() if name != ITEMS]
+    groups = [
+        {"params": encoder, "lr": config.learning_rate},
+        {"params": [leaves[ITEMS]], "lr": config.item_learning_rate},
+    ]
+    return torch.optim.Adam(groups, fused=True)
+
+
+def _freeze(leaves: Params, frozen: Masks | None) -> None:
+    for name, mask in (frozen or {}).items():
+        gradient = leaves[name].grad
+        if gradient is not None:
+            gradient.masked_fill_(mask, 0.0)
+
+
+def prefix_samples(
+    data: ClientDataset, max_length: int, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
+
+    Prefixes (S, max_length) right-padded, lengths (S,), targets (S,).
+    """
+    places = [(user, end) for user in data.users for end in range(1, len(user.train))]
+    chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
+    prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
+    targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
+    items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
+    return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
+
+
+def make_scorer(
+    task: Task, params: Params, candidates: Tensor, max_length: int
+) -> Callable[[list[np.ndarray]], Tensor]:
+    """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
+
+    @torch.no_grad()
+    def score(histories: list[np.ndarray]) -> Tensor:
+        items, lengths = pad_right(histories, max_length)
+        hidden = task.apply(params, items, False)
+        last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
+        table = params[ITEMS]
+        scores = torch.full((len(items), len(table)), -torch.inf)
+        scores[:, candidates] = last @ table[candidates].T
+        return scores
+
+    return score

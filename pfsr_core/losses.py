@@ -1,0 +1,48 @@
+"""Losses: cross-entropy over a client's candidates, and the terms added to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfsr_core.fisher import Masks
+from pfsr_core.params import Params
+
+
+def next_item_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, candidates: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the next item at every real position.
+
+    ``hidden`` (B, L, D), ``table`` (V + 1, D), ``targets`` (B, L) item codes, 0 where there is
+    none; ``candidates`` (V',) sorted item codes that compete: every target must be among them.
+    """
+    real = targets > 0
+    labels = torch.searchsorted(candidates, targets[real])
+    logits = hidden[real] @ table[candidates].T
+    return F.cross_entropy(logits, labels)
+
+
+def proximal(params: Params, anchor: Params, strength: float) -> Tensor:
+    """FedProx: strength / 2 * squared distance to the parameters received (Li et al. 2020)."""
+    gaps = [(params[name] - anchor[name]).square().sum() for name in anchor]
+    return strength / 2 * torch.stack(gaps).sum()
+
+
+def keep_local(params: Params, previous: Params, masks: Masks, strength: float) -> Tensor:
+    """Dynamic magnitude loss, the anchor to localized preferences.
+
+    ``strength / 2 * sum_j M_j (theta_j - theta_k_old_j)^2`` over the masked coordinates.
+    """
+    gaps = [(masks[name] * (params[name] - previous[name])).square().sum() for name in previous]
+    return strength / 2 * torch.stack(gaps).sum()
+
+
+def magnitude(params: Params, shared: Params, masks: Masks, norm: float, strength: float) -> Tensor:
+    """Dynamic magnitude loss, the shared part: its change should be as large as ``norm``.
+
+    ``strength / 2 * (|| (1 - M)(theta - theta_g) ||_2 - C_t)^2`` with C_t = ``norm``.
+    """
+    gaps = [(~masks[name] * (params[name] - shared[name])).reshape(-1) for name in shared]
+    return strength / 2 * (torch.linalg.vector_norm(torch.cat(gaps)) - norm).square()

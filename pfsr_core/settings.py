@@ -1,0 +1,192 @@
+"""Run settings: typed, frozen, parsed once from the flat table that Flower hands over.
+
+Flower refuses unknown keys but does not check types. Here every value is converted and checked, and
+an error names the key and what it may be. Keys are kebab-case with dots, ``algorithm.mask-mode``,
+and map one to one to fields, ``settings.algorithm.mask_mode``. The defaults are PFSR's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Value = bool | int | float | str
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range; says which and what fits."""
+
+
+def setting(default: Value, help: str, **limits: Any) -> Any:
+    """A field with its help text and limits: ``low``, ``high`` (inclusive), ``choices``."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    source: str = setting("ml-100k", "name of the dataset")
+    path: str = setting("", "file or directory, where the dataset needs one or one is given")
+    user_core: int = setting(0, "drop users with fewer interactions, repeatedly; 0 is off", low=0)
+    item_core: int = setting(0, "drop items with fewer interactions, repeatedly; 0 is off", low=0)
+
+
+@dataclass(frozen=True)
+class FederationSettings:
+    partition: str = setting("group", "who is a client", choices=("user", "group", "column"))
+    clients: int = setting(20, "number of clients, for partition group", low=1)
+    sizes: str = setting("", "users of each client, e.g. '100 50 50'; empty: equal sizes")
+    column: str = setting("", "the column that names the client, for partition column")
+    participation: float = setting(1.0, "share of the clients asked a round", low=1e-6, high=1.0)
+    rounds: int = setting(24, "training rounds", low=1)
+    max_weight: float = setting(1e7, "largest weight a client may claim", low=1.0)
+    min_clients: int = setting(1, "fewer answers than this abandon the round", low=1)
+    round_timeout: float = setting(900.0, "seconds a round may take", low=1.0)
+    start_timeout: float = setting(300.0, "seconds to wait for the nodes", low=1.0)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    encoder: str = setting(
+        "associative-mamba",
+        "sequence encoder",
+        choices=("associative-mamba", "mamba", "mamba1", "sasrec", "gru4rec"),
+    )
+    items: str = setting("private", "where item tables live", choices=("private", "shared"))
+    item_start: str = setting(
+        "common", "how private tables start", choices=("common", "secret", "co-occurrence")
+    )
+    embedding_dim: int = setting(64, "width of item vectors", low=4)
+    num_layers: int = setting(1, "encoder layers", low=1)
+    num_heads: int = setting(4, "heads of the encoder", low=1)
+    state_dim: int = setting(32, "state size of Mamba encoders", low=1)
+    conv_width: int = setting(4, "width of Mamba's causal convolution", low=1)
+    expand: int = setting(2, "inner width of Mamba over embedding-dim", low=1)
+    dropout: float = setting(0.3, "dropout probability", low=0.0, high=0.95)
+    max_length: int = setting(50, "items of a history that the encoder reads", low=2)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
+    item_learning_rate: float = setting(0.002, "Adam's step size on the item table", low=0.0)
+    local_epochs: int = setting(1, "passes over the client's data a round", low=1)
+    batch_size: int = setting(64, "windows in a batch", low=1)
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings:
+    name: str = setting(
+        "pfsr", "federated algorithm", choices=("pfsr", "fed-avg", "fed-prox", "local-only")
+    )
+    mask_mode: str = setting(
+        "quantile", "Fisher mask of PFSR", choices=("quantile", "minmax", "none")
+    )
+    rho: float = setting(0.25, "share of each tensor kept local, mode quantile", low=0.0, high=1.0)
+    tau: float = setting(0.4, "bar for scaled Fisher, mode minmax", low=0.0, high=1.0)
+    fisher_samples: int = setting(256, "(prefix, target) samples for the Fisher", low=1)
+    keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
+    magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
+    two_phases: bool = setting(True, "train kept coordinates first, then the others")
+    aggregation: str = setting("zero", "masked coordinates", choices=("zero", "count"))
+    proximal_strength: float = setting(0.01, "mu of fed-prox", low=0.0)
+    server_learning_rate: float = setting(1.0, "server step of averaging", low=0.0)
+    server_momentum: float = setting(0.0, "server momentum of averaging", low=0.0, high=0.9999)
+    finetune: bool = setting(True, "train once more on each client after the last round")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    name: str = setting("pfsr", "name of the run, the beginning of its id")
+    seed: int = setting(0, "the one seed of everything public", low=0)
+    compare: str = setting("", "algorithms to run beside it, e.g. 'local-only fed-avg'")
+    baselines: bool = setting(True, "popularity, item-kNN, Markov on every client")
+    evaluate_every: int = setting(1, "rounds between evaluations", low=1)
+    directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")
+    resume: str = setting("", "id of a run to continue from its last complete round")
+    warm_start: str = setting("", "id of an earlier run whose private states to begin with")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run is made from."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    federation: FederationSettings = field(default_factory=FederationSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataSettings,
+    "federation": FederationSettings,
+    "model": ModelSettings,
+    "train": TrainSettings,
+    "algorithm": AlgorithmSettings,
+    "run": RunSettings,
+}
+
+
+def parse_settings(flat: Mapping[str, Value]) -> Settings:
+    """Settings from dotted keys; what is not given has its default. Raises SettingsError."""
+    sections: dict[str, dict[str, Value]] = {name: {} for name in SECTIONS}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        known = _fields(section)
+        if name not in known:
+            raise SettingsError(f"unknown setting {key!r}. {_nearest(key)}")
+        sections[section][name.replace("-", "_")] = _check(key, value, known[name])
+    return Settings(**{name: SECTIONS[name](**values) for name, values in sections.items()})
+
+
+def flat_settings(settings: Settings) -> dict[str, Value]:
+    """Undoes :func:`parse_settings`: every key with its value."""
+    return {
+        f"{section}.{name}": getattr(getattr(settings, section), item.name)
+        for section in SECTIONS
+        for name, item in _fields(section).items()
+    }
+
+
+def _fields(section: str) -> dict[str, Any]:
+    if section not in SECTIONS:
+        return {}
+    return {item.name.replace("_", "-"): item for item in fields(SECTIONS[section])}
+
+
+def _check(key: str, value: Value, item: Any) -> Value:
+    value = _convert(key, value, type(item.default))
+    limits = item.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        raise SettingsError(f"{key} = {value!r}. Choose one of: {', '.join(limits['choices'])}")
+    if "low" in limits and not value >= limits["low"]:
+        raise SettingsError(f"{key} = {value!r} is below {limits['low']:g}")
+    if "high" in limits and not value <= limits["high"]:
+        raise SettingsError(f"{key} = {value!r} is above {limits['high']:g}")
+    return value
+
+
+def _convert(key: str, value: Value, kind: type[Value]) -> Value:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        words: dict[type, Callable[[], str]] = {
+            bool: lambda: "true or false",
+            int: lambda: "a whole number",
+            float: lambda: "a number",
+            str: lambda: "text in quotes",
+        }
+        raise SettingsError(
+            f"{key} = {value!r} is {type(value).__name__}; it must be {words[kind]()}"
+        )
+    return value
+
+
+def _nearest(key: str) -> str:
+    from difflib import get_close_matches
+
+    known = [f"{section}.{name}" for section in SECTIONS for name in _fields(section)]
+    near = get_close_matches(key, known, 3, 0.4)
+    return f"Did you mean {' or '.join(near)}?" if near else f"Sections: {', '.join(SECTIONS)}"
