@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.sasrec import sasrec_encoder
@@ -22,6 +23,15 @@ ENCODERS_UNDER_TEST: dict[str, Build] = {
     "mamba1-2-layers": lambda dim, dropout: mamba1_encoder(dim, 2, 4, 3, 2, dropout),
     "sasrec": lambda dim, dropout: sasrec_encoder(dim, 2, 2, 700, dropout),
     "gru4rec": lambda dim, dropout: gru4rec_encoder(dim, 2, 12, dropout),
+    "associative": lambda dim, dropout: associative_encoder(
+        dim, num_layers=1, dropout=dropout, state_dim=4, num_heads=2, chunk=16
+    ),
+    "associative-2-layers": lambda dim, dropout: associative_encoder(
+        dim, num_layers=2, dropout=dropout, state_dim=3, num_heads=4, chunk=5
+    ),
+    "forward-only": lambda dim, dropout: associative_encoder(
+        dim, num_layers=1, dropout=dropout, state_dim=4, num_heads=2, anchored=False
+    ),
 }
 
 DIM = 8
