@@ -30,7 +30,7 @@ from pfsr_core.models.item_tables import co_occurrence_start, common_item_table
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
-from pfsr_core.params import Params, Partition, clone, fingerprint, shapes_of
+from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
 
 ITEM_STD = 0.1  # start of an item row, per coordinate
@@ -47,10 +47,14 @@ class Federation:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A task and an algorithm over it; ``fingerprint`` names the model a state belongs to."""
+    """A task and an algorithm over it.
+
+    ``shapes`` of the whole model; ``fingerprint`` names the model that a state belongs to.
+    """
 
     task: Task
     algorithm: FederatedAlgorithm
+    shapes: Shapes
     fingerprint: str
 
 
@@ -89,7 +93,7 @@ def assemble(settings: Settings, item_ids: Sequence[str]) -> Assembly:
     algorithm = ALGORITHMS[settings.algorithm.name](task, settings)
     shapes = {**shapes_of(task.init_shared()), ITEMS: (len(item_ids) + 1, _dim(settings))}
     facts = (settings.model.encoder, settings.model.items, settings.algorithm.name, *item_ids)
-    return Assembly(task, algorithm, fingerprint(shapes, *facts))
+    return Assembly(task, algorithm, shapes, fingerprint(shapes, *facts))
 
 
 def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
@@ -208,7 +212,11 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
         task,
         local_training(settings),
         response=Response(
-            algorithm.mask_mode, algorithm.rho, algorithm.tau, algorithm.fisher_samples
+            mask_mode=algorithm.mask_mode,
+            rho=algorithm.rho,
+            tau=algorithm.tau,
+            fisher_samples=algorithm.fisher_samples,
+            serve=algorithm.serve,
         ),
         loss=Magnitude(algorithm.keep_strength, algorithm.magnitude_strength, algorithm.two_phases),
         aggregation=algorithm.aggregation,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray
+from pfsr_core.evaluation.client import Scorer
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
@@ -78,7 +79,7 @@ def training_windows(data: ClientDataset, max_length: int) -> Tensor:
     return pad_right(pieces, max_length + 1)[0]
 
 
-def _cut(history: np.ndarray, max_length: int) -> Iterator[np.ndarray]:
+def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
     for end in range(len(history), 1, -max_length):
         yield history[max(0, end - max_length - 1) : end]
 
@@ -163,13 +164,11 @@ def prefix_samples(
     return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
 
 
-def make_scorer(
-    task: Task, params: Params, candidates: Tensor, max_length: int
-) -> Callable[[list[np.ndarray]], Tensor]:
+def make_scorer(task: Task, params: Params, candidates: Tensor, max_length: int) -> Scorer:
     """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
 
     @torch.no_grad()
-    def score(histories: list[np.ndarray]) -> Tensor:
+    def score(histories: Sequence[ItemArray]) -> Tensor:
         items, lengths = pad_right(histories, max_length)
         hidden = task.apply(params, items, False)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]

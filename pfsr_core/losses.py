@@ -45,4 +45,5 @@ def magnitude(params: Params, shared: Params, masks: Masks, norm: float, strengt
     ``strength / 2 * (|| (1 - M)(theta - theta_g) ||_2 - C_t)^2`` with C_t = ``norm``.
     """
     gaps = [(~masks[name] * (params[name] - shared[name])).reshape(-1) for name in shared]
-    return strength / 2 * (torch.linalg.vector_norm(torch.cat(gaps)) - norm).square()
+    length: Tensor = torch.linalg.vector_norm(torch.cat(gaps))
+    return strength / 2 * (length - norm).square()

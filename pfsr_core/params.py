@@ -94,7 +94,8 @@ def unflatten(flat: Tensor, shapes: Shapes) -> Params:
 def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of ``a - b`` over all names: a scalar; its gradient at zero is zero."""
     gaps = [(a[name] - b[name]).reshape(-1) for name in a]
-    return torch.linalg.vector_norm(torch.cat(gaps))
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(gaps))
+    return norm
 
 
 def weighted_sum(items: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:

@@ -85,6 +85,7 @@ class AlgorithmSettings:
     rho: float = setting(0.25, "share of each tensor kept local, mode quantile", low=0.0, high=1.0)
     tau: float = setting(0.4, "bar for scaled Fisher, mode minmax", low=0.0, high=1.0)
     fisher_samples: int = setting(256, "(prefix, target) samples for the Fisher", low=1)
+    serve: str = setting("merged", "what PFSR recommends with", choices=("merged", "personal"))
     keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
     magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
     two_phases: bool = setting(True, "train kept coordinates first, then the others")

@@ -85,7 +85,8 @@ def run(
     order as over a network, and equal it tensor for tensor.
     """
     by_name = {data.client: data for data in datasets}
-    server, states = algorithm.init(), {}
+    server = algorithm.init()
+    states: States = {}
     for round_ in range(1, rounds + 1):
         asked = sample_clients(list(by_name), participation, seed, round_)
         replies = []

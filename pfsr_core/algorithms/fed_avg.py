@@ -7,13 +7,14 @@ the encoder is averaged, each client keeps its own table. ``server_learning_rate
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
-from pfsr_core.local_training import LocalTraining, LossSum, Task, stream_seed, train
+from pfsr_core.local_training import ExtraLoss, LocalTraining, LossSum, Task, stream_seed, train
 from pfsr_core.losses import proximal
-from pfsr_core.params import Params, distance, select, shapes_of
-
-FINETUNE_ROUND = 0  # no round has this number: the stream of the last, unsent training
+from pfsr_core.params import Params, distance, shapes_of
 
 
 def fed_avg(
@@ -28,12 +29,9 @@ def fed_avg(
 
     def local(broadcast: Broadcast, state: Params, data: ClientDataset) -> tuple[Params, LossSum]:
         stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        extra = None
+        extra: ExtraLoss | None = None
         if proximal_strength:
-
-            def extra(params: Params):  # type: ignore[no-untyped-def]
-                return proximal(params, broadcast.params, proximal_strength)
-
+            extra = partial(proximal, anchor=broadcast.params, strength=proximal_strength)
         whole = {**broadcast.params, **state}
         return train(task, training, whole, data, stream=stream, extra_loss=extra)
 
@@ -62,7 +60,9 @@ def fed_avg(
     )
 
 
-def momentum_update(learning_rate: float, momentum: float):  # type: ignore[no-untyped-def]
+def momentum_update(
+    learning_rate: float, momentum: float
+) -> Callable[[ServerState, Reply], ServerState]:
     """``m <- momentum * m + (mean - theta)``, ``theta <- theta + learning_rate * m``."""
 
     def server_update(server: ServerState, reply: Reply) -> ServerState:
@@ -82,6 +82,3 @@ def momentum_update(learning_rate: float, momentum: float):  # type: ignore[no-u
 
 def loss_metrics(losses: LossSum) -> dict[str, float]:
     return {"train-loss": losses.total, "train-targets": losses.count}
-
-
-__all__ = ["fed_avg", "loss_metrics", "momentum_update", "select"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pfsr_core.algorithms.fed_avg import loss_metrics
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
-from pfsr_core.algorithms.fed_avg import FINETUNE_ROUND, loss_metrics
 from pfsr_core.local_training import LocalTraining, Task, stream_seed, train
 from pfsr_core.params import Params
-from dataclasses import replace
 
 
 def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:

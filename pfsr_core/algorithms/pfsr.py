@@ -6,7 +6,7 @@ local and a dynamic magnitude loss balances the two: the abstract and summaries 
 NeurIPS 2023). The quantile mask, the dynamic C_t (median of the clients' last update norms) and the
 count aggregation are this project's own.
 
-    client  F = diagonal Fisher of theta_k_old;  M = mask(F)              variable response mechanism
+    client  F = diagonal Fisher of theta_k_old;  M = mask(F)     (variable response mechanism)
             theta <- M * theta_k_old + (1 - M) * theta_g
             phase 1 trains the kept coordinates, phase 2 the others; the item table trains in both
             L = CE + lambda1/2 sum_j M_j (theta_j - theta_k_old_j)^2
@@ -14,24 +14,26 @@ count aggregation are this project's own.
             reply theta_g + (1 - M)(theta - theta_g)
     server  weighted mean;  C_{t+1} = median of the update norms
 
-A client's first participation has M = 0: it is federated averaging. The personal encoder is kept in
-the client's state under names that begin with ``personal/``.
+A client's first participation has M = 0: it is federated averaging. The mask is computed at the end
+of a round, from the encoder and samples that the next one would start with, so that serving has it
+too. Encoder and mask are kept in the client's state under ``personal/`` and ``mask/``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.fed_avg import FINETUNE_ROUND, fed_avg, loss_metrics
+from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
 from pfsr_core.fisher import (
+    LogProbability,
     Masks,
     diagonal_fisher,
     empty_masks,
@@ -53,23 +55,39 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance
 
 PERSONAL = "personal/"
+MASK = "mask/"
 UNMASKED = "unmasked/"
 TARGET_NORM = "target-norm"
 
 
 @dataclass(frozen=True)
 class Response:
-    """The variable response mechanism. ``rho``: kept share of a tensor; ``tau``: FedDPA's bar."""
+    """The variable response mechanism. ``rho``: kept share of a tensor; ``tau``: FedDPA's bar.
 
-    mask_mode: Literal["quantile", "minmax", "none"] = "quantile"
+    ``mask_mode``: "quantile" (by rho), "minmax" (by tau) or "none".
+    ``serve``: what a client recommends with, its encoder as the next round would start from it
+    ("merged": ``M * theta_k + (1 - M) * theta_g``) or as its last training left it ("personal").
+    """
+
+    mask_mode: str = "quantile"
     rho: float = 0.25
     tau: float = 0.4
     fisher_samples: int = 256
+    serve: str = "merged"
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What a client keeps: its encoder, the private names, and the mask of the next round."""
+
+    encoder: Params
+    private: Params
+    masks: Masks
 
 
 @dataclass(frozen=True)
 class Magnitude:
-    """The dynamic magnitude loss. ``anchor``: what the kept part is held to, and how strongly."""
+    """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2."""
 
     keep: float = 0.1
     magnitude: float = 0.05
@@ -82,39 +100,44 @@ def pfsr(
     *,
     response: Response = Response(),
     loss: Magnitude = Magnitude(),
-    aggregation: Literal["zero", "count"] = "zero",
+    aggregation: str = "zero",
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base = fed_avg(task, training)
     shared_names = list(base.reply_shapes)
 
-    def masks_of(params: Params, private: Params, data: ClientDataset, stream: int) -> Masks:
+    def masks_of(personal: Params, private: Params, data: ClientDataset, stream: int) -> Masks:
         if response.mask_mode == "none" or data.num_interactions <= len(data.users):
-            return empty_masks(params)
-        generator = torch.Generator().manual_seed(stream)
+            return empty_masks(personal)
+        generator = torch.Generator().manual_seed(stream_seed(stream, "fisher"))
         samples = prefix_samples(data, training.max_length, response.fisher_samples, generator)
         log_probability = _log_probability(task, private, task.candidates(data))
-        fisher = diagonal_fisher(log_probability, params, samples)
+        fisher = diagonal_fisher(log_probability, personal, samples)
         if response.mask_mode == "minmax":
             return minmax_mask(fisher, response.tau)
         return quantile_mask(fisher, response.rho)
 
-    def local(broadcast: Broadcast, state: Params, data: ClientDataset):  # type: ignore[no-untyped-def]
+    def local(
+        broadcast: Broadcast, state: Params, data: ClientDataset
+    ) -> tuple[Personal, Masks, LossSum]:
         stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        old, private = split_state(state)
         shared = broadcast.params
-        masks = masks_of(old, private, data, stream) if old else empty_masks(shared)
-        old = old or shared
-        merged = {**merge_by_mask(masks, old, shared), **private}
-        extra = _magnitude_loss(loss, masks, old, broadcast)
-        trained, losses = _phases(task, training, loss, merged, data, masks, extra, stream)
-        return trained, masks, losses
+        old = split_state(state, shared)
+        merged = {**merge_by_mask(old.masks, old.encoder, shared), **old.private}
+        extra = _magnitude_loss(loss, old, broadcast)
+        train_once = partial(train, task, training, data=data, extra_loss=extra)
+        if loss.two_phases:
+            trained, losses = _phases(train_once, merged, old.masks, stream)
+        else:
+            trained, losses = train_once(merged, stream=stream)
+        encoder, private = task.partition.split(trained)
+        masks = masks_of(encoder, private, data, stream)
+        return Personal(encoder, private, masks), old.masks, losses
 
     def client_update(broadcast: Broadcast, state: Params, data: ClientDataset) -> ClientUpdate:
-        trained, masks, losses = local(broadcast, state, data)
-        personal, private = task.partition.split(trained)
+        new, masks, losses = local(broadcast, state, data)
         shared = broadcast.params
-        reply = {name: torch.where(masks[name], shared[name], personal[name]) for name in shared}
+        reply = {name: torch.where(masks[name], shared[name], new.encoder[name]) for name in shared}
         norm = float(distance(reply, shared))
         if aggregation == "count":
             reply |= {UNMASKED + name: (~mask).float() for name, mask in masks.items()}
@@ -123,18 +146,18 @@ def pfsr(
             params=reply,
             weight=float(data.num_interactions),
             metrics={**loss_metrics(losses), **kept, "clients": 1.0},
-            state=join_state(personal, private),
+            state=join_state(new),
             norm=norm,
         )
 
     def personalize(shared: Params, state: Params) -> Params:
-        personal, private = split_state(state)
-        return {**shared, **personal, **private}
+        own = split_state(state, shared)
+        if response.serve == "personal":
+            return {**own.encoder, **own.private}
+        return {**merge_by_mask(own.masks, own.encoder, shared), **own.private}
 
     def finetune(broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
-        last = replace(broadcast, round=FINETUNE_ROUND)
-        trained, _masks, _losses = local(last, state, data)
-        return join_state(*task.partition.split(trained))
+        return join_state(local(broadcast, state, data)[0])
 
     return replace(
         base,
@@ -146,37 +169,46 @@ def pfsr(
     )
 
 
-def split_state(state: Params) -> tuple[Params, Params]:
-    """(personal encoder under its plain names, the private rest)."""
-    personal = {k.removeprefix(PERSONAL): v for k, v in state.items() if k.startswith(PERSONAL)}
-    return personal, {k: v for k, v in state.items() if not k.startswith(PERSONAL)}
+def split_state(state: Params, shared: Params) -> Personal:
+    """A client's state in its parts; before the first participation: ``shared``, nothing kept."""
+    encoder = _under(PERSONAL, state) or dict(shared)
+    masks = _under(MASK, state) or empty_masks(shared)
+    prefixes = (PERSONAL, MASK)
+    private = {name: value for name, value in state.items() if not name.startswith(prefixes)}
+    return Personal(encoder, private, masks)
 
 
-def join_state(personal: Params, private: Params) -> Params:
-    return {**private, **{PERSONAL + name: tensor for name, tensor in personal.items()}}
+def join_state(personal: Personal) -> Params:
+    """Undoes :func:`split_state`."""
+    named = {PERSONAL + name: tensor for name, tensor in personal.encoder.items()}
+    masks = {MASK + name: mask for name, mask in personal.masks.items()}
+    return {**personal.private, **named, **masks}
 
 
-def _phases(  # type: ignore[no-untyped-def]
-    task, training, loss, merged, data, masks, extra, stream
+def _under(prefix: str, state: Params) -> Params:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _phases(
+    train_once: Callable[..., tuple[Params, LossSum]], params: Params, masks: Masks, stream: int
 ) -> tuple[Params, LossSum]:
-    any_kept = any(bool(mask.any()) for mask in masks.values())
-    if not (loss.two_phases and any_kept):
-        return train(task, training, merged, data, stream=stream, extra_loss=extra)
+    """First the kept coordinates, then the others (FedDPA), each with an optimiser of its own."""
+    if not any(bool(mask.any()) for mask in masks.values()):
+        return train_once(params, stream=stream)
     free = {name: ~mask for name, mask in masks.items()}
-    first, _ = train(task, training, merged, data, stream=stream, extra_loss=extra, frozen=free)
-    stream = stream_seed(stream, "second phase")
-    return train(task, training, first, data, stream=stream, extra_loss=extra, frozen=masks)
+    first, _ = train_once(params, stream=stream, frozen=free)
+    return train_once(first, stream=stream_seed(stream, "second phase"), frozen=masks)
 
 
 def _magnitude_loss(
-    loss: Magnitude, masks: Masks, old: Params, broadcast: Broadcast
+    loss: Magnitude, old: Personal, broadcast: Broadcast
 ) -> Callable[[Params], Tensor]:
-    norm = broadcast.signals.get(TARGET_NORM)
+    norm, masks = broadcast.signals.get(TARGET_NORM), old.masks
 
     def extra(params: Params) -> Tensor:
         total = torch.zeros(())
         if loss.keep:
-            total = total + keep_local(params, old, masks, loss.keep)
+            total = total + keep_local(params, old.encoder, masks, loss.keep)
         if loss.magnitude and norm is not None:
             total = total + magnitude(params, broadcast.params, masks, norm, loss.magnitude)
         return total
@@ -184,7 +216,7 @@ def _magnitude_loss(
     return extra
 
 
-def _log_probability(task: Task, private: Params, candidates: Tensor):  # type: ignore[no-untyped-def]
+def _log_probability(task: Task, private: Params, candidates: Tensor) -> LogProbability:
     def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
         whole = {**params, **private}
         hidden = task.apply(whole, prefix[None], False)[0]

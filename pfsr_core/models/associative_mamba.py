@@ -9,7 +9,7 @@ because every per-token quantity depends on the past only. The backward states o
 therefore cost one pass, the block stays causal as a map, and one new interaction is O(1) work.
 The forward state favours recent items, the anchored one the oldest.
 
-    [z, x, B, C, dt] = in_proj(u);   x, B, C = silu(causal depthwise conv);   dt = softplus(dt + bias)
+    [z, x, B, C, dt] = in_proj(u);  x, B, C = silu(causal depthwise conv);  dt = softplus(dt + bias)
     a = -exp(A_log),  a' = -exp(A_log_anchored),  c_t = dt_1 + ... + dt_t  (c_0 = 0)
     y_t = sum_{s<=t} (C_t . B_s) [ exp(a (c_t - c_s)) + g_t exp(a' c_{s-1}) ] dt_s x_s  +  D x_t
     g_t = sigmoid(W_g u_t + b_g);   out = out_proj( rmsnorm( y * silu(z) ) )
@@ -29,6 +29,16 @@ from torch.nn import functional as F
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
+
+
+class DepthwiseTaps(nn.Module):
+    """Weight (E, 1, K) and bias (E,) of a depthwise convolution, started as ``nn.Conv1d`` does."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
 
 class AssociativeMamba(nn.Module):
@@ -60,7 +70,7 @@ class AssociativeMamba(nn.Module):
         self.conv_width, self.anchored, self.chunk = conv_width, anchored, chunk
         self.in_proj = nn.Linear(dim, 2 * inner + 2 * state_dim + num_heads, bias=False)
         channels = inner + 2 * state_dim
-        self.conv1d = nn.Conv1d(channels, channels, conv_width, groups=channels)
+        self.conv1d = DepthwiseTaps(channels, conv_width)
         self.dt_bias = nn.Parameter(_initial_dt_bias(num_heads))
         self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(num_heads))

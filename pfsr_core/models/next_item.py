@@ -21,7 +21,7 @@ Apply = Callable[[Params, Tensor, bool], Tensor]
 
 
 class NextItemModel(nn.Module):
-    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: (B, L, D) -> (B, L, D), causal."""
+    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D)."""
 
     def __init__(
         self, num_items: int, embedding_dim: int, encoder: nn.Module, dropout: float

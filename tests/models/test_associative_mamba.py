@@ -134,9 +134,7 @@ def leak(encoder: nn.Module) -> float:
 
 
 def test_the_target_does_not_leak() -> None:
-    encoder = associative_encoder(
-        16, num_layers=2, dropout=0.3, num_heads=2, state_dim=4, chunk=5
-    )
+    encoder = associative_encoder(16, num_layers=2, dropout=0.3, num_heads=2, state_dim=4, chunk=5)
     assert leak(encoder) < 1e-12
 
 

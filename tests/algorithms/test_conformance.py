@@ -1,0 +1,123 @@
+"""What every algorithm promises, held against the whole registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pfsr_core import simulation
+from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.federated import Broadcast
+from pfsr_core.params import Params, clone, shapes_of
+from tests.tiny import tiny_world
+
+
+def same(a: Params, b: Params) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(params=list(ALGORITHMS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("items", ["private", "shared"])
+def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
+    algorithm, data = assembly.algorithm, federation.clients[0]
+    server, state = algorithm.init(), algorithm.init_client(data)
+    for _ in range(2):
+        shared, before = clone(server.params), clone(state)
+        update = algorithm.client_update(server.broadcast(), state, data)
+        assert shapes_of(update.params) == algorithm.reply_shapes
+        assert same(server.params, shared) and same(state, before)
+        assert update.weight == data.num_interactions
+        reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
+        state, server = update.state, algorithm.server_update(server, reply)
+    whole = algorithm.personalize(server.params, state)
+    assert shapes_of(whole) == assembly.shapes
+
+
+def test_private_tables_are_never_in_a_reply(name: str) -> None:
+    _, _, assembly = tiny_world(algorithm__name=name)
+    assert not [key for key in assembly.algorithm.reply_shapes if "items" in key]
+
+
+def test_same_seed_same_bytes(name: str) -> None:
+    ends = []
+    for _ in range(2):
+        settings, federation, assembly = tiny_world(algorithm__name=name)
+        torch.manual_seed(torch.seed())  # the global generator must not matter
+        ends.append(simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1))
+    (server, states), (other_server, other_states) = ends
+    assert same(server.params, other_server.params)
+    assert all(same(states[client], other_states[client]) for client in states)
+
+
+@pytest.mark.parametrize("nodes", [2, 5, 6])
+def test_the_number_of_nodes_changes_only_the_order_of_summation(name: str, nodes: int) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name)
+    one, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1)
+    many, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1, nodes=nodes)
+    torch.testing.assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns(name: str) -> None:
+    _, federation, assembly = tiny_world(
+        algorithm__name=name,
+        train__local_epochs=2,
+        train__learning_rate=0.01,
+        train__item_learning_rate=0.01,
+    )
+    losses = []
+    simulation.run(
+        assembly.algorithm,
+        federation.clients,
+        rounds=8,
+        seed=1,
+        on_round=lambda report: losses.append(
+            report.reply.metrics["train-loss"] / report.reply.metrics["train-targets"]
+        ),
+    )
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_an_absent_client_keeps_its_state(name: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name)
+    seen: dict[str, Params] = {}
+
+    def check(report: simulation.RoundReport) -> None:
+        for client, state in report.states.items():
+            if client not in report.asked:
+                assert same(state, seen[client])
+        seen.update({client: clone(state) for client, state in report.states.items()})
+
+    simulation.run(
+        assembly.algorithm, federation.clients, rounds=4, seed=1, participation=0.5, on_round=check
+    )
+
+
+def test_finetuning_sends_nothing_and_changes_the_private_part(name: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name)
+    data, algorithm = federation.clients[0], assembly.algorithm
+    server, states = simulation.run(algorithm, federation.clients, rounds=1, seed=1)
+    state = algorithm.finetune(server.broadcast(), states[data.client], data)
+    before = algorithm.personalize(server.params, states[data.client])
+    after = algorithm.personalize(server.params, state)
+    assert shapes_of(after) == assembly.shapes
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_client_without_a_target_sends_the_shared_model_back(name: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name)
+    from dataclasses import replace
+
+    lonely = replace(federation.clients[0].users[0], train=federation.clients[0].users[0].train[:1])
+    data = replace(federation.clients[0], users=(lonely,))
+    server = assembly.algorithm.init()
+    state = assembly.algorithm.init_client(data)
+    for round_ in (1, 2):
+        broadcast = Broadcast(server.params, round_, {})
+        update = assembly.algorithm.client_update(broadcast, state, data)
+        assert all(torch.equal(update.params[key], server.params[key]) for key in server.params)
+        state = update.state

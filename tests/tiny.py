@@ -1,0 +1,32 @@
+"""A federation small enough for a test: synthetic data, a narrow model, one thread."""
+
+from __future__ import annotations
+
+from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
+from pfsr_core.settings import Settings, Value, parse_settings
+
+TINY: dict[str, Value] = {
+    "data.source": "synthetic",
+    "data.path": "users=24,items=40,seed=3,mean_length=12",
+    "federation.clients": 6,
+    "federation.rounds": 3,
+    "model.embedding-dim": 8,
+    "model.state-dim": 4,
+    "model.num-heads": 2,
+    "model.num-layers": 1,
+    "model.max-length": 10,
+    "train.batch-size": 4,
+    "algorithm.fisher-samples": 16,
+}
+
+
+def tiny_settings(**changes: Value) -> Settings:
+    """TINY with changes; ``algorithm__name="pfsr"`` stands for ``algorithm.name``."""
+    named = {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
+    return parse_settings({**TINY, **named})
+
+
+def tiny_world(**changes: Value) -> tuple[Settings, Federation, Assembly]:
+    settings = tiny_settings(**changes)
+    federation = load_federation(settings)
+    return settings, federation, assemble(settings, federation.split.item_ids)
