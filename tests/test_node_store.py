@@ -1,0 +1,249 @@
+"""A node's memory: versions, one transaction, refusal of what belongs to another model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfsr_core.node_store import (
+    NodeStore,
+    NodeStoreError,
+    Served,
+    ServedClient,
+    StateMismatchError,
+    StateMissingError,
+)
+
+MODEL = "model-a"
+
+
+def state(value: float):
+    return {"item_embedding.weight": torch.full((4, 3), value), "personal/x": torch.ones(2) * value}
+
+
+def same(a, b):
+    return a is not None and a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return NodeStore(tmp_path / "private" / "node-0.sqlite")
+
+
+def save(store, round_, value, base, client="c", model=MODEL):
+    store.save("run", "pfsr", round_, model, {client: state(value)}, {client: base})
+
+
+def test_a_state_comes_back_bit_for_bit(store):
+    odd = {"x": torch.tensor([1e-45, -0.0, 3.14]), "m": torch.tensor([True, False])}
+    store.save("run", "pfsr", 1, MODEL, {"c": odd}, {})
+    assert same(store.load("run", "pfsr", "c", 1, MODEL), odd)
+
+
+def test_no_round_yet_is_no_state(store):
+    assert store.load("run", "pfsr", "c", 0, MODEL) is None
+
+
+def test_a_new_handle_finds_what_an_old_one_wrote(store):
+    save(store, 1, 1.0, 0)
+    assert same(NodeStore(store.path).load("run", "pfsr", "c", 1, MODEL), state(1.0))
+
+
+def test_runs_algorithms_and_clients_do_not_mix(store):
+    save(store, 1, 1.0, 0)
+    for key in (("other", "pfsr", "c"), ("run", "fed-avg", "c"), ("run", "pfsr", "d")):
+        with pytest.raises(StateMissingError, match="round 1"):
+            store.load(*key, 1, MODEL)
+
+
+def test_the_version_before_stays_for_a_lost_answer(store):
+    save(store, 1, 1.0, 0)
+    save(store, 2, 2.0, 1)
+    assert store.rounds("run", "pfsr", "c") == [1, 2]
+    assert same(store.load("run", "pfsr", "c", 1, MODEL), state(1.0))
+
+
+def test_answers_lost_again_and_again_never_lose_the_version_that_counts(store):
+    save(store, 1, 1.0, 0)
+    for round_ in range(2, 6):
+        save(store, round_, float(round_), 1)
+    assert store.rounds("run", "pfsr", "c") == [1, 5]
+
+
+def test_two_versions_are_kept_no_more(store):
+    for round_ in range(1, 6):
+        save(store, round_, float(round_), round_ - 1)
+    assert store.rounds("run", "pfsr", "c") == [4, 5]
+
+
+def test_a_round_finished_late_does_not_remove_a_later_one(store):
+    save(store, 1, 1.0, 0)
+    save(store, 3, 3.0, 1)
+    save(store, 2, 2.0, 1)
+    assert 3 in store.rounds("run", "pfsr", "c")
+
+
+def test_a_round_done_again_replaces_its_version(store):
+    save(store, 1, 1.0, 0)
+    save(store, 1, 9.0, 0)
+    assert same(store.load("run", "pfsr", "c", 1, MODEL), state(9.0))
+
+
+def test_the_state_of_another_model_is_refused_with_both_names(store):
+    save(store, 1, 1.0, 0)
+    with pytest.raises(StateMismatchError, match=r"model-a.*model-b.*reset"):
+        store.load("run", "pfsr", "c", 1, "model-b")
+
+
+def test_reset_forgets_one_run(store):
+    save(store, 1, 1.0, 0)
+    store.save("other", "pfsr", 1, MODEL, {"c": state(2.0)}, {})
+    assert store.reset("run") == 1
+    assert store.runs() == ["other"]
+
+
+def test_a_warm_start_begins_with_the_newest_states(store):
+    save(store, 1, 1.0, 0)
+    save(store, 2, 2.0, 1)
+    assert store.copy_states("run", "next") == 1
+    assert store.copy_states("run", "next") == 0
+    assert same(store.load("next", "pfsr", "c", 0, MODEL), state(2.0))
+    with pytest.raises(StateMismatchError):
+        store.load("next", "pfsr", "c", 0, "model-b")
+
+
+def test_a_warm_start_from_nothing_names_what_there_is(store):
+    save(store, 1, 1.0, 0)
+    with pytest.raises(StateMissingError, match=r"'gone'.*runs in this store: run"):
+        store.copy_states("gone", "next")
+
+
+def test_only_the_owner_may_read_it(store):
+    save(store, 1, 1.0, 0)
+    with sqlite3.connect(store.path) as held:  # a connection keeps the two side files alive
+        held.execute("SELECT * FROM states").fetchone()
+        for file in store.path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+    held.close()
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from pfsr_core.node_store import NodeStore
+
+class Dying(dict):
+    def items(self):
+        for position, item in enumerate(super().items()):
+            if position == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
+
+states = Dying({name: {"x": torch.full((50_000,), 2.0)} for name in "abcd"})
+NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, "m", states, dict.fromkeys("abcd", 1))
+"""
+
+
+def test_a_kill_between_two_clients_leaves_the_round_before(store):
+    before = {name: {"x": torch.full((50_000,), 1.0)} for name in "abcd"}
+    store.save("run", "pfsr", 1, "m", before, {})
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(store.path)]
+    killed = subprocess.run(command, cwd=root, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for name in "abcd":
+        assert store.rounds("run", "pfsr", name) == [1]
+        assert same(store.load("run", "pfsr", name, 1, "m"), before[name])
+
+
+def test_an_error_in_the_middle_writes_nothing(store):
+    broken = {"a": state(1.0), "b": {"x": "not a tensor"}}
+    with pytest.raises(AttributeError):
+        store.save("run", "pfsr", 1, MODEL, broken, {})
+    assert store.runs() == []
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    path = tmp_path / "node-0.sqlite"
+    path.write_bytes(b"these are my holiday photographs, do not overwrite" * 50)
+    with pytest.raises(NodeStoreError, match="move it away"):
+        save(NodeStore(path), 1, 1.0, 0)
+    assert path.read_bytes().startswith(b"these are my holiday")
+
+
+def test_the_database_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as file:
+        file.execute("CREATE TABLE mine (x)")
+    file.close()
+    with pytest.raises(NodeStoreError, match="another program"):
+        save(NodeStore(path), 1, 1.0, 0)
+
+
+def test_a_store_of_a_later_layout_is_refused(store):
+    save(store, 1, 1.0, 0)
+    with sqlite3.connect(store.path) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+    with pytest.raises(NodeStoreError, match="layout 99"):
+        store.runs()
+
+
+def test_a_flipped_byte_is_noticed(store):
+    save(store, 1, 1.0, 0)
+    with sqlite3.connect(store.path) as file:
+        blob = bytearray(file.execute("SELECT tensors FROM states").fetchone()[0])
+        blob[-1] ^= 1
+        file.execute("UPDATE states SET tensors = ?", (bytes(blob),))
+    file.close()
+    with pytest.raises(NodeStoreError, match="checksum"):
+        store.load("run", "pfsr", "c", 1, MODEL)
+
+
+def served(run="run", value=1.0):
+    clients = {"c": ServedClient(state(value), {"user 7": [3, 1, 2]})}
+    settings = {"model.max-length": 10}
+    shared = {"w": torch.full((2,), value)}
+    return Served(run, "pfsr", 4, MODEL, settings, shared, ("x", "ÿ"), {"x": "An item"}, clients)
+
+
+def test_a_served_model_is_whole(store):
+    store.install(served())
+    found = store.served()
+    assert (found.run, found.algorithm, found.round, found.fingerprint) == ("run", "pfsr", 4, MODEL)
+    assert found.settings == {"model.max-length": 10}
+    assert (found.item_ids, found.titles) == (("x", "ÿ"), {"x": "An item"})
+    assert same(found.shared, {"w": torch.ones(2)})
+    assert same(found.clients["c"].state, state(1.0))
+    assert found.clients["c"].histories == {"user 7": [3, 1, 2]}
+
+
+def test_the_newest_model_is_served_unless_a_run_is_named(store):
+    store.install(served("old", 1.0))
+    store.install(served("new", 2.0))
+    assert store.served().run == "new"
+    assert store.served("old").run == "old"
+
+
+def test_installing_again_replaces(store):
+    store.install(served(value=1.0))
+    store.install(served(value=2.0))
+    assert same(store.served("run").clients["c"].state, state(2.0))
+    with sqlite3.connect(store.path) as file:
+        assert file.execute("SELECT count(*) FROM served_clients").fetchone() == (1,)
+    file.close()
+
+
+def test_nothing_to_serve_says_so(store):
+    with pytest.raises(StateMissingError, match="serves no model"):
+        store.served()
