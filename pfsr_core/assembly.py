@@ -33,8 +33,6 @@ from pfsr_core.models.sasrec import sasrec_encoder
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
 
-ITEM_STD = 0.1  # start of an item row, per coordinate
-
 
 @dataclass(frozen=True)
 class Federation:
@@ -100,7 +98,7 @@ def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
     """The next-item model as functions, and the partition of its names by ``model.items``."""
     model = make_model(settings, len(item_ids))
     start = clone(dict(model.named_parameters()))
-    table = common_item_table(item_ids, _dim(settings), settings.run.seed, ITEM_STD)
+    table = common_item_table(item_ids, _dim(settings), settings.run.seed, settings.model.item_std)
     start[ITEMS] = table
     private = PRIVATE_NAMES[settings.model.items]
     partition = Partition.of(start, private=private)
@@ -153,7 +151,7 @@ def _item_start(settings: Settings, table: Tensor, data: ClientDataset) -> Tenso
     if kind == "secret":
         # Stands for HMAC(client secret, purpose) until nodes hold secrets of their own.
         secret = stream_seed(seed, "secret items", data.client)
-        return common_item_table(data.item_ids, dim, secret, ITEM_STD)
+        return common_item_table(data.item_ids, dim, secret, settings.model.item_std)
     if kind == "co-occurrence":
         return co_occurrence_start(table, [user.train for user in data.users])
     return table.clone()
@@ -218,7 +216,12 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
             fisher_samples=algorithm.fisher_samples,
             serve=algorithm.serve,
         ),
-        loss=Magnitude(algorithm.keep_strength, algorithm.magnitude_strength, algorithm.two_phases),
+        loss=Magnitude(
+            keep=algorithm.keep_strength,
+            magnitude=algorithm.magnitude_strength,
+            two_phases=algorithm.two_phases,
+            anchor=algorithm.anchor,
+        ),
         aggregation=algorithm.aggregation,
     )
 

@@ -56,6 +56,7 @@ class ModelSettings:
     item_start: str = setting(
         "common", "how private tables start", choices=("common", "secret", "co-occurrence")
     )
+    item_std: float = setting(0.05, "spread of an item vector's coordinates at the start", low=0.0)
     embedding_dim: int = setting(64, "width of item vectors", low=4)
     num_layers: int = setting(1, "encoder layers", low=1)
     num_heads: int = setting(4, "heads of the encoder", low=1)
@@ -86,6 +87,9 @@ class AlgorithmSettings:
     tau: float = setting(0.4, "bar for scaled Fisher, mode minmax", low=0.0, high=1.0)
     fisher_samples: int = setting(256, "(prefix, target) samples for the Fisher", low=1)
     serve: str = setting("merged", "what PFSR recommends with", choices=("merged", "personal"))
+    anchor: str = setting(
+        "local", "what the kept coordinates are held to", choices=("local", "global")
+    )
     keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
     magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
     two_phases: bool = setting(True, "train kept coordinates first, then the others")

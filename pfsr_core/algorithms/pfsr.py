@@ -87,11 +87,16 @@ class Personal:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2."""
+    """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2.
+
+    ``anchor``: what the kept coordinates are held to, the client's last encoder ("local") or the
+    one just received ("global").
+    """
 
     keep: float = 0.1
     magnitude: float = 0.05
     two_phases: bool = True
+    anchor: str = "local"
 
 
 def pfsr(
@@ -204,11 +209,12 @@ def _magnitude_loss(
     loss: Magnitude, old: Personal, broadcast: Broadcast
 ) -> Callable[[Params], Tensor]:
     norm, masks = broadcast.signals.get(TARGET_NORM), old.masks
+    anchor = old.encoder if loss.anchor == "local" else broadcast.params
 
     def extra(params: Params) -> Tensor:
         total = torch.zeros(())
         if loss.keep:
-            total = total + keep_local(params, old.encoder, masks, loss.keep)
+            total = total + keep_local(params, anchor, masks, loss.keep)
         if loss.magnitude and norm is not None:
             total = total + magnitude(params, broadcast.params, masks, norm, loss.magnitude)
         return total

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CONTEXT = 3  # neighbours on each side that count as co-occurring
-MIX = 2.0  # length of the co-occurrence part over the common part
+CONTEXT = 10  # neighbours on each side that count as co-occurring
+MIX = 5.0  # length of the co-occurrence part over the common part
 
 
 def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) -> Tensor:

@@ -163,3 +163,18 @@ def test_serving_merges_what_the_next_round_would_start_from() -> None:
         assert torch.equal(served[name], expected)
     left = build(replace(FEW_SAMPLES, serve="personal"))[0].personalize(server.params, state)
     assert all(torch.equal(left[name], own.encoder[name]) for name in server.params)
+
+
+def test_a_global_anchor_holds_the_kept_part_to_the_received_one() -> None:
+    def gap(loss: Magnitude) -> float:
+        algorithm, _, clients = build(loss=loss)
+        server, states = simulation.run(build(loss=OFF)[0], clients, rounds=1, seed=0)
+        state = states[clients[0].client]
+        masks = split_state(state, server.params).masks
+        update = algorithm.client_update(server.broadcast(), state, clients[0])
+        personal = split_state(update.state, server.params).encoder
+        gaps = [(personal[n] - server.params[n])[masks[n]].abs().sum() for n in masks]
+        return float(sum(gaps))
+
+    held = gap(Magnitude(keep=100.0, magnitude=0.0, anchor="global"))
+    assert held < gap(Magnitude(keep=100.0, magnitude=0.0, anchor="local"))

@@ -1,0 +1,254 @@
+"""What each part is worth: every arm on the same split with the same seeds, on the plain loop.
+
+    python -m pfsr_core.ablation --seeds 0 1 2 --jobs 2
+
+One arm and seed is one process and one JSON file under the output directory; what is there already
+is not computed again, so a long table can be made in pieces. The round is chosen on validation
+NDCG@10; test figures are those of that round. ``python -m pfsr_core.ablation_report`` turns the
+files into a table with paired bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfsr_core import simulation
+from pfsr_core.assembly import Federation, assemble, load_federation
+from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.evaluation.client import ClientEvaluation
+from pfsr_core.evaluation.ranking import means, merge
+from pfsr_core.params import flatten
+from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, personal_scorers
+from pfsr_core.settings import Settings, Value, parse_settings
+from pfsr_core.settings_file import load_recipe
+
+RECIPE = Path("recipes/pfsr.toml")
+Overrides = dict[str, Value]
+
+FED_AVG: Overrides = {"algorithm.name": "fed-avg"}
+LOCAL: Overrides = {"algorithm.name": "local-only"}
+SHARED: Overrides = {"model.items": "shared"}
+COMMON: Overrides = {"model.item-start": "common"}
+SECRET: Overrides = {"model.item-start": "secret"}
+NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
+CENTRAL: Overrides = {
+    **FED_AVG,
+    **SHARED,
+    **COMMON,
+    "federation.clients": 1,
+    "federation.rounds": 30,
+    "model.item-std": 0.02,
+    "train.learning-rate": 0.002,
+    "train.item-learning-rate": 0.002,
+    "train.batch-size": 64,
+    "model.dropout": 0.3,
+}
+FED_DPA: Overrides = {
+    "algorithm.mask-mode": "minmax",
+    "algorithm.two-phases": True,
+    "algorithm.serve": "personal",
+}
+
+
+def _clients(users: int) -> Overrides:
+    return {"federation.clients": 943 // users}
+
+
+ARMS: dict[str, Overrides] = {
+    "pfsr": {},
+    "fed-avg": FED_AVG,
+    "local-only": LOCAL,
+    "central": CENTRAL,
+    "fed-avg, shared table": {**FED_AVG, **SHARED, **COMMON, "train.item-learning-rate": 0.002},
+    "vrm without dml": NO_LOSS,
+    "pfsr, common start": COMMON,
+    "pfsr, secret start": SECRET,
+    "fed-avg, common start": {**FED_AVG, **COMMON},
+    "fed-avg, secret start": {**FED_AVG, **SECRET},
+    "local-only, common start": {**LOCAL, **COMMON},
+    "pfsr, forward only": {"model.encoder": "mamba"},
+    "central, forward only": {**CENTRAL, "model.encoder": "mamba"},
+    "central, sasrec": {**CENTRAL, "model.encoder": "sasrec", "model.num-heads": 2},
+    "central, gru4rec": {**CENTRAL, "model.encoder": "gru4rec"},
+    "pfsr, anchor global": {"algorithm.anchor": "global"},
+    "pfsr, serves the personal encoder": {"algorithm.serve": "personal"},
+    "pfsr, rho .05": {"algorithm.rho": 0.05},
+    "pfsr, rho .5": {"algorithm.rho": 0.5},
+    "pfsr, count aggregation": {"algorithm.aggregation": "count"},
+    "pfsr, two phases": {"algorithm.two-phases": True},
+    "pfsr, as in FedDPA": FED_DPA,
+    "fed-prox": {"algorithm.name": "fed-prox"},
+    "pfsr, clients of 100": _clients(100),
+    "fed-avg, clients of 100": {**FED_AVG, **_clients(100)},
+    "local-only, clients of 100": {**LOCAL, **_clients(100)},
+    "pfsr, clients of 20": _clients(20),
+    "fed-avg, clients of 20": {**FED_AVG, **_clients(20)},
+    "local-only, clients of 20": {**LOCAL, **_clients(20)},
+    "pfsr, clients of 5": _clients(5),
+    "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
+    "pfsr, one user a client": {"federation.partition": "user"},
+}
+
+
+def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
+    return parse_settings({**recipe, **ARMS[arm], "run.seed": seed})
+
+
+def run_arm(settings: Settings, every: int) -> dict[str, Any]:
+    """Trains one arm; the record of its best round by validation NDCG@10."""
+    federation = load_federation(settings)
+    assembly = assemble(settings, federation.split.item_ids)
+    started = time.process_time()
+    best: dict[str, Any] = {"valid": -1.0}
+    history: list[dict[str, float]] = []
+
+    def look(report: simulation.RoundReport) -> None:
+        round_ = report.server.round
+        if round_ % every and round_ != settings.federation.rounds:
+            return
+        scorers = personal_scorers(
+            assembly, settings.model.max_length, report.server.params, report.states
+        )
+        record = record_of(scorers, federation)
+        metrics = report.reply.metrics
+        loss = metrics["train-loss"] / max(1.0, metrics["train-targets"])
+        kept = metrics.get("kept/", 0.0) / metrics.get("clients", 1.0)
+        history.append(
+            {"round": round_, "valid": record["valid"], "test": record["test"], "loss": loss}
+        )
+        if record["valid"] > best["valid"]:
+            best.update(record, round=round_, kept=kept)
+
+    simulation.run(
+        assembly.algorithm,
+        federation.clients,
+        rounds=settings.federation.rounds,
+        seed=settings.run.seed,
+        participation=settings.federation.participation,
+        on_round=look,
+    )
+    down = flatten(assembly.algorithm.init().params).numel() * 4
+    return {
+        **best,
+        "history": history,
+        "split": federation.split.digest,
+        "cpu_seconds": time.process_time() - started,
+        "bytes_down_per_client": down,
+    }
+
+
+def record_of(scorers: ScorerOf, federation: Federation) -> dict[str, Any]:
+    """Validation and test NDCG@10, all means, and every user's test rank by raw id."""
+    valid = evaluate_clients(scorers, federation.clients, "valid")
+    test = evaluate_clients(scorers, federation.clients, "test")
+    return {
+        "valid": _means(valid)["excluded/ndcg@10"],
+        "test": _means(test)["excluded/ndcg@10"],
+        "valid_means": _means(valid),
+        "test_means": _means(test),
+        "ranks": _by_user(test),
+        "lengths": {
+            user: int(length)
+            for one in test
+            for user, length in zip(one.users, one.history_lengths, strict=True)
+        },
+    }
+
+
+def run_baselines(settings: Settings) -> dict[str, Any]:
+    """The client-side baselines on the partition of ``settings``, each a record."""
+    federation = load_federation(settings)
+    return {name: record_of(fit, federation) for name, fit in BASELINES.items()}
+
+
+def _means(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
+    return means(merge(*(one.sums() for one in evaluations)))
+
+
+def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:
+    return {
+        user: int(rank)
+        for one in evaluations
+        for user, rank in zip(one.users, one.ranks_excluded, strict=True)
+    }
+
+
+def file_name(arm: str, seed: int) -> str:
+    return f"{arm.replace(', ', '__').replace(' ', '-')}__seed{seed}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.worker:
+        return _work(options)
+    arms = options.arms or [*ARMS, "baselines"]
+    jobs = [(arm, seed) for arm in arms for seed in options.seeds]
+    todo = [job for job in jobs if not (options.out / file_name(*job)).exists()]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(_launcher(options), todo))
+    return max(codes, default=0)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", metavar="ARM", choices=[*ARMS, "baselines"])
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--every", type=int, default=3, help="rounds between evaluations")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _launcher(options: argparse.Namespace) -> Callable[[tuple[str, int]], int]:
+    def launch(job: tuple[str, int]) -> int:
+        arm, seed = job
+        command = [sys.executable, "-m", "pfsr_core.ablation", "--worker", "--arms", arm]
+        command += ["--seeds", str(seed), "--every", str(options.every)]
+        command += ["--recipe", str(options.recipe), "--out", str(options.out)]
+        code = subprocess.run(command, check=False).returncode
+        sys.stderr.write(f"{arm}, seed {seed}: {'done' if code == 0 else f'failed ({code})'}\n")
+        return code
+
+    return launch
+
+
+def _work(options: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    arm, seed = options.arms[0], options.seeds[0]
+    recipe = load_recipe(options.recipe)
+    if arm == "baselines":
+        settings = parse_settings({**recipe, "run.seed": seed})
+        one = replace(settings, federation=replace(settings.federation, clients=1))
+        result: dict[str, Any] = {"client": run_baselines(settings), "central": run_baselines(one)}
+    else:
+        result = run_arm(arm_settings(arm, seed, recipe), options.every)
+    record = {"arm": arm, "seed": seed, "commit": _commit(), **result}
+    target = options.out / file_name(arm, seed)
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(record), "utf-8")
+    partial.replace(target)
+    return 0
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
