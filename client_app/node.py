@@ -1,0 +1,224 @@
+"""What a node does: it evaluates, trains and remembers its clients. No Flower in here.
+
+Everything that a public function here returns leaves the node.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from client_app.hosting import Node, assembly_of, with_algorithm
+from pfsr_core.assembly import Assembly
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.describe import describe
+from pfsr_core.data.vocabulary import vocabulary_digest
+from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.evaluation.client import ClientEvaluation
+from pfsr_core.evaluation.ranking import merge
+from pfsr_core.federated import Broadcast, Reply
+from pfsr_core.node_store import Served, ServedClient
+from pfsr_core.params import Params, Shapes, shapes_of
+from pfsr_core.personal_evaluation import SPLITS, ScorerOf, evaluate_clients, personal_scorers
+from pfsr_core.protocol import (
+    CLIENT,
+    FINETUNED,
+    NORMS,
+    PEAK_MEMORY,
+    PER_CLIENT,
+    SECONDS,
+    TRAINING,
+    WEIGHT,
+    Flat,
+    Metrics,
+    Order,
+    pack,
+    prefixed,
+    unpack,
+)
+from pfsr_core.settings import flat_settings
+from pfsr_core.simulation import States, node_update
+
+
+def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
+    """(facts, numbers) about this node. Copies the private states of a warm start, once."""
+    if config["warm-start"]:
+        node.store.copy_states(config["warm-start"], config["run"])
+    split, shared_items = node.federation.split, node.settings.model.items == "shared"
+    facts = {
+        "partition": node.partition,
+        "partitions": node.partitions,
+        "clients": [data.client for data in node.clients],
+        "split-digest": split.digest,
+        "items-digest": vocabulary_digest(split.item_ids),
+        "num-items": len(split.item_ids),
+        "describe": json.dumps(describe(node.federation.interactions, split)),
+        # A shared item table has a row for each item: its ids are common knowledge then, only then.
+        "item-ids": list(split.item_ids) if shared_items else [],
+    }
+    covered = {
+        f"{CLIENT}{s}/covered": [data.target_coverage(s) for data in node.clients] for s in SPLITS
+    }
+    users = [len(data.users) for data in node.clients]
+    interactions = [data.num_interactions for data in node.clients]
+    return facts, {f"{CLIENT}users": users, f"{CLIENT}interactions": interactions, **covered}
+
+
+def baselines(node: Node) -> Metrics:
+    """Sums of every baseline, fitted on each client alone, and the sums of each client."""
+    sums: Metrics = {}
+    for name, scorer_of in BASELINES.items():
+        sums |= _evaluate(node, scorer_of, f"{name}/", per_client=True)
+    return sums
+
+
+def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
+    """One round: evaluates what was received, trains the asked clients, remembers their states."""
+    started = time.perf_counter()
+    assembly, broadcast = _begin(node, order, received)
+    asked = node.named(order.clients)
+    states = _states(node, order, assembly, node.clients if order.evaluate else asked)
+    metrics: Metrics = {}
+    if order.evaluate:
+        metrics |= _evaluate_models(node, assembly, broadcast, states)
+    flat = pack({})
+    if asked:
+        reply, new = node_update(assembly.algorithm, broadcast, states, asked)
+        node.store.save(
+            order.run, order.algorithm, order.round, assembly.fingerprint, new, order.last_rounds
+        )
+        flat = pack(reply.params)
+        metrics |= _reply_metrics(reply)
+    return flat, {**metrics, **_cost(started)}
+
+
+def finish(node: Node, order: Order, received: Flat) -> Metrics:
+    """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving."""
+    started = time.perf_counter()
+    assembly, broadcast = _begin(node, order, received)
+    states = _states(node, order, assembly, node.clients)
+    metrics = _evaluate_models(node, assembly, broadcast, states, per_client=True)
+    if order.finetune:
+        states = {
+            data.client: assembly.algorithm.finetune(
+                broadcast, _state(assembly, states, data), data
+            )
+            for data in node.clients
+        }
+        metrics |= _evaluate_models(
+            node, assembly, broadcast, states, prefix=FINETUNED, per_client=True
+        )
+    if order.install:
+        node.store.install(_served(node, order, assembly, broadcast.params, states))
+    return {**metrics, **_cost(started)}
+
+
+def sent_shapes(node: Node, algorithm: str) -> Shapes:
+    """Names and shapes that may leave this node in a round of ``algorithm``."""
+    return assembly_of(node, algorithm).algorithm.reply_shapes
+
+
+def _begin(node: Node, order: Order, received: Flat) -> tuple[Assembly, Broadcast]:
+    assembly = assembly_of(node, order.algorithm)
+    shapes = shapes_of(assembly.algorithm.init().params)
+    return assembly, Broadcast(unpack(received, shapes), order.round, order.signals)
+
+
+def _states(
+    node: Node, order: Order, assembly: Assembly, clients: Sequence[ClientDataset]
+) -> States:
+    found = {
+        data.client: node.store.load(
+            order.run,
+            order.algorithm,
+            data.client,
+            order.last_rounds[data.client],
+            assembly.fingerprint,
+        )
+        for data in clients
+    }
+    return {client: state for client, state in found.items() if state is not None}
+
+
+def _finetuned(node: Node, assembly: Assembly, broadcast: Broadcast, states: States) -> States:
+    finetune = assembly.algorithm.finetune
+    return {
+        data.client: finetune(broadcast, _state(assembly, states, data), data)
+        for data in node.clients
+    }
+
+
+def _state(assembly: Assembly, states: Mapping[str, Params], data: ClientDataset) -> Params:
+    known = states.get(data.client)
+    return assembly.algorithm.init_client(data) if known is None else known
+
+
+def _evaluate_models(  # noqa: PLR0913 - the last two only vary the names
+    node: Node,
+    assembly: Assembly,
+    broadcast: Broadcast,
+    states: States,
+    *,
+    prefix: str = "",
+    per_client: bool = False,
+) -> Metrics:
+    length = node.settings.model.max_length
+    scorer_of = personal_scorers(assembly, length, broadcast.params, states)
+    return _evaluate(node, scorer_of, prefix, per_client=per_client)
+
+
+def _evaluate(node: Node, scorer_of: ScorerOf, prefix: str, *, per_client: bool) -> Metrics:
+    metrics: Metrics = {}
+    for split in SPLITS:
+        sums = [one.sums() for one in evaluate_clients(scorer_of, node.clients, split)]
+        metrics |= prefixed(f"{prefix}{split}/", merge(_nobody(), *sums))
+        if per_client:
+            start = f"{prefix}{CLIENT}{split}/"
+            metrics |= {start + name: [part[name] for part in sums] for name in PER_CLIENT}
+    return metrics
+
+
+def _nobody() -> dict[str, float]:
+    """The sums of no user, so that a node without clients answers like the others."""
+    none = torch.empty(0, dtype=torch.long).numpy()
+    return ClientEvaluation("", (), none, none, none.astype(bool), none).sums()
+
+
+def _reply_metrics(reply: Reply) -> Metrics:
+    return {
+        WEIGHT: reply.weight,
+        NORMS: list(reply.norms),
+        **prefixed(TRAINING, reply.metrics),
+    }
+
+
+def _cost(started: float) -> Metrics:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {SECONDS: time.perf_counter() - started, PEAK_MEMORY: peak}
+
+
+def _served(node: Node, order: Order, assembly: Assembly, shared: Params, states: States) -> Served:
+    clients = {
+        data.client: ServedClient(
+            _state(assembly, states, data),
+            {user.user: user.full.tolist() for user in data.users},
+        )
+        for data in node.clients
+    }
+    settings = with_algorithm(node.settings, order.algorithm)
+    return Served(
+        run=order.run,
+        algorithm=order.algorithm,
+        round=order.round,
+        fingerprint=assembly.fingerprint,
+        settings=flat_settings(settings),
+        shared=shared,
+        item_ids=node.federation.split.item_ids,
+        titles=node.federation.interactions.titles,
+        clients=clients,
+    )
