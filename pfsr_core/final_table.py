@@ -1,0 +1,132 @@
+"""The final table of a run: its columns, and the table as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from pfsr_core.run_files import Method, RunRecord, methods, read_run
+
+UNKNOWN = "–"
+LEGEND = "HR and NDCG at 10, history excluded; 'kept': with the history among the candidates. * best"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``value`` of a method, or None when it is not known; ``best`` marks the highest one."""
+
+    title: str
+    value: Callable[[Method], float | None]
+    show: Callable[[float], str]
+    best: bool = False
+
+
+def share(value: float) -> str:
+    """.169 for 0.1694, without the zero that says nothing."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def size(value: float) -> str:
+    """Bytes with a decimal unit, 0 as a dash."""
+    if not value:
+        return UNKNOWN
+    power = min(3, int(math.log10(max(value, 1)) // 3))
+    amount = value / 1000**power
+    return f"{amount:.{0 if power == 0 or amount >= 100 else 1}f} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def duration(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 10:
+        return f"{minutes} min {seconds:02d} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def metric(name: str) -> Callable[[Method], float | None]:
+    return lambda method: method.metrics.get(name)
+
+
+COLUMNS = (
+    Column("HR@10", metric("test/excluded/hr@10"), share, best=True),
+    Column("NDCG@10", metric("test/excluded/ndcg@10"), share, best=True),
+    Column("HR kept", metric("test/kept/hr@10"), share, best=True),
+    Column("NDCG kept", metric("test/kept/ndcg@10"), share, best=True),
+    Column("coverage", metric("test/covered"), percent),
+    Column("down", lambda method: method.bytes_down, size),
+    Column("up", lambda method: method.bytes_up, size),
+    Column("time", lambda method: method.seconds, duration),
+)
+
+
+def cell(column: Column, method: Method) -> str:
+    value = column.value(method)
+    return UNKNOWN if value is None else column.show(value)
+
+
+def best_value(column: Column, rows: Sequence[Method]) -> float | None:
+    """The highest value of a column in which the best is marked."""
+    values = [value for row in rows if (value := column.value(row)) is not None]
+    return max(values) if column.best and values else None
+
+
+def final_table(directory: Path, width: int = 120) -> str:
+    """The methods of the run in ``directory`` as plain text. Raises RunError."""
+    return table_text(read_run(directory), width)
+
+
+def table_text(record: RunRecord, width: int = 120) -> str:
+    """The table with its title; the best of each metric carries a star."""
+    rows = methods(record)
+    if not rows:
+        return f"{record.name}: no method has results yet."
+    return _render(_title(record), rows, width)
+
+
+def _title(record: RunRecord) -> str:
+    users = record.summary.get("users") or record.data.get("split_users")
+    state = "" if record.finished else ", still running"
+    people = f", {users:,} users" if users else ""
+    return f"{record.name}{people}{state}: test items among the whole catalogue"
+
+
+def _render(title: str, rows: Sequence[Method], width: int) -> str:
+    # Only who prints a table needs rich; a node does not.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    bests = [best_value(column, rows) for column in COLUMNS]
+    for row in rows:
+        cells = [_marked(column, row, best) for column, best in zip(COLUMNS, bests, strict=True)]
+        table.add_row(_label(row), *cells)
+    output = StringIO()
+    console = Console(file=output, width=width, no_color=True, highlight=False, markup=False)
+    console.print(table)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n"
+
+
+def _marked(column: Column, row: Method, best: float | None) -> str:
+    text = cell(column, row)
+    return text if best is None else text + ("*" if column.value(row) == best else " ")
+
+
+def _label(row: Method) -> str:
+    if row.kind == "baseline":
+        return f"{row.name} (baseline)"
+    return f"{row.name} ({row.version})" if row.version else row.name

@@ -1,0 +1,197 @@
+"""A run as one page to look at: ``report.html`` in the run directory, with nothing from outside.
+
+What is not known yet is left out, so the page of a run that is still going on is a shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from pfsr_core import report_page as html
+from pfsr_core import report_plots as plots
+from pfsr_core.final_table import COLUMNS, best_value, cell, duration, final_table, share
+from pfsr_core.run_files import Method, RunRecord, methods, read_run
+
+HR = "test/excluded/hr@10"
+NDCG = "test/excluded/ndcg@10"
+FILE_NAME = "report.html"
+TABLE_NOTE = (
+    "Test items; the round is selected on validation NDCG@10 only. History excluded: what a user "
+    "would see. History kept: items already used compete too, as in some published tables. "
+    "Coverage: held-out items that occur in the client's own training data."
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes ``report.html`` into ``run_dir`` at one stroke. Raises RunError."""
+    path = run_dir / FILE_NAME
+    stage = run_dir / f".{FILE_NAME}.{os.getpid()}"
+    stage.write_text(render(read_run(run_dir)), "utf-8")
+    stage.replace(path)
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The whole page."""
+    rows = methods(record)
+    body = [
+        _header(record, rows),
+        html.facts(_facts(record)),
+        html.section("Final table", TABLE_NOTE, _table(record, rows)),
+        html.section(
+            "Convergence",
+            "Validation NDCG@10 after each round, history excluded. The ring marks the round that "
+            "was selected; dashed grey lines are baselines without training.",
+            plots.convergence(record),
+        ),
+        html.section("Clients", _clients_note(record), plots.client_distribution(record)),
+        html.side_by_side(
+            html.section(
+                "Bytes against accuracy",
+                "All clients together, both directions. Further left and higher is better.",
+                plots.traffic(record),
+                pair=True,
+            ),
+            html.section(
+                "What stays on the clients",
+                "Share of each tensor's coordinates that the Fisher mask keeps local.",
+                plots.kept_shares(record),
+                pair=True,
+            ),
+        ),
+        html.folded("Settings, data and environment", _details(record)),
+        f"<footer>Run <code>{escape(record.name)}</code>. Figures come from the files beside this "
+        "page: summary.json, metrics.jsonl, clients.csv.</footer>",
+    ]
+    return html.page(f"{record.name}: results", filter(None, body))
+
+
+def headline(record: RunRecord, rows: Sequence[Method]) -> str:
+    """The answer in one line."""
+    name = plots.main_algorithm(record)
+    main = next((row for row in rows if row.name == name and HR in row.metrics), None)
+    if main is None:
+        return f"{name}: no test results yet"
+    text = f"{name} puts the next item into the top 10 for {main.metrics[HR]:.1%} of the users"
+    rival = _rival(main, rows)
+    if rival is None:
+        return text
+    return f"{text}; {rival.name} for {rival.metrics[HR]:.1%}"
+
+
+def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
+    """Who the headline compares with: training alone, else the best of the others."""
+    others = [row for row in rows if row is not main and HR in row.metrics]
+    alone = [row for row in others if row.name == plots.ALONE]
+    return next(iter(alone or others), None)
+
+
+def _header(record: RunRecord, rows: Sequence[Method]) -> str:
+    done = max((line["round"] for line in record.rounds), default=0)
+    tag = "" if record.finished else f"still running: {done} rounds so far"
+    return html.header(_eyebrow(record), headline(record, rows), _lead(record, rows), tag)
+
+
+def _eyebrow(record: RunRecord) -> str:
+    source = str(record.data.get("source") or "").rstrip("/").rsplit("/", 1)[-1]
+    return " · ".join(filter(None, (record.name, source)))
+
+
+def _lead(record: RunRecord, rows: Sequence[Method]) -> str:
+    name = plots.main_algorithm(record)
+    main = next((row for row in rows if row.name == name and HR in row.metrics), None)
+    users = _users(record)
+    if main is None:
+        return "Results appear here with the first evaluated round."
+    hr = main.metrics[HR]
+    error = f" (± {share(math.sqrt(hr * (1 - hr) / users))} standard error)" if users else ""
+    sentence = f"HR@10 {share(hr)}{error}, NDCG@10 {share(main.metrics.get(NDCG, 0.0))} on held-out"
+    version = {"": "", "finetuned": ", finetuned after the last round"}.get(
+        main.version, f", the model of {main.version}"
+    )
+    best = max((row for row in rows if row.kind == "baseline"), key=_hr, default=None)
+    against = f" The best baseline, {best.name}, reaches {share(_hr(best))}." if best else ""
+    return f"{sentence} last items, ranked among the whole catalogue{version}.{against}"
+
+
+def _hr(row: Method) -> float:
+    return row.metrics.get(HR, 0.0)
+
+
+def _users(record: RunRecord) -> int:
+    return int(record.summary.get("users") or record.data.get("split_users") or 0)
+
+
+def _facts(record: RunRecord) -> dict[str, str]:
+    summary, data = record.summary, record.data
+    known = {
+        "users": _users(record),
+        "clients": summary.get("clients") or len({row.client for row in record.clients}),
+        "items": data.get("items"),
+        "interactions": data.get("interactions"),
+        "rounds": max((line["round"] for line in record.rounds), default=0),
+    }
+    cards = {label: f"{value:,}" for label, value in known.items() if value}
+    seconds = summary.get("seconds")
+    return cards | ({"wall time": duration(seconds)} if seconds else {})
+
+
+def _table(record: RunRecord, rows: Sequence[Method]) -> str:
+    if not rows:
+        return ""
+    bests = [best_value(column, rows) for column in COLUMNS]
+    groups = (
+        '<tr class="groups"><th></th><th colspan="2">history excluded</th>'
+        '<th colspan="2">history kept</th><th></th><th colspan="2">bytes</th><th></th></tr>'
+    )
+    titles = "".join(f"<th>{escape(_heading(c.title))}</th>" for c in COLUMNS)
+    body = "".join(_row(record, row, bests) for row in rows)
+    return (
+        f"<table><thead>{groups}<tr><th>method</th>{titles}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _heading(title: str) -> str:
+    """The view stands in the row above."""
+    return f"{title.removesuffix(' kept')}@10" if title.endswith(" kept") else title
+
+
+def _row(record: RunRecord, row: Method, bests: Sequence[float | None]) -> str:
+    main = row.name == plots.main_algorithm(record)
+    note = "baseline" if row.kind == "baseline" else row.version
+    label = f"{html.dot(plots.colour(row.name, record))}{escape(row.name)}"
+    cells = "".join(
+        f"<td{_mark(column.value(row), best)}>{escape(cell(column, row))}</td>"
+        for column, best in zip(COLUMNS, bests, strict=True)
+    )
+    mark = ' class="main"' if main else ""
+    return f"<tr{mark}><td>{label}<small>{escape(note)}</small></td>{cells}</tr>"
+
+
+def _mark(value: float | None, best: float | None) -> str:
+    return ' class="best"' if value is not None and value == best else ""
+
+
+def _clients_note(record: RunRecord) -> str:
+    main = plots.main_algorithm(record)
+    note = f"Test NDCG@10 of every client, sorted by {main}."
+    better, compared = plots.wins(record)
+    if not compared:
+        return note
+    return f"{note} {main} is ahead of {plots.ALONE} on {better} of {compared} clients."
+
+
+def _details(record: RunRecord) -> dict[str, dict[str, object]]:
+    return {
+        "Settings": record.config,
+        "Data": record.data,
+        "Environment": record.environment,
+    }
+
+
+__all__ = ["final_table", "headline", "render", "write_report"]

@@ -1,0 +1,254 @@
+"""The files of a run directory, and what they say about each method. Written here and read here.
+
+    config.json  environment.json  data.json    what was run, on what, with which data
+    metrics.jsonl                               one line for each algorithm and round
+    clients.csv                                 sums of each client, method by method
+    summary.json                                the figures of the finished run
+
+A run that is still going on has no summary: its methods are then put together from the rounds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+SELECTED_BY = "valid/excluded/ndcg@10"
+CLIENT_COLUMNS = (
+    "method",
+    "client",
+    "users",
+    "interactions",
+    "split",
+    "hr@10_sum",
+    "ndcg@10_sum",
+    "covered",
+)
+
+
+class RunError(ValueError):
+    """A run directory that cannot be read; says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """One client's outcome with one method: sums over its ``users``."""
+
+    method: str
+    client: str
+    users: float
+    split: str
+    hr: float
+    ndcg: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the final table.
+
+    ``metrics`` are means named ``<split>/<view>/<metric>`` of the model ``version``, which is the
+    one that validation NDCG@10 prefers: the best round, or the last one after finetuning.
+    """
+
+    name: str
+    kind: str
+    version: str
+    metrics: Mapping[str, float]
+    rounds: int = 0
+    bytes_down: float = 0.0
+    bytes_up: float = 0.0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that is known about a run; what is not written yet is empty."""
+
+    directory: Path
+    config: Json
+    environment: Json
+    data: Json
+    summary: Json
+    rounds: tuple[Json, ...]
+    clients: tuple[ClientResult, ...]
+    baselines: Json
+
+    @property
+    def name(self) -> str:
+        return str(self.summary.get("run") or self.directory.resolve().name)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary)
+
+    def of(self, algorithm: str) -> list[Json]:
+        """The rounds of one algorithm, ascending."""
+        return [line for line in self.rounds if line["algorithm"] == algorithm]
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Reads what is there. Raises RunError when it is no run directory or a file is broken."""
+    known = ("config.json", "metrics.jsonl", "summary.json")
+    if not any((directory / name).is_file() for name in known):
+        raise RunError(
+            f"{directory} is no run directory: it has none of {', '.join(known)}. "
+            f"Fix: give the directory of one run, e.g. runs/pfsr-20250131-120000."
+        )
+    return RunRecord(
+        directory=directory,
+        config=_read_json(directory / "config.json"),
+        environment=_read_json(directory / "environment.json"),
+        data=_read_json(directory / "data.json"),
+        summary=_read_json(directory / "summary.json"),
+        rounds=_read_rounds(directory / "metrics.jsonl"),
+        clients=_read_clients(directory / "clients.csv"),
+        baselines=_read_json(directory / "baselines.json"),
+    )
+
+
+def methods(record: RunRecord) -> list[Method]:
+    """The rows of the final table, the best test NDCG@10 first; those without figures come last."""
+    if record.finished:
+        rows = [_from_summary(entry) for entry in record.summary.get("methods", ())]
+    else:
+        names = dict.fromkeys(line["algorithm"] for line in record.rounds)
+        rows = [_from_rounds(name, record.of(name)) for name in names]
+        rows += [
+            Method(name, "baseline", "", values)
+            for name, values in record.baselines.items()
+            if isinstance(values, dict)
+        ]
+    return sorted(rows, key=lambda row: -row.metrics.get("test/excluded/ndcg@10", -1.0))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes at one stroke: a reader finds the old file or the new one."""
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    stage.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    stage.replace(path)
+
+
+def append_line(path: Path, content: object) -> None:
+    """One more line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """clients.csv with the columns of CLIENT_COLUMNS."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CLIENT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def best_line(lines: Sequence[Json]) -> Json | None:
+    """The round that validation NDCG@10 prefers, the earliest of equals; None without figures."""
+    measured = [line for line in lines if SELECTED_BY in line]
+    return max(measured, key=lambda line: float(line[SELECTED_BY]), default=None)
+
+
+def _from_summary(entry: Json) -> Method:
+    best_round = entry.get("best_round")
+    versions = {f"round {best_round}" if best_round else "": entry.get("best") or {}}
+    if entry.get("finetuned"):
+        versions["finetuned"] = entry["finetuned"]
+    version = max(versions, key=lambda name: versions[name].get(SELECTED_BY, -1.0))
+    return Method(
+        name=entry["method"],
+        kind=entry.get("kind", "federated"),
+        version=version,
+        metrics=versions[version],
+        rounds=entry.get("rounds") or 0,
+        bytes_down=entry.get("bytes_down") or 0.0,
+        bytes_up=entry.get("bytes_up") or 0.0,
+        seconds=entry.get("seconds"),
+    )
+
+
+def _from_rounds(name: str, lines: Sequence[Json]) -> Method:
+    best = best_line(lines)
+    return Method(
+        name=name,
+        kind="federated",
+        version=f"round {best['round']}" if best else "",
+        metrics={key: value for key, value in (best or {}).items() if "/" in key},
+        rounds=len(lines),
+        bytes_down=sum(line.get("bytes-down", 0.0) for line in lines),
+        bytes_up=sum(line.get("bytes-up", 0.0) for line in lines),
+        seconds=sum(line.get("seconds", 0.0) for line in lines),
+    )
+
+
+def _read_json(path: Path) -> Json:
+    """The object in ``path``, empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is broken: {error}. Fix: run again, or remove the file.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold an object. Fix: run again, or remove the file.")
+    return content
+
+
+def _read_rounds(path: Path) -> tuple[Json, ...]:
+    """The lines by algorithm and round; a resumed run may write a round twice: the last counts."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text("utf-8").split("\n")
+    found: dict[tuple[str, int], Json] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        entry = _read_round(path, number, line, last=number == len(lines))
+        if entry is not None:
+            found[entry["algorithm"], entry["round"]] = entry
+    order = list(dict.fromkeys(algorithm for algorithm, _ in found))
+    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1]))
+    return tuple(found[key] for key in keys)
+
+
+def _read_round(path: Path, number: int, line: str, last: bool) -> Json | None:
+    try:
+        entry = json.loads(line)
+        return {**entry, "algorithm": str(entry["algorithm"]), "round": int(entry["round"])}
+    except (ValueError, KeyError, TypeError):
+        if last:  # without its line end: still being written
+            return None
+        raise RunError(
+            f"{path}, line {number}: not a round (an object with algorithm and round). "
+            f"Fix: remove the line."
+        ) from None
+
+
+def _read_clients(path: Path) -> tuple[ClientResult, ...]:
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return tuple(_client(row) for row in csv.DictReader(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path}: cannot read {error}. Fix: it needs the columns "
+                f"{', '.join(CLIENT_COLUMNS)}; run again, or remove the file."
+            ) from None
+
+
+def _client(row: Mapping[str, str]) -> ClientResult:
+    return ClientResult(
+        method=row["method"],
+        client=row["client"],
+        users=float(row["users"]),
+        split=row["split"],
+        hr=float(row["hr@10_sum"]),
+        ndcg=float(row["ndcg@10_sum"]),
+    )
