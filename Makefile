@@ -1,0 +1,52 @@
+# `make run` and `make test` do everything on a fresh machine with Python 3.11 and nothing else.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+RECIPE ?= recipes/pfsr.toml
+NODES  ?= 2
+SEEDS  ?= 0 1 2
+JOBS   ?= 2
+
+export OMP_NUM_THREADS ?= 1
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help setup run test test-slow check format ablation clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/installed ## Make the environment in .venv
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev]"
+	@touch $@
+
+run: setup ## Train PFSR on ML-100K through Flower and say what it is worth
+	$(BIN)/python -m server_app.launch --recipe $(RECIPE) --nodes $(NODES)
+
+test: setup ## Run the default test suite
+	$(BIN)/python -m pytest -q
+
+test-slow: setup ## Run the slow tests too
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+check: setup ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ablation: setup ## The ablation table of docs/results.md: hours on two cores, resumable
+	$(BIN)/python -m pfsr_core.ablation --seeds $(SEEDS) --jobs $(JOBS)
+	$(BIN)/python -m pfsr_core.ablation_report --out docs/results.md
+
+clean: ## Remove caches (never runs, data or private state)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,194 @@
+"""The ablation's JSON files as tables for people: means over seeds, paired bootstrap intervals.
+
+Reads what :mod:`pfsr_core.ablation` wrote and rewrites the part of ``docs/results.md`` between the
+two markers; everything else in that file, among it the log of negative results, stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
+from pfsr_core.evaluation.ranking import per_user
+
+BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
+Records = dict[str, dict[int, dict[str, Any]]]
+"""arm -> seed -> record"""
+
+PAIRS = (
+    ("pfsr", "local-only"),
+    ("pfsr", "fed-avg"),
+    ("fed-avg", "local-only"),
+    ("pfsr", "vrm without dml"),
+    ("vrm without dml", "fed-avg"),
+    ("pfsr", "pfsr, forward only"),
+    ("central", "central, forward only"),
+    ("central", "central, sasrec"),
+    ("central", "central, gru4rec"),
+    ("pfsr", "pfsr, common start"),
+    ("pfsr, common start", "pfsr, secret start"),
+    ("fed-avg, common start", "fed-avg, secret start"),
+    ("pfsr, common start", "local-only, common start"),
+    ("pfsr, common start", "fed-avg, common start"),
+    ("pfsr", "client item-knn-recent"),
+    ("pfsr", "client item-knn"),
+    ("pfsr", "client markov"),
+    ("pfsr", "client popularity"),
+    ("fed-avg, shared table", "central"),
+)
+LENGTHS = ((0, 30), (30, 100), (100, 10**9))
+
+
+def load_records(folder: Path) -> Records:
+    """Every finished arm; the baselines become arms of their own."""
+    records: Records = defaultdict(dict)
+    for file in sorted(folder.glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        if record["arm"] != "baselines":
+            records[record["arm"]][record["seed"]] = record
+            continue
+        for place in ("client", "central"):
+            for name, result in record[place].items():
+                records[f"{place} {name}"][record["seed"]] = {**record, **result}
+    return dict(records)
+
+
+def user_matrix(
+    by_seed: Mapping[int, Mapping[str, Any]], users: Sequence[str], metric: str
+) -> NDArray[np.float64]:
+    """Per-user test values, one row a seed: (S, U), columns in the order of ``users``."""
+    rows = [[record["ranks"][user] for user in users] for _, record in sorted(by_seed.items())]
+    return np.stack([per_user(np.array(row), metric) for row in rows])
+
+
+def compare(records: Records, a: str, b: str, metric: str = "ndcg@10") -> Interval | None:
+    """Paired bootstrap of ``a - b`` over users, seeds averaged; None unless both arms are there."""
+    seeds = sorted(set(records.get(a, {})) & set(records.get(b, {})))
+    if not seeds:
+        return None
+    users = sorted(records[a][seeds[0]]["ranks"])
+    left, right = (
+        user_matrix({seed: records[arm][seed] for seed in seeds}, users, metric) for arm in (a, b)
+    )
+    return paired_bootstrap(left, right)
+
+
+def main_table(records: Records) -> list[str]:
+    """One row an arm: test means over seeds with their spread, and what it cost."""
+    lines = [
+        "| arm | seeds | HR@10 | NDCG@10 | NDCG@10 by seed | HR@10 / NDCG@10, history kept "
+        "| validation NDCG@10 | round | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, by_seed in sorted(records.items(), key=lambda item: -_mean(item[1], "ndcg@10")):
+        each = [r["test_means"]["excluded/ndcg@10"] for _, r in sorted(by_seed.items())]
+        rounds = "/".join(str(r.get("round", "-")) for _, r in sorted(by_seed.items()))
+        seconds = np.mean([r.get("cpu_seconds", 0.0) for r in by_seed.values()])
+        kept = f"{_mean(by_seed, 'hr@10', 'kept'):.3f} / {_mean(by_seed, 'ndcg@10', 'kept'):.4f}"
+        lines.append(
+            f"| {arm} | {len(by_seed)} | {_mean(by_seed, 'hr@10'):.3f} "
+            f"| {_mean(by_seed, 'ndcg@10'):.4f} | {' '.join(f'{x:.4f}' for x in each)} | {kept} "
+            f"| {np.mean([r['valid'] for r in by_seed.values()]):.4f} | {rounds} | {seconds:.0f} |"
+        )
+    return lines
+
+
+def pair_table(records: Records) -> list[str]:
+    lines = ["| difference in test NDCG@10 | mean | 95 % interval | |", "|---|---|---|---|"]
+    for a, b in PAIRS:
+        interval = compare(records, a, b)
+        if interval is not None:
+            lines.append(
+                f"| {a} - {b} | {interval.difference:+.4f} "
+                f"| [{interval.low:+.4f}, {interval.high:+.4f}] | {_verdict(interval)} |"
+            )
+    return lines
+
+
+def length_table(records: Records, a: str, b: str) -> list[str]:
+    """For whom ``a`` helps: the difference by length of the user's history."""
+    seeds = sorted(set(records.get(a, {})) & set(records.get(b, {})))
+    if not seeds:
+        return []
+    lengths = records[a][seeds[0]]["lengths"]
+    lines = [
+        f"| history | users | {a} | {b} | difference | 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for low, high in LENGTHS:
+        users = sorted(user for user, length in lengths.items() if low <= length < high)
+        left, right = (user_matrix(records[arm], users, "ndcg@10") for arm in (a, b))
+        interval = paired_bootstrap(left, right)
+        name = f"{low} to {high - 1}" if high < 10**9 else f"{low} and more"
+        lines.append(
+            f"| {name} | {len(users)} | {left.mean():.4f} | {right.mean():.4f} "
+            f"| {interval.difference:+.4f} | [{interval.low:+.4f}, {interval.high:+.4f}] |"
+        )
+    return lines
+
+
+def report(records: Records) -> str:
+    """The generated part of the results file."""
+    commits = {r["commit"] for by_seed in records.values() for r in by_seed.values()}
+    splits = {
+        r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
+    }
+    parts = [
+        f"Made on {date.today().isoformat()} by `make ablation` at commit "
+        f"{', '.join(sorted(commits))}; split {', '.join(sorted(splits))}. ML-100K, protocol "
+        "`strict`, history excluded unless said; the round is chosen on validation.",
+        "\n".join(main_table(records)),
+        "Paired bootstrap over the 943 users, per-user values averaged over the seeds first:",
+        "\n".join(pair_table(records)),
+    ]
+    for other in ("fed-avg", "local-only"):
+        rows = length_table(records, "pfsr", other)
+        if rows:
+            parts += [f"For whom: PFSR against {other} by length of history.", "\n".join(rows)]
+    return "\n\n".join(parts)
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replaces the generated part of ``path``; raises ValueError when its markers are missing."""
+    whole = path.read_text("utf-8")
+    if BEGIN not in whole or END not in whole:
+        raise ValueError(f"{path}: no lines '{BEGIN}' and '{END}'. Fix: put them where it belongs.")
+    head, rest = whole.split(BEGIN, 1)
+    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", "utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Tables out of the ablation's files.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--out", type=Path, help="results file to update; default: print")
+    options = parser.parse_args(argv)
+    text = report(load_records(options.runs))
+    if options.out is None:
+        sys.stdout.write(text + "\n")
+    else:
+        write_between_markers(options.out, text)
+    return 0
+
+
+def _mean(by_seed: Mapping[int, Mapping[str, Any]], metric: str, view: str = "excluded") -> float:
+    return float(np.mean([r["test_means"][f"{view}/{metric}"] for r in by_seed.values()]))
+
+
+def _verdict(interval: Interval) -> str:
+    if interval.low > 0:
+        return "above"
+    return "below" if interval.high < 0 else "no difference shown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
