@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CONTEXT = 10  # neighbours on each side that count as co-occurring
-MIX = 5.0  # length of the co-occurrence part over the common part
+HOPS = 2  # a neighbour's neighbours count too: small clients see few pairs
+MIX = 20.0  # length of the co-occurrence part over the common part
 
 
 def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) -> Tensor:
@@ -28,16 +29,22 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
     """Rows moved towards the items they occur with on this client: (V + 1, D).
 
     Random indexing (Kanerva et al. 2000) on positive pointwise mutual information: each row becomes
-    a weighted sum of the *common* rows of its neighbours, so clients that never exchange a table
-    still start in one coordinate system. An item without neighbours keeps its common row.
+    a weighted sum of the *common* rows of its neighbours, and of theirs, so clients that never
+    exchange a table still start in one coordinate system. An item without neighbours keeps its
+    common row; all rows have the mean length of ``table``.
     """
-    context = _ppmi(_counts(histories, len(table))) @ table
+    weights = _ppmi(_counts(histories, len(table)))
     length = torch.linalg.vector_norm(table[1:], dim=1).mean()
-    scale = torch.linalg.vector_norm(context, dim=1, keepdim=True)
-    mixed = table + torch.where(scale > 0, context / scale.clamp(min=1e-12), 0.0) * length * MIX
-    norm = torch.linalg.vector_norm(mixed, dim=1, keepdim=True)
-    start = mixed / norm.clamp(min=1e-12) * length
-    return torch.where(scale > 0, start, table)
+    common = _unit(table)
+    reached, context = common, torch.zeros_like(common)
+    for _ in range(HOPS):
+        reached = _unit(weights @ reached)
+        context = context + reached
+    return _unit(common + MIX * _unit(context)) * length
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _counts(histories: Sequence[NDArray[np.int64]], size: int) -> Tensor:
