@@ -1,0 +1,180 @@
+"""The server side of Flower: settings, nodes, rounds of each algorithm, summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from pfsr_core.assembly import ALGORITHMS, Assembly, assemble
+from pfsr_core.final_table import final_table
+from pfsr_core.params import fingerprint
+from pfsr_core.protocol import SPLITS
+from pfsr_core.report import write_report
+from pfsr_core.settings import Settings, SettingsError, flat_settings, parse_settings
+from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
+from server_app.run_log import RunLog, open_run, progress_line, say, speak, write_model
+from server_app.sampling import Roster, gather
+from server_app.strategy import (
+    Finish,
+    Line,
+    Training,
+    better,
+    complete,
+    finish,
+    run_rounds,
+)
+from server_app.summary import ask_baselines, federated_result, write_summary
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    speak()
+    run_federation(grid, parse_settings(context.run_config))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all algorithms of a run have in common."""
+
+    grid: Grid
+    settings: Settings
+    log: RunLog
+    hello: Mapping[str, Any]
+    roster: Roster
+
+
+def run_federation(grid: Grid, settings: Settings) -> RunLog:
+    """A whole run: the algorithm of the settings, then those of ``run.compare``."""
+    started = time.monotonic()
+    names = algorithms(settings)
+    log = open_run(settings)
+    say(f"run {log.run_id}: {' '.join(names)}; files in {log.directory}")
+    hello = {"run": log.run_id, "warm-start": settings.run.warm_start}
+    roster = gather(grid, hello, timeout=settings.federation.start_timeout)
+    _describe(log, roster)
+    if settings.run.baselines:
+        ask_baselines(grid, log, roster, settings.federation.round_timeout)
+    run = Run(grid, settings, log, hello, roster)
+    results = {name: _train(run, name) for name in names}
+    write_summary(log, roster, results, time.monotonic() - started)
+    _show(log)
+    return log
+
+
+def algorithms(settings: Settings) -> list[str]:
+    """The algorithm of the settings first, then the compared ones. Raises SettingsError."""
+    compared = settings.run.compare.replace(",", " ").split()
+    unknown = [name for name in compared if name not in ALGORITHMS]
+    if unknown:
+        raise SettingsError(
+            f"run.compare = {settings.run.compare!r}: unknown {', '.join(unknown)}. "
+            f"Choose from: {', '.join(ALGORITHMS)}"
+        )
+    return list(dict.fromkeys([settings.algorithm.name, *compared]))
+
+
+def assembly_of(settings: Settings, roster: Roster) -> Assembly:
+    """The server's half of the model. It knows the items only where their table is shared."""
+    known = roster.members[0].item_ids
+    count = max(member.num_items for member in roster.members)
+    return assemble(settings, known or tuple(map(str, range(1, count + 1))))
+
+
+def _train(run: Run, name: str) -> dict[str, Any]:
+    """One algorithm from its checkpoint, or from the start, to its result."""
+    directory = f"checkpoint-{name}"
+    done: dict[str, Any] | None = run.log.read(f"{directory}/result.json")
+    if done is not None:
+        say(f"{name}  was finished before")
+        return done
+    settings = replace(run.settings, algorithm=replace(run.settings.algorithm, name=name))
+    assembly = assembly_of(settings, run.roster)
+    mark = fingerprint(assembly.shapes, name, run.roster.split_digest)
+    progress = load_checkpoint(run.log.path(directory), mark)
+    progress = progress or Progress(assembly.algorithm.init())
+    run.log.forget_rounds(name, progress.pending["round"] if progress.pending else 0)
+    training = Training(run.grid, run.log.run_id, settings, assembly.algorithm, run.hello)
+
+    def on_round(before: Progress, after: Progress, whole: Line | None) -> None:
+        if whole is not None:
+            run.log.add_round(whole)
+        if after.best != before.best:
+            _keep_model(run, settings, "best", before)
+        save_checkpoint(run.log.path(directory), after, mark)
+        say(_progress(settings, after, whole))
+
+    roster, progress = run_rounds(training, run.roster, progress, on_round)
+    outcome = finish(training, roster, progress, install=name == run.settings.algorithm.name)
+    return _close(run, settings, progress, outcome)
+
+
+def _close(run: Run, settings: Settings, progress: Progress, outcome: Finish) -> dict[str, Any]:
+    """Writes the last line and the models; the result that marks the algorithm as done."""
+    name = settings.algorithm.name
+    run.log.forget_rounds(name, progress.server.round)
+    run.log.add_round(complete(dict(progress.pending or {}), outcome.last))
+    best = better(progress.best, progress.server.round, outcome.last, run.roster.users)
+    if best != progress.best:
+        _keep_model(run, settings, "best", progress)
+    _keep_model(run, settings, "last", progress)
+    progress = replace(progress, best=best)
+    result = {"entry": federated_result(name, progress, outcome), "rows": list(outcome.clients)}
+    run.log.write(f"checkpoint-{name}/result.json", result)
+    figures = outcome.finetuned or outcome.last
+    say(
+        f"{name}  finished: test HR@10 {figures['test/excluded/hr@10']:.4f}, "
+        f"NDCG@10 {figures['test/excluded/ndcg@10']:.4f}"
+    )
+    return result
+
+
+def _keep_model(run: Run, settings: Settings, kind: str, progress: Progress) -> None:
+    """The shared model as ``best`` or ``last``; of a compared algorithm with its name."""
+    name = settings.algorithm.name
+    main = name == run.settings.algorithm.name
+    facts = {"round": progress.server.round, "settings": flat_settings(settings)}
+    ids = run.roster.members[0].item_ids
+    place = kind if main else f"{kind}-{name}"
+    write_model(run.log, place, progress.server.params, facts, ids)
+
+
+def _describe(log: RunLog, roster: Roster) -> None:
+    """data.json: the nodes' own description, the same from all unless each has its own data."""
+    descriptions = list(dict.fromkeys(member.description for member in roster.members))
+    facts = json.loads(descriptions[0]) if len(descriptions) == 1 else {}
+    log.write(
+        "data.json",
+        {
+            **facts,
+            "split_digest": roster.split_digest,
+            "split_users": roster.users,
+            "clients": len(roster.clients),
+            "nodes": len(roster.members),
+            "coverage": {split: roster.coverage(split) for split in SPLITS},
+        },
+    )
+    say(
+        f"{len(roster.members)} nodes, {len(roster.clients)} clients, {roster.users} users; "
+        f"split {roster.split_digest[:12]}"
+    )
+
+
+def _progress(settings: Settings, progress: Progress, whole: Line | None) -> str:
+    rounds, done = settings.federation.rounds, progress.server.round
+    left = progress.seconds / done * (rounds - done)
+    figures = {name: value for name, value in (whole or {}).items() if "/" in name}
+    return progress_line({**(progress.pending or {}), **figures}, rounds, left)
+
+
+def _show(log: RunLog) -> None:
+    say("")
+    say(final_table(log.directory))
+    say(f"report: {write_report(log.directory)}")

@@ -1,0 +1,130 @@
+"""What a run continues from: one file a round, replaced at one stroke.
+
+Tensors and numbers lie in one safetensors file, the numbers as JSON in its header, so that there is
+no instant at which the two belong to different rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from pfsr_core.federated import ServerState
+from pfsr_core.params import Params
+
+CHECKPOINT = "checkpoint.safetensors"
+PARAMS, SLOTS = "params/", "slots/"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be continued from; names the file and the fix."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything an algorithm's run knows after a round.
+
+    ``last_rounds``: the last round of each client whose answer was aggregated. ``pending``: the
+    line of the last round, whose evaluation comes with the next one. ``best``: the round with the
+    best validation so far, with its metrics.
+    """
+
+    server: ServerState
+    last_rounds: Mapping[str, int] = field(default_factory=dict)
+    pending: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(directory: Path, progress: Progress, fingerprint: str) -> None:
+    """Writes ``progress``; ``fingerprint`` names the model and the data it belongs to."""
+    server = progress.server
+    numbers = {
+        "fingerprint": fingerprint,
+        "round": server.round,
+        "signals": dict(server.signals),
+        "names": [list(server.params), list(server.slots)],
+        "last-rounds": dict(progress.last_rounds),
+        "pending": progress.pending,
+        "best": progress.best,
+        "bytes-down": progress.bytes_down,
+        "bytes-up": progress.bytes_up,
+        "seconds": progress.seconds,
+    }
+    tensors = {PARAMS + name: tensor.contiguous() for name, tensor in server.params.items()}
+    tensors |= {SLOTS + name: tensor.contiguous() for name, tensor in server.slots.items()}
+    write_atomically(
+        directory / CHECKPOINT, save_tensors(tensors, {"progress": json.dumps(numbers)})
+    )
+
+
+def load_checkpoint(directory: Path, fingerprint: str) -> Progress | None:
+    """What :func:`save_checkpoint` wrote, or None. Raises CheckpointError."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            numbers = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Fix: restore it from a backup, or begin a new run."
+        ) from None
+    if numbers["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path} belongs to model and data {numbers['fingerprint']}, these are {fingerprint}. "
+            f"Fix: resume with the settings and the data of that run."
+        )
+    return _progress(numbers, tensors)
+
+
+def save_model(directory: Path, params: Params, facts: Mapping[str, Any]) -> None:
+    """``model.safetensors`` with ``config.json`` beside it."""
+    tensors = {name: tensor.contiguous() for name, tensor in params.items()}
+    write_atomically(directory / "model.safetensors", save_tensors(tensors))
+    write_atomically(directory / "config.json", json.dumps(facts, indent=1).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader, or a process after a power cut, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    with stage.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    stage.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:
+    params, slots = numbers["names"]
+    server = ServerState(
+        params={name: tensors[PARAMS + name] for name in params},
+        round=numbers["round"],
+        signals=numbers["signals"],
+        slots={name: tensors[SLOTS + name] for name in slots},
+    )
+    return Progress(
+        server=server,
+        last_rounds=numbers["last-rounds"],
+        pending=numbers["pending"],
+        best=numbers["best"],
+        bytes_down=numbers["bytes-down"],
+        bytes_up=numbers["bytes-up"],
+        seconds=numbers["seconds"],
+    )

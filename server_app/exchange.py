@@ -1,0 +1,90 @@
+"""One exchange with the nodes: messages out, answers in, each answer or its absence by node.
+
+Replies are matched to nodes by the message they answer, not by their sender: the answer for a dead
+node is written by the SuperLink in its own name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from pfsr_core.protocol import CONFIG, SHARED, Flat
+
+FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds; the wait between two polls grows by half
+GRACE = 60.0  # seconds that a message outlives the patience for its answer
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Contents that came back, and why the others did not, by node id; array and number bytes."""
+
+    answers: Mapping[int, RecordDict]
+    problems: Mapping[int, str]
+    bytes_down: int
+    bytes_up: int
+
+
+def request(config: Mapping[str, Any], flat: Flat | None = None) -> RecordDict:
+    """The content of a message: its config, and the shared array where there is one."""
+    content = RecordDict({CONFIG: ConfigRecord(dict(config))})
+    if flat is not None:
+        content[SHARED] = ArrayRecord({SHARED: Array(flat)})
+    return content
+
+
+def exchange(
+    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float, group: str = ""
+) -> Exchange:
+    """Sends each node its content and waits for all answers, at most ``timeout`` seconds."""
+    messages = [
+        Message(content, node, kind, ttl=timeout + GRACE, group_id=group)
+        for node, content in contents.items()
+    ]
+    grid.push_messages(messages)
+    waiting = {
+        message.metadata.message_id: node for message, node in zip(messages, contents, strict=True)
+    }
+    answers: dict[int, RecordDict] = {}
+    problems: dict[int, str] = {}
+    for reply in _replies(grid, set(waiting), timeout):
+        node = waiting.pop(reply.metadata.reply_to_message_id)
+        if reply.has_error():
+            problems[node] = f"error: {_first_line(reply.error.reason)}"
+        else:
+            answers[node] = reply.content
+    problems |= dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
+    down, up = _bytes(contents.values()), _bytes(answers.values())
+    return Exchange(answers, problems, down, up)
+
+
+def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterable[Message]:
+    deadline, pause = time.monotonic() + timeout, FIRST_POLL
+    while waiting:
+        for reply in grid.pull_messages(sorted(waiting)):
+            if reply.metadata.reply_to_message_id in waiting:
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+        if not waiting or time.monotonic() >= deadline:
+            return
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(LONGEST_POLL, pause * 1.5)
+
+
+def _bytes(contents: Iterable[RecordDict]) -> int:
+    return sum(_size(record) for content in contents for record in content.values())
+
+
+def _size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    # Flower's own count refuses the empty text that a setting may be.
+    return record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate())
+
+
+def _first_line(reason: str | None) -> str:
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[0][:400] if lines else "no reason was given"

@@ -1,0 +1,154 @@
+"""Answers of the nodes, each read and judged alone: a bad one is dropped with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from flwr.app import RecordDict
+
+from pfsr_core.evaluation.ranking import merge
+from pfsr_core.federated import Reply, Sums, reply_problem
+from pfsr_core.params import Shapes
+from pfsr_core.protocol import (
+    CLIENT,
+    FINETUNED,
+    METRICS,
+    NORMS,
+    PEAK_MEMORY,
+    PER_CLIENT,
+    SECONDS,
+    SHARED,
+    SPLITS,
+    TRAINING,
+    WEIGHT,
+    ProtocolError,
+    check_names,
+    numbers,
+    scalar,
+    under,
+    unpack,
+)
+
+EVALUATION = tuple(f"{split}/" for split in SPLITS)
+COST = (SECONDS, PEAK_MEMORY)
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """``reply`` is None where nothing was to train; ``sums``: by "<split>/<view>/<metric>"."""
+
+    reply: Reply | None
+    sums: Sums
+    seconds: float
+    peak_memory: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a node was asked, and so what its answer must look like."""
+
+    shapes: Shapes
+    clients: Sequence[str]
+    max_weight: float  # of one client
+    evaluate: bool
+
+
+def read_train(content: RecordDict, expected: Expected) -> TrainAnswer:
+    """Raises ProtocolError with the reason why the answer must not be used."""
+    metrics = _metrics(content, {SHARED, METRICS})
+    check_names(metrics, (WEIGHT, NORMS, *COST), (TRAINING, *EVALUATION))
+    reply = _reply(content, metrics, expected) if expected.clients else None
+    sums = evaluation_sums(metrics) if expected.evaluate else {}
+    return TrainAnswer(reply, sums, scalar(metrics, SECONDS), scalar(metrics, PEAK_MEMORY))
+
+
+def read_finish(content: RecordDict, clients: int) -> Mapping[str, Any]:
+    """The metrics of a last answer. Raises ProtocolError."""
+    metrics = _metrics(content, {METRICS})
+    stages = [*EVALUATION, CLIENT, FINETUNED]
+    check_names(metrics, COST, stages)
+    for name, value in metrics.items():
+        if isinstance(value, list):
+            _check_finite(name, numbers(metrics, name, clients))
+    evaluation_sums(metrics)
+    return metrics
+
+
+def read_baselines(content: RecordDict, clients: int) -> Mapping[str, Any]:
+    """The sums of the baselines, names beginning with "<baseline>/". Raises ProtocolError."""
+    metrics = _metrics(content, {METRICS})
+    for name, value in metrics.items():
+        values = numbers(metrics, name, clients) if isinstance(value, list) else [value]
+        _check_finite(name, values)
+    return metrics
+
+
+def evaluation_sums(metrics: Mapping[str, Any], prefix: str = "") -> Sums:
+    """Sums of both splits under ``prefix``, by "<split>/<view>/<metric>". Raises ProtocolError."""
+    sums = {
+        f"{start}{name}": value
+        for start in EVALUATION
+        for name, value in under(prefix + start, metrics).items()
+    }
+    if not sums:
+        raise ProtocolError(f"no sums of {prefix}valid and {prefix}test")
+    _check_finite(f"{prefix}valid or {prefix}test", sums.values())
+    return sums
+
+
+def evaluation_means(parts: Sequence[Sums]) -> dict[str, float]:
+    """Means over the users of all parts: "<split>/<view>/<metric>", "<split>/users", covered."""
+    total = merge(*parts)
+    means = {}
+    for split in SPLITS:
+        users = total[f"{split}/users"]
+        for name, value in under(f"{split}/", total).items():
+            means[f"{split}/{name}"] = value if name == "users" else value / max(users, 1.0)
+    return means
+
+
+def client_rows(
+    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """One row for each split and client: the sums of PER_CLIENT under ``prefix``."""
+    for split in SPLITS:
+        start = f"{prefix}{CLIENT}{split}/"
+        columns = [numbers(metrics, start + name, len(clients)) for name in PER_CLIENT]
+        for client, *values in zip(clients, *columns, strict=True):
+            yield {"client": client, "split": split, **dict(zip(PER_CLIENT, values, strict=True))}
+
+
+def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) -> Reply:
+    count = len(expected.clients)
+    arrays = content.array_records[SHARED]
+    if list(arrays) != [SHARED]:
+        raise ProtocolError(f"arrays {sorted(arrays)} instead of {SHARED!r}")
+    reply = Reply(
+        params=unpack(arrays[SHARED].numpy(), expected.shapes),
+        weight=scalar(metrics, WEIGHT),
+        metrics=under(TRAINING, metrics),
+        norms=tuple(numbers(metrics, NORMS, count)),
+    )
+    problem = reply_problem(reply, expected.shapes, expected.max_weight * count)
+    if problem:
+        raise ProtocolError(problem)
+    return reply
+
+
+def _metrics(content: RecordDict, records: set[str]) -> Mapping[str, Any]:
+    if set(content) != records:
+        raise ProtocolError(f"records {sorted(content)} instead of {sorted(records)}")
+    if set(content.metric_records) != {METRICS}:
+        raise ProtocolError(f"{METRICS} is not a record of metrics")
+    if SHARED in records and set(content.array_records) != {SHARED}:
+        raise ProtocolError(f"{SHARED} is not a record of arrays")
+    metrics: Mapping[str, Any] = content.metric_records[METRICS]
+    return metrics
+
+
+def _check_finite(name: str, values: Any) -> None:
+    if not all(map(isfinite, values)):
+        raise ProtocolError(f"{name} is not finite")

@@ -1,0 +1,194 @@
+"""A run's directory and its voice: files that are written as it goes, and progress lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.run_files import append_line
+from pfsr_core.settings import RunSettings, Settings, SettingsError, Value, flat_settings
+from server_app.checkpoints import save_model, write_atomically
+
+PACKAGES = ("pfsr", "flwr", "torch", "numpy", "pandas", "ray", "safetensors")
+MAY_CHANGE = (  # settings that a resumed run may have otherwise
+    "run.resume",
+    "run.directory",
+    "federation.rounds",
+    "federation.round-timeout",
+    "federation.start-timeout",
+)
+
+logger = logging.getLogger("pfsr")
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The directory of the run ``run_id``."""
+
+    directory: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.directory.name
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    def write(self, name: str, content: object) -> None:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.path(name), text.encode())
+
+    def read(self, name: str) -> Any:
+        """What :meth:`write` wrote, or None."""
+        path = self.path(name)
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+    def add_round(self, line: Mapping[str, Any]) -> None:
+        append_line(self.path("metrics.jsonl"), line)
+
+    def forget_rounds(self, algorithm: str, first: int) -> None:
+        """Removes the lines of ``algorithm`` from round ``first`` on: they are written again."""
+        path = self.path("metrics.jsonl")
+        text = path.read_text("utf-8") if path.is_file() else ""
+        kept = [line for line in text.splitlines(True) if _before(line, algorithm, first)]
+        write_atomically(path, "".join(kept).encode())
+
+
+def open_run(settings: Settings) -> RunLog:
+    """A new run's directory, or that of the run to resume. Raises SettingsError."""
+    root = _root(settings.run)
+    if not settings.run.resume:
+        return _new(root, settings)
+    log = RunLog(root / settings.run.resume)
+    before: dict[str, Value] | None = log.read("config.json")
+    if before is None:
+        raise SettingsError(
+            f"run.resume = {settings.run.resume!r}: {log.directory} is no run. "
+            f"Fix: give the name of a directory in {root}, and the same run.directory."
+        )
+    _check_same(before, flat_settings(settings))
+    return log
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def write_model(
+    log: RunLog, name: str, params: Any, facts: Mapping[str, Any], item_ids: tuple[str, ...]
+) -> None:
+    """The shared model under ``name``; with its vocabulary where it holds an item table."""
+    save_model(log.path(name), params, facts)
+    if item_ids:
+        save_vocabulary(log.path(name), item_ids)
+
+
+def speak() -> None:
+    """Lets progress lines through to standard output, which Flower streams."""
+    logger.handlers.clear()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def say(text: str) -> None:
+    logger.info(text)
+
+
+def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:
+    """``round 3/24  loss 5.93  HR@10 .112 ...``; the figures are of the round before."""
+    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
+    if line.get("train-loss") is not None:
+        parts.append(f"loss {line['train-loss']:.3f}")
+    for title, name in (("HR@10", "hr@10"), ("NDCG@10", "ndcg@10")):
+        value = line.get(f"valid/excluded/{name}")
+        if value is not None:
+            parts.append(f"{title} {value:.4f}".replace(" 0.", " ."))
+    parts.append(f"{line['seconds']:.1f} s")
+    parts.append(f"{line['bytes-up'] / 1e6:.2f} MB up, {line['bytes-down'] / 1e6:.2f} MB down")
+    parts.append(f"about {_duration(left)} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _root(run: RunSettings) -> Path:
+    home = os.environ.get("PFSR_HOME")
+    if run.directory:
+        return Path(run.directory).expanduser().absolute()
+    return (Path(home) / "runs" if home else Path("runs")).absolute()
+
+
+def _new(root: Path, settings: Settings) -> RunLog:
+    start = f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 1000):
+        directory = root / (start if number == 1 else f"{start}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        log = RunLog(directory)
+        log.write("environment.json", environment())
+        log.write("config.json", flat_settings(settings))
+        return log
+    raise SettingsError(f"{root} holds a thousand runs of this second: choose another run.name")
+
+
+def _check_same(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
+    changed = [
+        f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"
+        for key in sorted({*before, *now})
+        if key not in MAY_CHANGE and before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise SettingsError(
+            f"a resumed run continues with its own settings, but these differ: "
+            f"{', '.join(changed)}. Fix: give the same recipe and overrides as before."
+        )
+
+
+def _before(line: str, algorithm: str, first: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # half a line, from a process that was killed
+    return bool(entry["algorithm"] != algorithm or entry["round"] < first)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    found = done.stdout.strip() if done and done.returncode == 0 else ""
+    return found or os.environ.get("PFSR_COMMIT", "")
