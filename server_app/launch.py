@@ -1,0 +1,280 @@
+"""``python -m server_app.launch``: one simulated run from start to end, and nothing left behind.
+
+Starts a SuperLink of its own on a free loopback port, with a Flower home of its own, runs the app
+in it with ``flwr run``, asks what became of the run (``flwr run`` itself ends well either way),
+and stops every process it started, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfsr_core.settings import SettingsError, Value, flat_settings, parse_settings
+from pfsr_core.settings_file import load_recipe, with_overrides
+
+APP = Path(__file__).resolve().parents[1]
+CONNECTION = "pfsr-launch"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # only a warning of its own
+}
+
+
+class LaunchError(RuntimeError):
+    """A run that could not be started or did not complete."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A running SuperLink and what the command line needs to reach it."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    environment: Mapping[str, str]
+    log: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 only for a run that Flower calls completed; 2 for settings that do not fit."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        directory = launch(options.recipe, options.run_config, options.nodes)
+    except SettingsError as error:
+        return _fail(str(error), 2)
+    except LaunchError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped; continue with --run-config run.resume=<the run's name>", 130)
+    sys.stdout.write(f"run directory: {directory}\nreport: {directory / 'report.html'}\n")
+    return 0
+
+
+def launch(recipe: Path | None, overrides: Sequence[str], nodes: int) -> Path:
+    """Runs and returns the run's directory. Raises SettingsError, LaunchError."""
+    config = resolve(recipe, overrides)
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix="pfsr-") as home, superlink(Path(home)) as link:
+        path = Path(home) / "run-config.toml"
+        path.write_text("".join(f"{k} = {_toml(v)}\n" for k, v in config.items()), "utf-8")
+        _flwr_run(link, path, nodes)
+        _check_completed(link)
+    return _directory(config, began)
+
+
+def resolve(recipe: Path | None, overrides: Sequence[str]) -> dict[str, Value]:
+    """The run config: a recipe with overrides, checked, with absolute paths."""
+    flat = with_overrides(load_recipe(recipe) if recipe else {}, overrides)
+    settings = flat_settings(parse_settings(flat))
+    home = os.environ.get("PFSR_HOME")
+    root = str(settings["run.directory"]) or (str(Path(home) / "runs") if home else "runs")
+    config = {**flat, "run.directory": str(Path(root).expanduser().absolute())}
+    data = str(settings["data.path"])
+    if data and Path(data).expanduser().exists():
+        config["data.path"] = str(Path(data).expanduser().absolute())
+    return config
+
+
+@contextlib.contextmanager
+def superlink(home: Path) -> Iterator[Link]:
+    """A SuperLink for simulations; at the end it and all its descendants are gone."""
+    port, environment, log = _free_port(), _environment(home), home / "superlink.log"
+    address = f"127.0.0.1:{port}"
+    (home / "config.toml").write_text(
+        f'[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n', "utf-8"
+    )
+    command = [_tool("flower-superlink"), "--insecure", "--simulation"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    link = Link(process, address, environment, log)
+    try:
+        _wait_until_healthy(link)
+        yield link
+    finally:
+        _stop(process)
+
+
+def _flwr_run(link: Link, config: Path, nodes: int) -> None:
+    federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
+    command = [_tool("flwr"), "run", str(APP), CONNECTION, "--stream"]
+    command += ["--federation-config", federation, "--run-config", str(config)]
+    code = subprocess.run(command, env=link.environment, check=False).returncode
+    if code != 0:
+        raise LaunchError(f"flwr run ended with code {code}.{_tail(link)}")
+
+
+def _check_completed(link: Link) -> None:
+    """``flwr run --stream`` ends with code 0 whatever became of the run: ask."""
+    command = [_tool("flwr"), "list", CONNECTION, "--format", "json"]
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        done = subprocess.run(
+            command, env=link.environment, capture_output=True, text=True, check=False
+        )
+        status = run_status(done.stdout)
+        if status.startswith("finished") or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    if status != "finished:completed":
+        raise LaunchError(f"the run ended as {status!r}.{_tail(link)}")
+
+
+def run_status(text: str) -> str:
+    """The status of the only run in the answer of ``flwr list --format json``."""
+    try:
+        runs = json.loads(text)["runs"]
+        return str(runs[0]["status"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return "unknown"
+
+
+def _wait_until_healthy(link: Link) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if link.process.poll() is not None:
+            raise LaunchError(f"the SuperLink ended at once.{_tail(link)}")
+        try:
+            with urllib.request.urlopen(f"http://{link.address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise LaunchError(f"the SuperLink was not ready after {START_SECONDS:g} s.{_tail(link)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """First politely, then for good; only this process and what it started, by their ids."""
+    family = {pid: _facts(pid) for pid in [process.pid, *_descendants(process.pid)]}
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    for pid, facts in family.items():
+        now = _facts(pid)
+        if facts is not None and now is not None and now[1] == facts[1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(root: int) -> list[int]:
+    """Processes that ``root`` started, directly or not, as Linux lists them; elsewhere none."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        facts = _facts(int(entry.name))
+        if facts is not None:
+            parents[int(entry.name)] = facts[0]
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def _facts(pid: int) -> tuple[int, int] | None:
+    """(parent, start time): a number that was given to another process since has another start."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]), int(fields[19])
+
+
+def _environment(home: Path) -> dict[str, str]:
+    state = os.environ.get("PFSR_HOME") or ".pfsr"
+    return {
+        "OMP_NUM_THREADS": "1",
+        "PFSR_COMMIT": _commit(),
+        **os.environ,
+        **QUIET,
+        # Flower starts its own commands by name.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+        "FLWR_HOME": str(home),
+        "PFSR_HOME": str(Path(state).expanduser().absolute()),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(APP), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""
+
+
+def _directory(config: Mapping[str, Value], began: float) -> Path:
+    root = Path(str(config["run.directory"]))
+    if config.get("run.resume"):
+        return root / str(config["run.resume"])
+    written = [path for path in root.glob("*/summary.json") if path.stat().st_mtime >= began - 1]
+    if not written:
+        raise LaunchError(f"the run completed, but {root} has no new summary.json")
+    return max(written, key=lambda path: path.stat().st_mtime).parent
+
+
+def _tail(link: Link) -> str:
+    lines = link.log.read_text("utf-8", "replace").splitlines()[-25:]
+    return "".join(f"\n  superlink: {line}" for line in lines)
+
+
+def _tool(name: str) -> str:
+    """The command of this Python environment, whether or not it is activated."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise LaunchError(f"{path} is missing. Fix: pip install 'pfsr[simulation]'")
+    return str(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _toml(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(f"{text}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server_app.launch", description=__doc__)
+    parser.add_argument("--recipe", type=Path, help="TOML file, e.g. recipes/pfsr.toml")
+    parser.add_argument("--nodes", type=int, default=2, help="simulated nodes (default 2)")
+    parser.add_argument(
+        "--run-config", nargs="*", default=[], metavar="KEY=VALUE", help="settings on top"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
