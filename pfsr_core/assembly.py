@@ -12,6 +12,7 @@ from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
+from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.federation import (
@@ -139,6 +140,7 @@ def local_training(settings: Settings) -> LocalTraining:
         batch_size=train.batch_size,
         max_length=settings.model.max_length,
         seed=settings.run.seed,
+        decay=train.round_decay,
     )
 
 
@@ -190,14 +192,15 @@ PRIVATE_NAMES: dict[str, Callable[[str], bool]] = {
 }
 
 
-def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
+def _server_step(settings: Settings) -> ServerStep:
     algorithm = settings.algorithm
-    return fed_avg(
-        task,
-        local_training(settings),
-        server_learning_rate=algorithm.server_learning_rate,
-        server_momentum=algorithm.server_momentum,
+    return server_step(
+        algorithm.server_optimizer, algorithm.server_learning_rate, algorithm.server_momentum
     )
+
+
+def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
+    return fed_avg(task, local_training(settings), step=_server_step(settings))
 
 
 def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
@@ -223,6 +226,7 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
             anchor=algorithm.anchor,
         ),
         aggregation=algorithm.aggregation,
+        step=_server_step(settings),
     )
 
 

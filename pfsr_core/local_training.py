@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,16 @@ class LocalTraining:
     max_length: int
     seed: int
     item_learning_rate: float
+    decay: float = 1.0
+
+    def in_round(self, round_: int) -> LocalTraining:
+        """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
+        scale = self.decay ** (round_ - 1)
+        return replace(
+            self,
+            learning_rate=self.learning_rate * scale,
+            item_learning_rate=self.item_learning_rate * scale,
+        )
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class TrainSettings:
     learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
     item_learning_rate: float = setting(0.002, "Adam's step size on the item table", low=0.0)
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
+    round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
     batch_size: int = setting(64, "windows in a batch", low=1)
 
 
@@ -95,8 +96,11 @@ class AlgorithmSettings:
     two_phases: bool = setting(True, "train kept coordinates first, then the others")
     aggregation: str = setting("zero", "masked coordinates", choices=("zero", "count"))
     proximal_strength: float = setting(0.01, "mu of fed-prox", low=0.0)
-    server_learning_rate: float = setting(1.0, "server step of averaging", low=0.0)
-    server_momentum: float = setting(0.0, "server momentum of averaging", low=0.0, high=0.9999)
+    server_optimizer: str = setting(
+        "average", "what the server does with the mean", choices=("average", "momentum", "adam")
+    )
+    server_learning_rate: float = setting(1.0, "server step of momentum and adam", low=0.0)
+    server_momentum: float = setting(0.9, "momentum of momentum and adam", low=0.0, high=0.9999)
     finetune: bool = setting(True, "train once more on each client after the last round")
 
 

@@ -19,7 +19,7 @@ def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
 
     def client_update(broadcast: Broadcast, state: Params, data: ClientDataset) -> ClientUpdate:
         stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        whole, losses = train(task, training, state, data, stream=stream)
+        whole, losses = train(task, training.in_round(broadcast.round), state, data, stream=stream)
         return ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), whole, 0.0)
 
     def finetune(broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:

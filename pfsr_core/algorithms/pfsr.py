@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
+from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
 from pfsr_core.fisher import (
@@ -106,6 +107,7 @@ def pfsr(
     response: Response = Response(),
     loss: Magnitude = Magnitude(),
     aggregation: str = "zero",
+    step: ServerStep = average,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base = fed_avg(task, training)
@@ -130,7 +132,9 @@ def pfsr(
         old = split_state(state, shared)
         merged = {**merge_by_mask(old.masks, old.encoder, shared), **old.private}
         extra = _magnitude_loss(loss, old, broadcast)
-        train_once = partial(train, task, training, data=data, extra_loss=extra)
+        train_once = partial(
+            train, task, training.in_round(broadcast.round), data=data, extra_loss=extra
+        )
         if loss.two_phases:
             trained, losses = _phases(train_once, merged, old.masks, stream)
         else:
@@ -167,7 +171,7 @@ def pfsr(
     return replace(
         base,
         client_update=client_update,
-        server_update=_server_update(aggregation),
+        server_update=_server_update(aggregation, step),
         personalize=personalize,
         finetune=finetune,
         reply_shapes=_reply_shapes(base.reply_shapes, aggregation, shared_names),
@@ -234,7 +238,9 @@ def _log_probability(task: Task, private: Params, candidates: Tensor) -> LogProb
     return log_probability
 
 
-def _server_update(aggregation: str) -> Callable[[ServerState, Reply], ServerState]:
+def _server_update(
+    aggregation: str, step: ServerStep
+) -> Callable[[ServerState, Reply], ServerState]:
     def server_update(server: ServerState, reply: Reply) -> ServerState:
         mean = reply.params
         if aggregation == "count":
@@ -243,7 +249,7 @@ def _server_update(aggregation: str) -> Callable[[ServerState, Reply], ServerSta
                 for name, old in server.params.items()
             }
         signals = {**server.signals, TARGET_NORM: median(reply.norms)}
-        return ServerState(mean, server.round + 1, signals, server.slots)
+        return replace(step(server, mean), signals=signals)
 
     return server_update
 

@@ -44,7 +44,8 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.clamp(min=1e-12)
 
 
 def _counts(histories: Sequence[NDArray[np.int64]], size: int) -> Tensor:
