@@ -39,8 +39,22 @@ Overrides = dict[str, Value]
 FED_AVG: Overrides = {"algorithm.name": "fed-avg"}
 LOCAL: Overrides = {"algorithm.name": "local-only"}
 SHARED: Overrides = {"model.items": "shared"}
-COMMON: Overrides = {"model.item-start": "common"}
-SECRET: Overrides = {"model.item-start": "secret"}
+# Rows that start at random have to move further than rows that start from co-occurrence.
+COMMON: Overrides = {"model.item-start": "common", "train.item-learning-rate": 0.002}
+SECRET: Overrides = {"model.item-start": "secret", "train.item-learning-rate": 0.002}
+# Averaging shrinks what single clients learn of an item: larger steps that shrink over the rounds.
+SHARED_TABLE: Overrides = {
+    **FED_AVG,
+    **SHARED,
+    **COMMON,
+    "federation.rounds": 27,
+    "model.dropout": 0.3,
+    "train.learning-rate": 0.004,
+    "train.item-learning-rate": 0.004,
+    "train.local-epochs": 2,
+    "train.round-decay": 0.94,
+    "model.item-std": 0.02,
+}
 NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
 CENTRAL: Overrides = {
     **FED_AVG,
@@ -70,7 +84,7 @@ ARMS: dict[str, Overrides] = {
     "fed-avg": FED_AVG,
     "local-only": LOCAL,
     "central": CENTRAL,
-    "fed-avg, shared table": {**FED_AVG, **SHARED, **COMMON, "train.item-learning-rate": 0.002},
+    "fed-avg, shared table": SHARED_TABLE,
     "vrm without dml": NO_LOSS,
     "pfsr, common start": COMMON,
     "pfsr, secret start": SECRET,
