@@ -37,7 +37,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     speak()
-    run_federation(grid, parse_settings(context.run_config))
+    show(run_federation(grid, parse_settings(context.run_config)))
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,14 @@ def run_federation(grid: Grid, settings: Settings) -> RunLog:
     run = Run(grid, settings, log, hello, roster)
     results = {name: _train(run, name) for name in names}
     write_summary(log, roster, results, time.monotonic() - started)
-    _show(log)
     return log
+
+
+def show(log: RunLog) -> None:
+    """The final table, and the report's page beside the run's files."""
+    say("")
+    say(final_table(log.directory))
+    say(f"report: {write_report(log.directory)}")
 
 
 def algorithms(settings: Settings) -> list[str]:
@@ -172,9 +178,3 @@ def _progress(settings: Settings, progress: Progress, whole: Line | None) -> str
     left = progress.seconds / done * (rounds - done)
     figures = {name: value for name, value in (whole or {}).items() if "/" in name}
     return progress_line({**(progress.pending or {}), **figures}, rounds, left)
-
-
-def _show(log: RunLog) -> None:
-    say("")
-    say(final_table(log.directory))
-    say(f"report: {write_report(log.directory)}")

@@ -1,0 +1,92 @@
+"""What leaves a node, looked for in the bytes of its answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pfsr_core.assembly import ALGORITHMS, assemble, load_federation
+from pfsr_core.models.next_item import ITEMS
+from pfsr_core.node_store import NodeStore
+from pfsr_core.protocol import TRAIN
+from tests.integration.helpers import final_server, settings_in, stored_states
+from tests.integration.loopback import run_loopback
+
+
+def pieces(tensor: torch.Tensor) -> list[bytes]:
+    """Every row of a tensor as it would look on a wire, if it is long enough to be recognised."""
+    rows = tensor.detach().float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+    return [row.numpy().tobytes() for row in rows if row.numel() >= 4 and bool(row.any())]
+
+
+def all_bytes(grid, kinds=None) -> bytes:
+    return b"".join(data for _p, kind, data in grid.wire if kinds is None or kind in kinds)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm):
+    settings = settings_in(
+        tmp_path, algorithm__name=algorithm, federation__rounds=2, algorithm__finetune=True
+    )
+    log, grid = run_loopback(settings, tmp_path, nodes=2)
+    sent = all_bytes(grid)
+    states = stored_states(log, settings, tmp_path, nodes=2)
+    served = [NodeStore(tmp_path / "state" / f"node-{p}.sqlite").served() for p in (0, 1)]
+    finetuned = {name: c.state for s in served for name, c in s.clients.items()}
+    assert len(states) == len(finetuned) == 6
+    rows = [
+        row for s in (states, finetuned) for state in s.values() for row in pieces(state[ITEMS])
+    ]
+    assert len(rows) > 100
+    assert not [row for row in rows if row in sent]
+
+
+def test_the_search_would_find_a_row(tmp_path):
+    """Shared tensors of the one node that trained them are found by the same search."""
+    settings = settings_in(tmp_path, algorithm__name="fed-avg", federation__rounds=1)
+    log, grid = run_loopback(settings, tmp_path, nodes=1)
+    shared = final_server(log, "fed-avg").params
+    rows = [row for tensor in shared.values() for row in pieces(tensor)]
+    sent = all_bytes(grid, {TRAIN})
+    assert rows
+    assert all(row in sent for row in rows)
+
+
+def test_no_user_and_no_item_is_named_in_any_answer(tmp_path):
+    settings = settings_in(tmp_path, federation__rounds=1, algorithm__finetune=True)
+    _log, grid = run_loopback(settings, tmp_path, nodes=2)
+    federation = load_federation(settings)
+    sent = all_bytes(grid)
+    users = [user.user.encode() for data in federation.clients for user in data.users]
+    items = [item.encode() for item in federation.split.item_ids]
+    assert not [name for name in (*users, *items) if name in sent]
+    assert b"group-00" in sent  # client names are known to the server, that is the protocol
+
+
+def test_histories_are_in_no_answer(tmp_path):
+    settings = settings_in(tmp_path, federation__rounds=1, algorithm__finetune=True)
+    _log, grid = run_loopback(settings, tmp_path, nodes=2)
+    sent = all_bytes(grid)
+    for data in load_federation(settings).clients:
+        for user in data.users:
+            for kind in (np.int64, np.int32, np.float32):
+                assert user.full[:6].astype(kind).tobytes() not in sent
+
+
+def test_an_answer_has_one_array_of_the_shared_size(tmp_path):
+    settings = settings_in(tmp_path, federation__rounds=1)
+    algorithm = assemble(settings, load_federation(settings).split.item_ids).algorithm
+    seen = []
+
+    def look(_partition, request, reply):
+        if request.metadata.message_type == TRAIN:
+            arrays = reply.content.array_records
+            seen.append({name: {k: v.shape for k, v in r.items()} for name, r in arrays.items()})
+        else:
+            assert not reply.content.array_records
+        return reply
+
+    run_loopback(settings, tmp_path, nodes=2, tamper=look)
+    size = sum(torch.Size(shape).numel() for shape in algorithm.reply_shapes.values())
+    assert seen == [{"shared": {"shared": (size,)}}] * 2

@@ -1,0 +1,96 @@
+"""The launcher: settings checked before anything starts, and a status that is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+
+from pfsr_core.settings import SettingsError
+from server_app import launch
+
+
+def test_a_wrong_setting_starts_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "superlink", lambda _home: pytest.fail("started"))
+    assert launch.main(["--run-config", "federation.round=2"]) == 2
+    assert "federation.rounds" in capsys.readouterr().err
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PFSR_HOME", raising=False)
+    (tmp_path / "mine.csv").touch()
+    config = launch.resolve(None, ["data.source=file", "data.path=mine.csv"])
+    assert config["run.directory"] == str(tmp_path / "runs")
+    assert config["data.path"] == str(tmp_path / "mine.csv")
+
+
+def test_options_of_a_synthetic_world_are_no_path():
+    config = launch.resolve(None, ["data.source=synthetic", "data.path=users=10,items=30"])
+    assert config["data.path"] == "users=10,items=30"
+
+
+def test_runs_go_to_the_home_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFSR_HOME", str(tmp_path))
+    assert launch.resolve(None, [])["run.directory"] == str(tmp_path / "runs")
+    assert launch.resolve(None, ["run.directory=/x/y"])["run.directory"] == "/x/y"
+
+
+def test_a_recipe_that_is_missing_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="gone.toml"):
+        launch.resolve(tmp_path / "gone.toml", [])
+
+
+@pytest.mark.parametrize("value", [True, 3, 0.1, 1e-9, "", 'a "b" \\ c', "ä"])
+def test_values_survive_the_run_config(value):
+    assert tomllib.loads(f"x = {launch._toml(value)}")["x"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ('{"success": true, "runs": [{"status": "finished:completed"}]}', "finished:completed"),
+        ('{"success": true, "runs": [{"status": "finished:failed"}]}', "finished:failed"),
+        ('{"success": true, "runs": []}', "unknown"),
+        ("not JSON", "unknown"),
+        ("[]", "unknown"),
+    ],
+)
+def test_the_status_is_read_out_of_the_list(text, status):
+    assert launch.run_status(text) == status
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                         start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_stopping_takes_the_children_along_even_those_in_sessions_of_their_own():
+    process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    assert child in launch._descendants(process.pid)
+    launch._stop(process)
+    process.stdout.close()
+    assert process.poll() is not None
+    assert _gone(child)
+
+
+def _gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            text = launch.Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return True
+        if text.rpartition(")")[2].split()[0] == "Z":  # ended; its new parent has yet to notice
+            return True
+        time.sleep(0.05)
+    return False
