@@ -101,7 +101,7 @@ class AlgorithmSettings:
     )
     server_learning_rate: float = setting(1.0, "server step of momentum and adam", low=0.0)
     server_momentum: float = setting(0.9, "momentum of momentum and adam", low=0.0, high=0.9999)
-    finetune: bool = setting(True, "train once more on each client after the last round")
+    finetune: bool = setting(False, "train once more on each client after the last round")
 
 
 @dataclass(frozen=True)
