@@ -58,20 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        directory = launch(options.recipe, options.run_config, options.nodes)
+        directory = launch(
+            resolve(options.recipe, options.run_config, options.resume), options.nodes
+        )
     except SettingsError as error:
         return _fail(str(error), 2)
     except LaunchError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("stopped; continue with --run-config run.resume=<the run's name>", 130)
+        return _fail("stopped; continue with --resume and the run's name", 130)
     sys.stdout.write(f"run directory: {directory}\nreport: {directory / 'report.html'}\n")
     return 0
 
 
-def launch(recipe: Path | None, overrides: Sequence[str], nodes: int) -> Path:
-    """Runs and returns the run's directory. Raises SettingsError, LaunchError."""
-    config = resolve(recipe, overrides)
+def launch(config: Mapping[str, Value], nodes: int) -> Path:
+    """Runs what :func:`resolve` made and returns the run's directory. Raises LaunchError."""
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="pfsr-") as home, superlink(Path(home)) as link:
         path = Path(home) / "run-config.toml"
@@ -81,17 +82,38 @@ def launch(recipe: Path | None, overrides: Sequence[str], nodes: int) -> Path:
     return _directory(config, began)
 
 
-def resolve(recipe: Path | None, overrides: Sequence[str]) -> dict[str, Value]:
-    """The run config: a recipe with overrides, checked, with absolute paths."""
+def resolve(recipe: Path | None, overrides: Sequence[str], resume: str = "") -> dict[str, Value]:
+    """The run config: a recipe with overrides, checked, with absolute paths.
+
+    ``resume`` names a run to continue: its own settings are the recipe then. Raises SettingsError.
+    """
     flat = with_overrides(load_recipe(recipe) if recipe else {}, overrides)
+    if resume:
+        flat = {**_settings_of(_root(flat) / resume), **flat, "run.resume": resume}
     settings = flat_settings(parse_settings(flat))
-    home = os.environ.get("PFSR_HOME")
-    root = str(settings["run.directory"]) or (str(Path(home) / "runs") if home else "runs")
-    config = {**flat, "run.directory": str(Path(root).expanduser().absolute())}
+    config = {**flat, "run.directory": str(_root(flat))}
     data = str(settings["data.path"])
     if data and Path(data).expanduser().exists():
         config["data.path"] = str(Path(data).expanduser().absolute())
     return config
+
+
+def _root(flat: Mapping[str, Value]) -> Path:
+    """Where runs are written."""
+    home = os.environ.get("PFSR_HOME")
+    given = str(flat.get("run.directory", ""))
+    return Path(given or (Path(home) / "runs" if home else "runs")).expanduser().absolute()
+
+
+def _settings_of(directory: Path) -> dict[str, Value]:
+    try:
+        found: dict[str, Value] = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{directory} is no run that can be continued ({error}). Fix: give the name of a "
+            f"directory there, and --run-config run.directory=... if it lies elsewhere."
+        ) from None
+    return found
 
 
 @contextlib.contextmanager
@@ -269,6 +291,7 @@ def _fail(text: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server_app.launch", description=__doc__)
     parser.add_argument("--recipe", type=Path, help="TOML file, e.g. recipes/pfsr.toml")
+    parser.add_argument("--resume", default="", metavar="RUN", help="continue this run")
     parser.add_argument("--nodes", type=int, default=2, help="simulated nodes (default 2)")
     parser.add_argument(
         "--run-config", nargs="*", default=[], metavar="KEY=VALUE", help="settings on top"

@@ -41,7 +41,7 @@ def engine_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PFSR_HOME", str(home))
         overrides = [f"{key}={launch._toml(value)}" for key, value in CONFIG.items()]
-        directory = launch.launch(None, overrides, NODES)
+        directory = launch.launch(launch.resolve(None, overrides), NODES)
     return home, RunLog(directory)
 
 
@@ -75,4 +75,4 @@ def test_a_run_that_fails_is_an_error_although_flower_ends_well(tmp_path, monkey
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
     overrides = ["data.source=file", "data.path=/nowhere/log.csv", "federation.start-timeout=60"]
     with pytest.raises(launch.LaunchError, match="finished:failed"):
-        launch.launch(None, overrides, 1)
+        launch.launch(launch.resolve(None, overrides), 1)

@@ -44,6 +44,23 @@ def test_a_recipe_that_is_missing_is_named(tmp_path):
         launch.resolve(tmp_path / "gone.toml", [])
 
 
+def test_a_resumed_run_has_its_own_settings_whatever_the_defaults_are_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFSR_HOME", str(tmp_path))
+    run = tmp_path / "runs" / "old-1"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"train.batch-size": 7, "federation.rounds": 3}')
+    config = launch.resolve(None, ["federation.rounds=5"], "old-1")
+    assert config["train.batch-size"] == 7
+    assert config["federation.rounds"] == 5
+    assert config["run.resume"] == "old-1"
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFSR_HOME", str(tmp_path))
+    with pytest.raises(SettingsError, match="gone-1 is no run"):
+        launch.resolve(None, [], "gone-1")
+
+
 @pytest.mark.parametrize("value", [True, 3, 0.1, 1e-9, "", 'a "b" \\ c', "ä"])
 def test_values_survive_the_run_config(value):
     assert tomllib.loads(f"x = {launch._toml(value)}")["x"] == value
