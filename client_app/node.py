@@ -104,12 +104,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     states = _states(node, order, assembly, node.clients)
     metrics = _evaluate_models(node, assembly, broadcast, states, per_client=True)
     if order.finetune:
-        states = {
-            data.client: assembly.algorithm.finetune(
-                broadcast, _state(assembly, states, data), data
-            )
-            for data in node.clients
-        }
+        states = _finetuned(node, assembly, broadcast, states)
         metrics |= _evaluate_models(
             node, assembly, broadcast, states, prefix=FINETUNED, per_client=True
         )
