@@ -47,12 +47,12 @@ SHARED_TABLE: Overrides = {
     **FED_AVG,
     **SHARED,
     **COMMON,
-    "federation.rounds": 18,
-    "model.dropout": 0.3,
-    "train.learning-rate": 0.004,
-    "train.item-learning-rate": 0.004,
+    "federation.rounds": 24,
+    "model.dropout": 0.2,
+    "train.learning-rate": 0.006,
+    "train.item-learning-rate": 0.006,
     "train.local-epochs": 2,
-    "train.round-decay": 0.92,
+    "train.round-decay": 0.95,
     "model.item-std": 0.02,
 }
 NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
