@@ -61,6 +61,9 @@ def make_node(settings: Settings, config: Config) -> Node:
         here = hosted_by([data.client for data in clients], partition, partitions)
         clients = tuple(data for data in clients if data.client in set(here))
     store = NodeStore(_state_directory(config) / f"node-{partition}.sqlite")
+    if settings.model.item_start == "secret":
+        secret = store.secret()
+        clients = tuple(replace(data, secret=secret) for data in clients)
     return Node(partition, partitions, settings, federation, clients, store)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -150,13 +151,23 @@ def _dim(settings: Settings) -> int:
 
 def _item_start(settings: Settings, table: Tensor, data: ClientDataset) -> Tensor:
     kind, dim, seed = settings.model.item_start, _dim(settings), settings.run.seed
+    std = settings.model.item_std
     if kind == "secret":
-        # Stands for HMAC(client secret, purpose) until nodes hold secrets of their own.
-        secret = stream_seed(seed, "secret items", data.client)
-        return common_item_table(data.item_ids, dim, secret, settings.model.item_std)
+        return common_item_table(data.item_ids, dim, private_seed(data, seed), std)
     if kind == "co-occurrence":
         return co_occurrence_start(table, [user.train for user in data.users])
     return table.clone()
+
+
+def private_seed(data: ClientDataset, seed: int) -> int:
+    """A seed that follows from the client's secret, HMAC-SHA256(secret, purpose and client).
+
+    On the plain loop nobody has a secret: there the run's seed stands for it, so that experiments
+    repeat. It is then no protection, and none is needed.
+    """
+    key = data.secret or f"no node, seed {seed}".encode()
+    digest = hmac.digest(key, f"item table of {data.client}".encode(), "sha256")
+    return int.from_bytes(digest[:8], "little")
 
 
 def _associative(model: ModelSettings, anchored: bool) -> nn.Module:

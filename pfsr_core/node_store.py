@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -36,6 +37,7 @@ CREATE TABLE states (
     fingerprint TEXT NOT NULL, digest TEXT NOT NULL, tensors BLOB NOT NULL,
     PRIMARY KEY (run, algorithm, client, round)
 ) WITHOUT ROWID;
+CREATE TABLE secret (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
 CREATE TABLE served (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     run TEXT, algorithm TEXT, round INTEGER, fingerprint TEXT NOT NULL,
@@ -119,6 +121,17 @@ class NodeStore:
             )
         self._check_model(row[0], fingerprint, client, run)
         return self._tensors(row[2], row[1])
+
+    def secret(self) -> bytes:
+        """32 random bytes that never leave this file; drawn at the first call.
+
+        What is derived from them, such as a private start, no server can compute.
+        """
+        with self._transaction() as file:
+            fresh = secrets.token_bytes(32)
+            file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (fresh,))
+            found: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
+        return found
 
     def save(  # noqa: PLR0913 - one transaction needs all of its key
         self,

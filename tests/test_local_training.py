@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +145,13 @@ def test_item_starts(start: str) -> None:
         untouched = [code for code in range(1, len(one)) if code not in a | b]
         assert all(torch.allclose(one[code], other[code]) for code in untouched)
         assert not all(same_rows)
+
+
+def test_a_secret_start_follows_from_the_secret_not_from_the_runs_seed() -> None:
+    tables = []
+    for seed, secret in ((0, b"one"), (1, b"one"), (0, b"two")):
+        _, federation, assembly = tiny_world(model__item_start="secret", run__seed=seed)
+        data = replace(federation.clients[0], secret=secret)
+        tables.append(assembly.task.init_private(data)[ITEMS])
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])

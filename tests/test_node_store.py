@@ -247,3 +247,9 @@ def test_installing_again_replaces(store):
 def test_nothing_to_serve_says_so(store):
     with pytest.raises(StateMissingError, match="serves no model"):
         store.served()
+
+
+def test_the_secret_is_drawn_once_and_differs_between_nodes(tmp_path: Path) -> None:
+    first, second = NodeStore(tmp_path / "a.sqlite"), NodeStore(tmp_path / "b.sqlite")
+    assert first.secret() == NodeStore(first.path).secret()
+    assert len(first.secret()) == 32 and first.secret() != second.secret()

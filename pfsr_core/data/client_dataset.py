@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -45,11 +45,13 @@ class ClientDataset:
     """The users of one client, the unit of personalization.
 
     ``item_ids[code - 1]`` is the raw id of an item code; the catalogue has ``num_items`` items.
+    ``secret``: random bytes that only the client's node knows; empty where there is no node.
     """
 
     client: str
     users: tuple[UserHistory, ...]
     item_ids: tuple[str, ...]
+    secret: bytes = field(default=b"", repr=False)
 
     @property
     def num_items(self) -> int:

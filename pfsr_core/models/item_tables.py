@@ -45,7 +45,8 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
 
 def _unit(rows: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / length.clamp(min=1e-12)
+    scaled: Tensor = rows / length.clamp(min=1e-12)
+    return scaled
 
 
 def _counts(histories: Sequence[NDArray[np.int64]], size: int) -> Tensor:
