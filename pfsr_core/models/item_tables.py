@@ -34,7 +34,7 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
     common row; all rows have the mean length of ``table``.
     """
     weights = _ppmi(_counts(histories, len(table)))
-    length = torch.linalg.vector_norm(table[1:], dim=1).mean()
+    length: Tensor = torch.linalg.vector_norm(table[1:], dim=1).mean()
     common = _unit(table)
     reached, context = common, torch.zeros_like(common)
     for _ in range(HOPS):
@@ -45,8 +45,7 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
 
 def _unit(rows: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    scaled: Tensor = rows / length.clamp(min=1e-12)
-    return scaled
+    return rows / length.clamp(min=1e-12)
 
 
 def _counts(histories: Sequence[NDArray[np.int64]], size: int) -> Tensor:
