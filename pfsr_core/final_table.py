@@ -11,7 +11,9 @@ from pathlib import Path
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
 UNKNOWN = "–"
-LEGEND = "HR and NDCG at 10, history excluded; 'kept': with the history among the candidates. * best"
+LEGEND = (
+    "HR and NDCG at 10, history excluded; 'kept': with the history among the candidates. * best"
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def table_text(record: RunRecord, width: int = 120) -> str:
     rows = methods(record)
     if not rows:
         return f"{record.name}: no method has results yet."
-    return _render(_title(record), rows, width)
+    return methods_text(_title(record), rows, width)
 
 
 def _title(record: RunRecord) -> str:
@@ -100,7 +102,8 @@ def _title(record: RunRecord) -> str:
     return f"{record.name}{people}{state}: test items among the whole catalogue"
 
 
-def _render(title: str, rows: Sequence[Method], width: int) -> str:
+def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:
+    """A table of ``rows`` under ``title``; the best of each metric carries a star."""
     # Only who prints a table needs rich; a node does not.
     from rich import box
     from rich.console import Console

@@ -15,6 +15,7 @@ from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
 from pfsr_core.final_table import COLUMNS, best_value, cell, duration, final_table, share
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
+from pfsr_core.run_views import ALONE, main_algorithm, wins
 
 HR = "test/excluded/hr@10"
 NDCG = "test/excluded/ndcg@10"
@@ -72,7 +73,7 @@ def render(record: RunRecord) -> str:
 
 def headline(record: RunRecord, rows: Sequence[Method]) -> str:
     """The answer in one line."""
-    name = plots.main_algorithm(record)
+    name = main_algorithm(record)
     main = next((row for row in rows if row.name == name and HR in row.metrics), None)
     if main is None:
         return f"{name}: no test results yet"
@@ -86,7 +87,7 @@ def headline(record: RunRecord, rows: Sequence[Method]) -> str:
 def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
     """Who the headline compares with: training alone, else the best of the others."""
     others = [row for row in rows if row is not main and HR in row.metrics]
-    alone = [row for row in others if row.name == plots.ALONE]
+    alone = [row for row in others if row.name == ALONE]
     return next(iter(alone or others), None)
 
 
@@ -102,7 +103,7 @@ def _eyebrow(record: RunRecord) -> str:
 
 
 def _lead(record: RunRecord, rows: Sequence[Method]) -> str:
-    name = plots.main_algorithm(record)
+    name = main_algorithm(record)
     main = next((row for row in rows if row.name == name and HR in row.metrics), None)
     users = _users(record)
     if main is None:
@@ -162,7 +163,7 @@ def _heading(title: str) -> str:
 
 
 def _row(record: RunRecord, row: Method, bests: Sequence[float | None]) -> str:
-    main = row.name == plots.main_algorithm(record)
+    main = row.name == main_algorithm(record)
     note = "baseline" if row.kind == "baseline" else row.version
     label = f"{html.dot(plots.colour(row.name, record))}{escape(row.name)}"
     cells = "".join(
@@ -178,12 +179,12 @@ def _mark(value: float | None, best: float | None) -> str:
 
 
 def _clients_note(record: RunRecord) -> str:
-    main = plots.main_algorithm(record)
+    main = main_algorithm(record)
     note = f"Test NDCG@10 of every client, sorted by {main}."
-    better, compared = plots.wins(record)
+    better, compared = wins(record)
     if not compared:
         return note
-    return f"{note} {main} is ahead of {plots.ALONE} on {better} of {compared} clients."
+    return f"{note} {main} is ahead of {ALONE} on {better} of {compared} clients."
 
 
 def _details(record: RunRecord) -> dict[str, dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The page around a report: style sheet and the small pieces of HTML. Everything is escaped here."""
+"""The page around a report: style sheet and small pieces of HTML. What is text is escaped here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ CSS = """
 :root { --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.55;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+    sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
 header { margin-bottom: 28px; }
 .eyebrow { color: var(--soft); font-size: 14px; margin: 0 0 6px; }
@@ -20,8 +21,10 @@ h1 { font-size: 30px; line-height: 1.25; margin: 0 0 10px; letter-spacing: -0.01
   background: #fff4d6; color: #7a4d00; margin-left: 8px; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 24px 0 0; padding: 0; list-style: none; }
-.facts li { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.facts b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; line-height: 1.3; white-space: nowrap; }
+.facts li { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+  padding: 12px 16px; }
+.facts b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; line-height: 1.3;
+  white-space: nowrap; }
 .facts span { color: var(--soft); font-size: 13.5px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
   padding: 22px 26px 18px; margin: 18px 0; overflow-x: auto; }
@@ -33,7 +36,8 @@ section svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { padding: 8px 10px; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 4px; }
-thead th { color: var(--soft); font-weight: 600; font-size: 13px; border-bottom: 1px solid #cbd5e1; }
+thead th { color: var(--soft); font-weight: 600; font-size: 13px;
+  border-bottom: 1px solid #cbd5e1; }
 thead tr.groups th { border: 0; padding-bottom: 0; text-align: center; color: var(--ink); }
 tbody td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 tbody tr:last-child td { border-bottom: 0; }

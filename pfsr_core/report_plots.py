@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfsr_core.run_files import SELECTED_BY, ClientResult, Json, RunRecord, methods
+from pfsr_core.run_files import SELECTED_BY, RunRecord, methods
+from pfsr_core.run_views import (
+    ALONE,
+    Pairs,
+    algorithms,
+    curve,
+    kept_of,
+    main_algorithm,
+)
+from pfsr_core.run_views import pairs as client_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAIN = "pfsr"
-ALONE = "local-only"
 COLOURS = {
     "pfsr": "#0072B2",
     "fed-avg": "#D55E00",
@@ -51,8 +58,8 @@ STYLE: dict[str, Any] = {
 
 def convergence(record: RunRecord) -> str:
     """Validation NDCG@10 by round, one line a method; baselines as horizontal lines."""
-    curves = {name: _curve(record.of(name)) for name in algorithms(record)}
-    curves = {name: curve for name, curve in curves.items() if curve[0]}
+    curves = {name: curve(record.of(name)) for name in algorithms(record)}
+    curves = {name: found for name, found in curves.items() if found[0]}
     if not curves:
         return ""
 
@@ -62,7 +69,7 @@ def convergence(record: RunRecord) -> str:
             _circle_best(axes, rounds, values, name, record)
         _baselines(axes, record)
         axes.set(xlabel="round", ylabel="validation NDCG@10", ylim=(0, None))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes)
         _legend(axes)
 
     return _svg(draw, "convergence", (10.4, 4.6))
@@ -70,7 +77,7 @@ def convergence(record: RunRecord) -> str:
 
 def client_distribution(record: RunRecord) -> str:
     """Test NDCG@10 of every client, the main method against the one that trains alone."""
-    pairs = _pairs(record)
+    pairs = client_pairs(record)
     if not pairs:
         return ""
     draw = _dots if len(pairs) <= FEW_CLIENTS else _ranked
@@ -123,35 +130,11 @@ def kept_shares(record: RunRecord) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlabel("round")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes)
         bar = axes.figure.colorbar(image, ax=axes, format=lambda x, _: f"{x:.0%}", pad=0.02)
         bar.outline.set_visible(False)
 
     return _svg(draw, "kept", (5.6, max(4.0, min(7.0, 1.2 + 0.24 * len(names)))))
-
-
-def algorithms(record: RunRecord) -> list[str]:
-    """Names with rounds, the main one last, so that it is drawn on top."""
-    names = list(dict.fromkeys(line["algorithm"] for line in record.rounds))
-    main = main_algorithm(record)
-    return [name for name in names if name != main] + [name for name in names if name == main]
-
-
-def main_algorithm(record: RunRecord) -> str:
-    """The algorithm that the settings name, else the first one that was run."""
-    named = record.config.get("algorithm.name")
-    if named is None and isinstance(record.config.get("algorithm"), dict):
-        named = record.config["algorithm"].get("name")
-    first = record.rounds[0]["algorithm"] if record.rounds else MAIN
-    return str(named or first)
-
-
-def kept_of(line: Json) -> dict[str, float]:
-    """Kept shares by tensor name out of one line of the metrics."""
-    nested = line.get("kept")
-    if isinstance(nested, dict):
-        return nested
-    return {k.removeprefix("kept/"): v for k, v in line.items() if k.startswith("kept/")}
 
 
 def colour(name: str, record: RunRecord) -> str:
@@ -162,11 +145,6 @@ def colour(name: str, record: RunRecord) -> str:
     if name in others:
         return OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
     return GREY
-
-
-def _curve(lines: Sequence[Json]) -> tuple[list[int], list[float]]:
-    measured = [line for line in lines if SELECTED_BY in line]
-    return [line["round"] for line in measured], [float(line[SELECTED_BY]) for line in measured]
 
 
 def _line(name: str, record: RunRecord) -> dict[str, Any]:
@@ -213,12 +191,18 @@ def _silent(axes: Axes, record: RunRecord) -> None:
     """Methods that send nothing, as the line they can be compared with."""
     for name in algorithms(record):
         lines = record.of(name)
-        values = _curve(lines)[1]
+        values = curve(lines)[1]
         if values and not any(line.get("bytes-up", 0) for line in lines):
             label = f"{name} (sends nothing)"
             axes.axhline(
                 max(values), color=colour(name, record), linestyle=(0, (4, 2)), label=label
             )
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _legend(axes: Axes) -> None:
@@ -227,25 +211,6 @@ def _legend(axes: Axes) -> None:
 
 def _short(name: str) -> str:
     return name.removeprefix("encoder.").removesuffix(".weight").replace("layers.", "layer ")
-
-
-def _pairs(record: RunRecord) -> list[tuple[ClientResult, ClientResult | None]]:
-    """Each client's outcome with the main method, the lowest first, and alone when known."""
-    test = [row for row in record.clients if row.split == "test" and row.users]
-    alone = {row.client: row for row in test if row.method == ALONE}
-    main = [row for row in test if row.method == main_algorithm(record)]
-    if main_algorithm(record) == ALONE:
-        alone = {}
-    return [(row, alone.get(row.client)) for row in sorted(main, key=lambda r: r.ndcg / r.users)]
-
-
-def wins(record: RunRecord) -> tuple[int, int]:
-    """On how many clients the main method is ahead of training alone, and how many have both."""
-    both = [(row, other) for row, other in _pairs(record) if other]
-    return sum(row.ndcg > other.ndcg for row, other in both), len(both)
-
-
-Pairs = Sequence[tuple[ClientResult, ClientResult | None]]
 
 
 def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
@@ -287,7 +252,8 @@ def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -
 
     output = StringIO()
     # The salt keeps the ids of two plots in one page apart, and the same run the same bytes.
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure.subplots())
         figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})

@@ -116,7 +116,7 @@ def read_run(directory: Path) -> RunRecord:
 def methods(record: RunRecord) -> list[Method]:
     """The rows of the final table, the best test NDCG@10 first; those without figures come last."""
     if record.finished:
-        rows = [_from_summary(entry) for entry in record.summary.get("methods", ())]
+        rows = [method_of(entry) for entry in record.summary.get("methods", ())]
     else:
         names = dict.fromkeys(line["algorithm"] for line in record.rounds)
         rows = [_from_rounds(name, record.of(name)) for name in names]
@@ -155,15 +155,17 @@ def best_line(lines: Sequence[Json]) -> Json | None:
     return max(measured, key=lambda line: float(line[SELECTED_BY]), default=None)
 
 
-def _from_summary(entry: Json) -> Method:
-    best_round = entry.get("best_round")
-    versions = {f"round {best_round}" if best_round else "": entry.get("best") or {}}
+def method_of(entry: Json) -> Method:
+    """A row out of an entry of the summary's methods."""
+    kind = entry.get("kind", "federated")
+    best = f"round {entry.get('best_round')}" if kind == "federated" else ""
+    versions = {best: entry.get("best") or {}}
     if entry.get("finetuned"):
         versions["finetuned"] = entry["finetuned"]
     version = max(versions, key=lambda name: versions[name].get(SELECTED_BY, -1.0))
     return Method(
         name=entry["method"],
-        kind=entry.get("kind", "federated"),
+        kind=kind,
         version=version,
         metrics=versions[version],
         rounds=entry.get("rounds") or 0,

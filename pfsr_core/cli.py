@@ -1,0 +1,240 @@
+"""The command line: ``pfsr``. Thin: it reads words, calls the core and prints what it answers.
+
+What a person can put right ends with one line on standard error and exit status 2, without a
+traceback. Heavy imports wait until a command needs them, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+app = typer.Typer(
+    name="pfsr",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="""Personalized federated sequential recommendation.
+
+Federated runs on Flower start with `flwr run` or `python -m server_app.launch`; the commands here
+need no Flower.
+
+    pfsr doctor                                 is everything there?
+    pfsr data fetch ml-100k                     get the data
+    pfsr simulate --recipe recipes/pfsr.toml    a run in one process
+    pfsr report runs/pfsr-20250131-120000       its page and table
+    pfsr recommend --state .pfsr/state/node-0.sqlite --user 42
+""",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
+app.add_typer(data_app, name="data")
+
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", help="TOML file with settings; without it the defaults."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="One setting, as key=value; may be repeated.", metavar="K=V"),
+]
+Source = Annotated[str, typer.Argument(help="Dataset: ml-100k, ml-1m, file, synthetic, ...")]
+DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
+
+
+def plain_errors(command: Command) -> Command:
+    """Turns the errors that name their own fix into one line and exit status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, RuntimeError, OSError) as error:
+            if not isinstance(error, _expected()):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    from pfsr_core.data.errors import DataError
+    from pfsr_core.node_store import NodeStoreError
+    from pfsr_core.recommend import RecommendationError
+    from pfsr_core.run_files import RunError
+    from pfsr_core.settings import SettingsError
+
+    return (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
+
+
+@data_app.command("fetch")
+@plain_errors
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="ml-100k or ml-1m")],
+    path: Annotated[
+        str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
+    ] = "",
+) -> None:
+    """Download a public dataset into the cache, or check the copy that is there.
+
+    Example: `pfsr data fetch ml-100k`, or offline `pfsr data fetch ml-100k --path ml-100k.zip`
+    """
+    from pfsr_core.data.errors import DataError
+    from pfsr_core.data.fetch import fetch_ml_1m, fetch_ml_100k
+
+    known = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
+    if name not in known:
+        fix = f"fetch {' or '.join(known)}; other datasets are read from the path you give"
+        raise DataError(f"{name!r} cannot be fetched. Fix: {fix}.")
+    typer.echo(str(known[name](path)))
+
+
+@data_app.command("describe")
+@plain_errors
+def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
+    """Print the facts about a dataset and its split, as JSON.
+
+    Example: `pfsr data describe file --path purchases.csv`
+    """
+    from pfsr_core.data import load_dataset
+    from pfsr_core.data.describe import describe
+    from pfsr_core.data.splits import leave_one_out
+
+    log = load_dataset(source, path)
+    typer.echo(json.dumps(describe(log, leave_one_out(log)), indent=2, ensure_ascii=False))
+
+
+@data_app.command("prepare")
+@plain_errors
+def data_prepare(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
+    path: DataPath = "",
+) -> None:
+    """Check a dataset and write it as Parquet, with its vocabulary and its facts.
+
+    The result is read with `data.source = "file"` and the path of `interactions.parquet`.
+
+    Example: `pfsr data prepare file --path purchases.csv --out data/purchases`
+    """
+    from pfsr_core.prepare import prepare
+
+    file = prepare(source, path, out)
+    typer.echo(f'{file}\nUse it with --set data.source=file --set data.path="{file}"')
+
+
+@app.command()
+@plain_errors
+def simulate(
+    recipe: Recipe = None,
+    settings: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New directory of the run.")
+    ] = None,
+) -> None:
+    """Run a recipe in one process, without Flower: the reference of the networked runs.
+
+    Writes the files of a run, its page and the final table.
+
+    Example: `pfsr simulate --recipe recipes/pfsr.toml --set federation.rounds=5`
+    """
+    from pfsr_core import cli_training
+
+    cli_training.simulate_run(recipe, settings or [], out, typer.echo)
+
+
+@app.command()
+@plain_errors
+def central(
+    recipe: Recipe = None,
+    settings: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of run.seed.", min=0)] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Instead of federation.rounds: passes.", min=1)
+    ] = None,
+) -> None:
+    """Train the same model on all data in one place: what federation could reach at best.
+
+    All users are one client and the item table is shared; the pass is selected on validation.
+
+    Example: `pfsr central --recipe recipes/pfsr.toml --rounds 30 --seed 1`
+    """
+    from pfsr_core import cli_training
+
+    cli_training.central(recipe, settings or [], seed, rounds, typer.echo)
+
+
+@app.command()
+@plain_errors
+def baselines(recipe: Recipe = None, settings: Set = None) -> None:
+    """Popularity, item-kNN and Markov chains: on each client alone, and on all data together.
+
+    Example: `pfsr baselines --recipe recipes/pfsr.toml`
+    """
+    from pfsr_core import cli_training
+
+    cli_training.baselines(recipe, settings or [], typer.echo)
+
+
+@app.command()
+@plain_errors
+def recommend(
+    state: Annotated[Path, typer.Option("--state", help="Store of a node: node-0.sqlite.")],
+    user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    items: Annotated[
+        str | None,
+        typer.Option(help="Item ids, oldest first, with commas: instead of the stored history."),
+    ] = None,
+    client: Annotated[str, typer.Option(help="Whose model answers a new user.")] = "",
+    run: Annotated[str, typer.Option(help="Run to serve; without it the last one.")] = "",
+) -> None:
+    """Recommend items to one user with the model that a run left on this node.
+
+    Examples: `pfsr recommend --state .pfsr/state/node-0.sqlite --user 42 -k 5`,
+    for somebody new `... --user guest --items "50,181"`
+    """
+    from pfsr_core import cli_answers
+    from pfsr_core.recommend import open_served
+    from pfsr_core.recommend import recommend as answer
+
+    given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]
+    served = open_served(state, run)
+    typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
+
+
+@app.command()
+@plain_errors
+def report(run: Annotated[Path, typer.Argument(help="Directory of a run.")]) -> None:
+    """Write the page of a run again and print its final table; also while it is going on.
+
+    Example: `pfsr report runs/pfsr-20250131-120000`
+    """
+    from pfsr_core.report import final_table, write_report
+
+    path = write_report(run)
+    typer.echo(final_table(run))
+    typer.echo(f"report: {path}")
+
+
+@app.command()
+@plain_errors
+def doctor() -> None:
+    """Check that everything a run needs is here, and say how to get what is not.
+
+    The exit status is 1 when something needed is missing.
+    """
+    from pfsr_core import cli_answers
+    from pfsr_core.doctor import examine
+
+    findings = examine()
+    typer.echo(cli_answers.findings_text(findings))
+    if any(finding.level == "missing" for finding in findings):
+        raise typer.Exit(1)

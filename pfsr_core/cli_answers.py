@@ -1,0 +1,44 @@
+"""Answers of the command line as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfsr_core.doctor import Finding
+from pfsr_core.node_store import Served
+from pfsr_core.recommend import MODEL, Answer
+
+MARKS = {"ok": "ok", "note": "--", "missing": "MISSING"}
+
+
+def answer_text(answer: Answer, served: Served) -> str:
+    """Recommendations as a list, with what was skipped and where the scores come from."""
+    source = answer.source
+    if source == MODEL:
+        source = f"{served.algorithm}, round {served.round} of run {served.run}"
+    lines = [f"user {answer.user}, client {answer.client} ({source})"]
+    if answer.skipped:
+        lines.append(f"skipped, not in the catalogue: {', '.join(answer.skipped)}")
+    if not answer.recommendations:
+        lines.append("nothing left to recommend: every item that can be ranked is in the history")
+    width = max((len(item.item) for item in answer.recommendations), default=0)
+    lines += [
+        f"{item.rank:>3}  {item.item:<{width}}  {item.score:>8.3f}  {item.title}".rstrip()
+        for item in answer.recommendations
+    ]
+    return "\n".join(lines)
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """One line a finding, its fix below it."""
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{MARKS[finding.level]:<8} {finding.subject:<{width}}  {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':<8} {'':<{width}}  get it: {finding.fix}")
+    missing = sum(finding.level == "missing" for finding in findings)
+    lines.append(
+        f"{missing} needed things are missing" if missing else "all that is needed is here"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""The training commands: settings from recipe and overrides, then a run, then its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pfsr_core.assembly import Federation, load_federation
+from pfsr_core.final_table import methods_text
+from pfsr_core.plain_run import (
+    algorithm_names,
+    new_directory,
+    simulate,
+    train_and_evaluate,
+)
+from pfsr_core.report import final_table, write_report
+from pfsr_core.run_files import Method, RunError, method_of
+from pfsr_core.run_rows import Row, baseline_rows
+from pfsr_core.settings import Settings, parse_settings
+from pfsr_core.settings_file import load_recipe, with_overrides
+
+Tell = Callable[[str], None]
+CENTRAL = "central"  # how averaging over a single client is called
+
+
+def read_settings(recipe: Path | None, overrides: Sequence[str]) -> Settings:
+    """The recipe, or the defaults, with the overrides on top. Raises SettingsError."""
+    flat = load_recipe(recipe) if recipe else {}
+    return parse_settings(with_overrides(flat, overrides))
+
+
+def simulate_run(
+    recipe: Path | None, overrides: Sequence[str], out: Path | None, tell: Tell
+) -> None:
+    """A run in one process. Raises RunError when ``out`` is there already."""
+    settings = read_settings(recipe, overrides)
+    names = algorithm_names(settings)
+    directory = out or new_directory(settings)
+    if directory.exists():
+        raise RunError(f"{directory} exists already. Fix: name a new directory with --out.")
+    federation = load_federation(settings)
+    tell(f"run {directory.name}: {' '.join(names)}; {_who(federation)}; files in {directory}")
+    simulate(settings, federation, directory, tell)
+    tell(final_table(directory))
+    tell(f"report: {write_report(directory)}")
+
+
+def central(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    seed: int | None,
+    rounds: int | None,
+    tell: Tell,
+) -> None:
+    """The model of the settings, trained on all data in one place, and the baselines so."""
+    settings = central_settings(read_settings(recipe, overrides), seed, rounds)
+    federation = load_federation(settings)
+    tell(f"central training of {settings.model.encoder}: {_who(federation)}")
+    row, _ = train_and_evaluate(
+        settings, federation, lambda line: tell(line.replace(settings.algorithm.name, CENTRAL, 1))
+    )
+    rows = [method_of({**row, "method": CENTRAL, "bytes_down": 0, "bytes_up": 0})]
+    if settings.run.baselines:
+        rows += [method_of(entry) for entry in baseline_rows(federation)[0]]
+    tell(methods_text("all data in one place", rows))
+
+
+def central_settings(settings: Settings, seed: int | None, rounds: int | None) -> Settings:
+    """One client with all users, a shared item table, plain averaging of one."""
+    run, federation = settings.run, settings.federation
+    return replace(
+        settings,
+        federation=replace(
+            federation,
+            partition="group",
+            clients=1,
+            sizes="",
+            participation=1.0,
+            rounds=federation.rounds if rounds is None else rounds,
+        ),
+        model=replace(settings.model, items="shared"),
+        algorithm=replace(
+            settings.algorithm, name="fed-avg", server_optimizer="average", finetune=False
+        ),
+        run=replace(run, seed=run.seed if seed is None else seed, compare=""),
+    )
+
+
+def baselines(recipe: Path | None, overrides: Sequence[str], tell: Tell) -> None:
+    """Every baseline on each client alone, and on all data together."""
+    settings = read_settings(recipe, overrides)
+    federation = load_federation(settings)
+    together = load_federation(central_settings(settings, None, None))
+    tell(_who(federation))
+    rows = [
+        *_named("each client alone", baseline_rows(federation)[0]),
+        *_named("all data", baseline_rows(together)[0]),
+    ]
+    tell(methods_text("baselines without training", rows))
+
+
+def _named(where: str, rows: Sequence[Row]) -> list[Method]:
+    return [replace(method_of(row), version=where, kind="") for row in rows]
+
+
+def _who(federation: Federation) -> str:
+    users, items = len(federation.split.users), len(federation.split.item_ids)
+    return f"{users} users in {len(federation.clients)} clients, {items} items"

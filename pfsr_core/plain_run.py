@@ -1,0 +1,187 @@
+"""A whole run without Flower: the plain loop with evaluation after each round, and its files.
+
+The run directory is that of a federated run, so the same report reads it. Bytes are those that one
+node a client would send: float32 values of the shared names, headers not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from pfsr_core.assembly import ALGORITHMS, Assembly, Federation, assemble
+from pfsr_core.data.describe import describe
+from pfsr_core.environment import environment
+from pfsr_core.federated import Broadcast
+from pfsr_core.params import Params, shapes_of
+from pfsr_core.personal_evaluation import personal_scorers, split_means
+from pfsr_core.protocol import size_of
+from pfsr_core.run_files import append_line, write_clients, write_json
+from pfsr_core.run_rows import (
+    Evaluations,
+    Row,
+    baseline_rows,
+    client_rows,
+    coverage,
+    evaluate_splits,
+    federated_row,
+)
+from pfsr_core.settings import Settings, SettingsError, flat_settings
+from pfsr_core.simulation import RoundReport, States, run
+
+Tell = Callable[[str], None]
+BYTES_PER_VALUE = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One algorithm over one federation."""
+
+    settings: Settings
+    federation: Federation
+    assembly: Assembly
+
+    @property
+    def name(self) -> str:
+        return self.settings.algorithm.name
+
+    def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
+        length = self.settings.model.max_length
+        scorer_of = personal_scorers(self.assembly, length, shared, states)
+        return evaluate_splits(scorer_of, self.federation)
+
+
+def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
+    """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files."""
+    started = time.perf_counter()
+    names = algorithm_names(settings)
+    directory.mkdir(parents=True)
+    _write_facts(settings, federation, directory)
+    baselines, clients = baseline_rows(federation) if settings.run.baselines else ([], [])
+    if baselines:
+        best = {row["method"]: row["best"] for row in baselines}
+        write_json(directory / "baselines.json", best)
+    methods = []
+    for name in names:
+        chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
+        method, rows = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
+        methods.append(method)
+        clients += rows
+    write_clients(directory / "clients.csv", clients)
+    summary = {
+        "run": directory.name,
+        "split": federation.split.digest,
+        "users": len(federation.split.users),
+        "clients": len(federation.clients),
+        "coverage": coverage(federation),
+        "seconds": time.perf_counter() - started,
+        "methods": [*methods, *baselines],
+    }
+    write_json(directory / "summary.json", summary)
+
+
+def algorithm_names(settings: Settings) -> list[str]:
+    """The main algorithm, then those of ``run.compare``; none twice. Raises SettingsError."""
+    compared = settings.run.compare.replace(",", " ").split()
+    for name in compared:
+        if name not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
+    return list(dict.fromkeys([settings.algorithm.name, *compared]))
+
+
+def new_directory(settings: Settings) -> Path:
+    """``<run.name>-<time>`` where runs are kept, with a number after it when that exists."""
+    home = os.environ.get("PFSR_HOME")
+    root = Path(settings.run.directory or (Path(home) / "runs" if home else "runs")).expanduser()
+    name = f"{settings.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    paths = (root / (f"{name}-{number}" if number > 1 else name) for number in range(1, 1000))
+    return next(path for path in paths if not path.exists())
+
+
+def train_and_evaluate(
+    settings: Settings, federation: Federation, tell: Tell, metrics: Path | None = None
+) -> tuple[Row, list[Row]]:
+    """One algorithm, evaluated after each round: its summary row and the rows of its clients.
+
+    Each round is told, and added to the file ``metrics``.
+    """
+    assembly = assemble(settings, federation.split.item_ids)
+    experiment = Experiment(settings, federation, assembly)
+    lines: list[Row] = []
+    started = last = time.perf_counter()
+
+    def on_round(report: RoundReport) -> None:
+        nonlocal last
+        figures = split_means(experiment.evaluate(report.server.params, report.states))
+        now = time.perf_counter()
+        lines.append({**_round_line(experiment, report), "seconds": now - last, **figures})
+        last = now
+        if metrics is not None:
+            append_line(metrics, lines[-1])
+        tell(progress(lines[-1], settings.federation.rounds))
+
+    server, states = run(
+        assembly.algorithm,
+        federation.clients,
+        rounds=settings.federation.rounds,
+        seed=settings.run.seed,
+        participation=settings.federation.participation,
+        on_round=on_round,
+    )
+    if settings.algorithm.finetune:
+        states = _finetune(experiment, server.broadcast(), states)
+    found = experiment.evaluate(server.params, states)
+    finetuned = split_means(found) if settings.algorithm.finetune else None
+    row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
+    return row, client_rows(experiment.name, federation, found)
+
+
+def progress(line: Row, rounds: int) -> str:
+    """One line for a person who waits."""
+    return (
+        f"{line['algorithm']}  round {line['round']}/{rounds}  loss {line['train-loss']:.3f}  "
+        f"valid HR@10 {line['valid/excluded/hr@10']:.4f}  "
+        f"NDCG@10 {line['valid/excluded/ndcg@10']:.4f}  {line['seconds']:.1f} s"
+    )
+
+
+def _write_facts(settings: Settings, federation: Federation, directory: Path) -> None:
+    write_json(directory / "config.json", flat_settings(settings))
+    write_json(directory / "environment.json", environment())
+    facts = describe(federation.interactions, federation.split)
+    write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
+
+
+def _finetune(experiment: Experiment, broadcast: Broadcast, states: Mapping[str, Params]) -> States:
+    """Every client's private state after its last training, which is not sent."""
+    algorithm = experiment.assembly.algorithm
+    first = algorithm.init_client
+    return {
+        data.client: algorithm.finetune(
+            broadcast, states[data.client] if data.client in states else first(data), data
+        )
+        for data in experiment.federation.clients
+    }
+
+
+def _round_line(experiment: Experiment, report: RoundReport) -> Row:
+    sums, asked = report.reply.metrics, len(report.asked)
+    clients = sums.get("clients", 0.0)
+    kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
+    reply = experiment.assembly.algorithm.reply_shapes
+    return {
+        "round": report.server.round,
+        "algorithm": experiment.name,
+        "train-loss": sums["train-loss"] / max(1.0, sums["train-targets"]),
+        "asked": asked,
+        "answered": asked,
+        "dropped": [],
+        "bytes-down": BYTES_PER_VALUE * asked * size_of(shapes_of(report.server.params)),
+        "bytes-up": BYTES_PER_VALUE * asked * size_of(reply),
+        "kept": {name: share / clients for name, share in kept.items() if clients},
+    }

@@ -1,0 +1,45 @@
+"""A dataset of any readable form, checked and written as Parquet with its vocabulary and facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pfsr_core.data import load_dataset
+from pfsr_core.data.describe import describe
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.splits import leave_one_out
+from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.run_files import write_json
+
+
+def prepare(source: str, path: str, directory: Path) -> Path:
+    """Writes ``interactions.parquet``, ``vocabulary.json`` and ``data.json``; returns the first.
+
+    Rows keep their order, which decides ties in time. Raises DataError.
+    """
+    interactions = load_dataset(source, path)
+    facts = describe(interactions, leave_one_out(interactions))
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "interactions.parquet"
+    stage = directory / ".interactions.parquet"
+    pq.write_table(_table(interactions), stage)
+    stage.replace(file)
+    save_vocabulary(directory, interactions.item_ids, interactions.titles)
+    write_json(directory / "data.json", facts)
+    return file
+
+
+def _table(interactions: Interactions) -> pa.Table:
+    named = {
+        "user": np.array(interactions.user_ids, str)[interactions.users],
+        "item": np.array(interactions.item_ids, str)[interactions.items - 1],
+        "timestamp": interactions.timestamps,
+    }
+    further = {k: v for k, v in interactions.columns.items() if k not in named}
+    return pa.table(
+        {name: pa.array(values.tolist()) for name, values in {**named, **further}.items()}
+    )

@@ -1,0 +1,191 @@
+"""Recommendations out of a node's own store: the served model, one user, no server, no network.
+
+A user of the node is ranked with the model of the user's client and the stored history. Somebody
+new may give a few items instead, and is ranked with the model of the node's largest client, or of
+the client named. Items of the history are never recommended.
+
+A user without any history gets the items most frequent in that client's histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfsr_core.assembly import assemble
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.local_training import make_scorer
+from pfsr_core.node_store import NodeStore, Served
+from pfsr_core.settings import Settings, parse_settings
+
+MODEL = "model"
+POPULARITY = "popularity: no history yet"
+HELD_OUT = 2  # the last items of a stored history, which no model was trained on
+
+
+class RecommendationError(ValueError):
+    """A question that cannot be answered; says what can be asked instead."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """``item``: raw id. ``title``: "" where none is known. ``rank`` counts from 1."""
+
+    item: str
+    title: str
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``source``: MODEL or POPULARITY. ``skipped``: given items that the catalogue lacks."""
+
+    user: str
+    client: str
+    source: str
+    recommendations: tuple[Recommendation, ...]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks: the client whose model answers, the history as codes, and what was skipped."""
+
+    client: str
+    history: ItemArray
+    skipped: tuple[str, ...] = ()
+
+
+def open_served(path: Path, run: str = "") -> Served:
+    """The model installed last in the store at ``path``, or that of ``run``.
+
+    Raises RecommendationError without such a file (it is not created), NodeStoreError otherwise.
+    """
+    if not path.is_file():
+        raise RecommendationError(
+            f"{path}: no such file. Fix: give the node's store, which a finished run leaves in its "
+            f"state directory, e.g. .pfsr/state/node-0.sqlite."
+        )
+    return NodeStore(path).served(run)
+
+
+def recommend(
+    served: Served, user: str, k: int = 10, items: Sequence[str] | None = None, client: str = ""
+) -> Answer:
+    """The ``k`` best items for ``user``, the best first; ties go to the lower item code.
+
+    ``items`` (raw ids, oldest first) replace the stored history; then the user may be unknown.
+    Raises RecommendationError for an unknown user without items, an unknown client, or k < 1.
+    """
+    if k < 1:
+        raise RecommendationError(f"k = {k}: ask for at least one item")
+    asker = _asker(served, user, items, client)
+    if len(asker.history):
+        scores, source = _model_scores(served, asker), MODEL
+    else:
+        scores, source = _item_counts(served, asker.client), POPULARITY
+    scores[torch.from_numpy(asker.history)] = -torch.inf
+    scores[0] = -torch.inf
+    return Answer(user, asker.client, source, _best(served, scores, k), asker.skipped)
+
+
+def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) -> Asker:
+    home = _home(served, user)
+    name = client or home or _largest(served)
+    if name not in served.clients:
+        known = _some(served.clients)
+        raise RecommendationError(f"unknown client {name!r}. Fix: choose one of {known}.")
+    if items is not None:
+        codes = {raw: code for code, raw in enumerate(served.item_ids, start=1)}
+        known_codes = [codes[item] for item in items if item in codes]
+        skipped = tuple(item for item in items if item not in codes)
+        return Asker(name, np.array(known_codes, np.int64), skipped)
+    if home is None:
+        raise RecommendationError(
+            f"user {user!r} is not on this node. Fix: ask the node that holds the user, give one "
+            f"of its users ({_some(_users(served))}), or give what the user liked: "
+            f"--items ID,ID."
+        )
+    return Asker(name, np.array(served.clients[home].histories[user], np.int64))
+
+
+def _home(served: Served, user: str) -> str | None:
+    """The client that holds ``user``."""
+    names = (name for name, part in served.clients.items() if user in part.histories)
+    return next(names, None)
+
+
+def _largest(served: Served) -> str:
+    if not served.clients:
+        raise RecommendationError("this node serves no client. Fix: ask a node that has users.")
+    return max(served.clients, key=lambda name: len(served.clients[name].histories))
+
+
+def _users(served: Served) -> list[str]:
+    return [user for part in served.clients.values() for user in part.histories]
+
+
+def _some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
+    shown = ", ".join(list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... {len(names)} in all"
+
+
+def _model_scores(served: Served, asker: Asker) -> Tensor:
+    """Scores of the catalogue by the model of the asker's client: (V + 1,)."""
+    settings = _settings(served)
+    assembly = assemble(settings, served.item_ids)
+    if assembly.fingerprint != served.fingerprint:
+        raise RecommendationError(
+            f"the served model {served.fingerprint} is not the one that this version makes of its "
+            f"settings ({assembly.fingerprint}). Fix: serve with the version that trained it."
+        )
+    state = served.clients[asker.client].state
+    whole = assembly.algorithm.personalize(served.shared, state)
+    candidates = assembly.task.candidates(_dataset(served, asker.client))
+    return make_scorer(assembly.task, whole, candidates, settings.model.max_length)(
+        [asker.history]
+    )[0]
+
+
+def _settings(served: Served) -> Settings:
+    return parse_settings(served.settings)
+
+
+def _dataset(served: Served, client: str) -> ClientDataset:
+    """The client's data as it was split for training: only items trained on can be ranked."""
+    histories = served.clients[client].histories
+    users = tuple(
+        UserHistory(user, np.array(codes[:-2], np.int64), valid=codes[-2], test=codes[-1])
+        for user, codes in histories.items()
+        if len(codes) > HELD_OUT
+    )
+    return ClientDataset(client, users, tuple(served.item_ids))
+
+
+def _item_counts(served: Served, client: str) -> Tensor:
+    """How often each item occurs in the client's histories: (V + 1,); -inf for never."""
+    histories = served.clients[client].histories.values()
+    codes = np.concatenate([np.empty(0, np.int64), *map(np.asarray, histories)]).astype(np.int64)
+    counts = torch.from_numpy(np.bincount(codes, minlength=len(served.item_ids) + 1)).double()
+    return counts.masked_fill(counts == 0, -torch.inf)
+
+
+def _best(served: Served, scores: Tensor, k: int) -> tuple[Recommendation, ...]:
+    """At most ``k``: fewer when the client can rank no more."""
+    order = torch.argsort(scores, descending=True, stable=True)[:k].tolist()
+    ranked = [(code, float(scores[code])) for code in order if torch.isfinite(scores[code])]
+    return tuple(
+        Recommendation(
+            item=served.item_ids[code - 1],
+            title=served.titles.get(served.item_ids[code - 1], ""),
+            score=score,
+            rank=rank,
+        )
+        for rank, (code, score) in enumerate(ranked, start=1)
+    )

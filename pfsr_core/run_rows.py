@@ -1,0 +1,93 @@
+"""From evaluations to the rows of a run's files: methods of the summary, clients of the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pfsr_core.assembly import Federation
+from pfsr_core.data.client_dataset import HeldOut
+from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.evaluation.client import ClientEvaluation, client_sums
+from pfsr_core.personal_evaluation import SPLITS, ScorerOf, evaluate_clients, split_means
+from pfsr_core.run_files import best_line
+
+Row = dict[str, Any]
+Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
+
+
+def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
+    """Validation and test of every client."""
+    return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
+
+
+def coverage(federation: Federation) -> dict[str, float]:
+    """Share of the held-out items that occur in the training data of their own client."""
+    users = sum(len(data.users) for data in federation.clients)
+    return {
+        split: sum(data.target_coverage(split) for data in federation.clients) / users
+        for split in SPLITS
+    }
+
+
+def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
+    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv."""
+    methods: list[Row] = []
+    clients: list[Row] = []
+    for name, scorer_of in BASELINES.items():
+        started = time.perf_counter()
+        found = evaluate_splits(scorer_of, federation)
+        means = split_means(found)
+        row = {"method": name, "kind": "baseline", "rounds": 0, "best_round": 0}
+        row |= {"bytes_down": 0, "bytes_up": 0, "seconds": time.perf_counter() - started}
+        methods.append({**row, "best": means, "last": means, "finetuned": None})
+        clients += client_rows(name, federation, found)
+    return methods, clients
+
+
+def federated_row(
+    name: str, lines: Sequence[Row], finetuned: Mapping[str, float] | None, seconds: float
+) -> Row:
+    """A method's entry in the summary, from its rounds, of which there is at least one."""
+    best = best_line(lines) or lines[-1]
+    return {
+        "method": name,
+        "kind": "federated",
+        "rounds": len(lines),
+        "best_round": best["round"],
+        "bytes_down": sum(line["bytes-down"] for line in lines),
+        "bytes_up": sum(line["bytes-up"] for line in lines),
+        "seconds": seconds,
+        "best": _figures(best),
+        "last": _figures(lines[-1]),
+        "finetuned": finetuned,
+    }
+
+
+def client_rows(method: str, federation: Federation, found: Evaluations) -> list[Row]:
+    """The rows of clients.csv for one method."""
+    return [
+        _client_row(method, data.num_interactions, split, evaluation)
+        for split, evaluations in found.items()
+        for data, evaluation in zip(federation.clients, evaluations, strict=True)
+    ]
+
+
+def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:
+    hits, users = client_sums([one], "hr@10")
+    gains, _ = client_sums([one], "ndcg@10")
+    return {
+        "method": method,
+        "client": one.client,
+        "users": int(users[0]),
+        "interactions": interactions,
+        "split": split,
+        "hr@10_sum": float(hits[0]),
+        "ndcg@10_sum": float(gains[0]),
+        "covered": int(one.covered.sum()),
+    }
+
+
+def _figures(line: Row) -> dict[str, float]:
+    return {key: value for key, value in line.items() if key.startswith(("valid/", "test/"))}
