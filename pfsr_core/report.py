@@ -58,11 +58,16 @@ def render(record: RunRecord) -> str:
                 pair=True,
             ),
             html.section(
-                "What stays on the clients",
-                "Share of each tensor's coordinates that the Fisher mask keeps local.",
-                plots.kept_shares(record),
+                "Training loss",
+                "Cross-entropy over the items that the client knows, mean of a round.",
+                plots.losses(record),
                 pair=True,
             ),
+        ),
+        html.section(
+            "What stays on the clients",
+            "Share of each tensor's coordinates that the Fisher mask keeps local, round by round.",
+            plots.kept_shares(record),
         ),
         html.folded("Settings, data and environment", _details(record)),
         f"<footer>Run <code>{escape(record.name)}</code>. Figures come from the files beside this "
@@ -180,7 +185,7 @@ def _mark(value: float | None, best: float | None) -> str:
 
 def _clients_note(record: RunRecord) -> str:
     main = main_algorithm(record)
-    note = f"Test NDCG@10 of every client, sorted by {main}."
+    note = f"Test NDCG@10 of every client after the last round, sorted by {main}."
     better, compared = wins(record)
     if not compared:
         return note

@@ -26,6 +26,7 @@ from pfsr_core.run_views import pairs as client_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
     "pfsr": "#0072B2",
@@ -69,7 +70,7 @@ def convergence(record: RunRecord) -> str:
             _circle_best(axes, rounds, values, name, record)
         _baselines(axes, record)
         axes.set(xlabel="round", ylabel="validation NDCG@10", ylim=(0, None))
-        _whole_numbers(axes)
+        axes.xaxis.set_major_locator(_whole_numbers())
         _legend(axes)
 
     return _svg(draw, "convergence", (10.4, 4.6))
@@ -111,30 +112,50 @@ def traffic(record: RunRecord) -> str:
     return _svg(draw, "traffic", (5.6, 4.0))
 
 
+def losses(record: RunRecord) -> str:
+    """Training loss by round: the mean cross-entropy of the clients' training targets."""
+    curves = {}
+    for name in algorithms(record):
+        told = [line for line in record.of(name) if line.get("train-loss") is not None]
+        if told:
+            curves[name] = ([line["round"] for line in told], [line["train-loss"] for line in told])
+    if not curves:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for name, (rounds, values) in curves.items():
+            axes.plot(rounds, values, **_line(name, record), markevery=_every(rounds))
+        axes.set(xlabel="round", ylabel="training loss")
+        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.legend(loc="upper right")
+
+    return _svg(draw, "losses", (5.6, 4.0))
+
+
 def kept_shares(record: RunRecord) -> str:
     """Share of each tensor that stays on the clients, by round."""
     lines = [line for line in record.of(main_algorithm(record)) if kept_of(line)]
     if not lines:
         return ""
     names = list(kept_of(lines[-1]))
-    values = np.array([[kept_of(line).get(name, np.nan) for line in lines] for name in names])
+    values = np.array([[kept_of(line).get(name, np.nan) for name in names] for line in lines])
     rounds = [line["round"] for line in lines]
 
     def draw(axes: Axes) -> None:
         edges = np.array([*rounds, rounds[-1] + 1]) - 0.5
+        places = np.arange(len(names) + 1)
         top = max(0.01, float(np.nanmax(values)))
-        image = axes.pcolormesh(
-            edges, np.arange(len(names) + 1), values, cmap="Blues", vmin=0.0, vmax=top
-        )
-        axes.set_yticks(np.arange(len(names)) + 0.5, [_short(name) for name in names], fontsize=8.5)
+        image = axes.pcolormesh(places, edges, values, cmap="Blues", vmin=0.0, vmax=top)
+        labels = [_short(name) for name in names]
+        axes.set_xticks(places[:-1] + 0.5, labels, rotation=90, fontsize=8.5)
+        axes.yaxis.set_major_locator(_whole_numbers())
         axes.invert_yaxis()
         axes.grid(visible=False)
-        axes.set_xlabel("round")
-        _whole_numbers(axes)
-        bar = axes.figure.colorbar(image, ax=axes, format=lambda x, _: f"{x:.0%}", pad=0.02)
+        axes.set_ylabel("round")
+        bar = axes.figure.colorbar(image, ax=axes, format=lambda x, _: f"{x:.0%}", pad=0.01)
         bar.outline.set_visible(False)
 
-    return _svg(draw, "kept", (5.6, max(4.0, min(7.0, 1.2 + 0.24 * len(names)))))
+    return _svg(draw, "kept", (10.4, 2.8 + min(3.0, 0.09 * len(rounds))))
 
 
 def colour(name: str, record: RunRecord) -> str:
@@ -199,10 +220,10 @@ def _silent(axes: Axes, record: RunRecord) -> None:
             )
 
 
-def _whole_numbers(axes: Axes) -> None:
+def _whole_numbers() -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return MaxNLocator(integer=True)
 
 
 def _legend(axes: Axes) -> None:
@@ -210,7 +231,11 @@ def _legend(axes: Axes) -> None:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("encoder.").removesuffix(".weight").replace("layers.", "layer ")
+    """Tensor names without what they all have; the empty one is the share of the whole encoder."""
+    if not name:
+        return "whole encoder"
+    parts = [p for p in name.split(".") if p not in ("encoder", "layers", "mixer", "weight")]
+    return " ".join(parts).replace("feed_forward", "ff")
 
 
 def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
