@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfsr_core.run_files import SELECTED_BY, RunRecord, methods
+from pfsr_core.run_files import SELECTED_BY, RunRecord, best_line, methods
 from pfsr_core.run_views import (
     ALONE,
     Pairs,
@@ -67,9 +67,10 @@ def convergence(record: RunRecord) -> str:
     def draw(axes: Axes) -> None:
         for name, (rounds, values) in curves.items():
             axes.plot(rounds, values, **_line(name, record), markevery=_every(rounds))
-            _circle_best(axes, rounds, values, name, record)
+            _circle_best(axes, name, record)
         _baselines(axes, record)
-        axes.set(xlabel="round", ylabel="validation NDCG@10", ylim=(0, None))
+        axes.set(xlabel="round", ylabel="validation NDCG@10")
+        _from_zero(axes)
         axes.xaxis.set_major_locator(_whole_numbers())
         _legend(axes)
 
@@ -106,7 +107,8 @@ def traffic(record: RunRecord) -> str:
             axes.plot(*zip(*points, strict=True), **_line(name, record))
         _silent(axes, record)
         axes.set(xlabel="MB sent in both directions", ylabel="validation NDCG@10")
-        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.set_xlim(left=0)
+        _from_zero(axes)
         axes.legend(loc="lower right")
 
     return _svg(draw, "traffic", (5.6, 4.0))
@@ -137,7 +139,7 @@ def kept_shares(record: RunRecord) -> str:
     lines = [line for line in record.of(main_algorithm(record)) if kept_of(line)]
     if not lines:
         return ""
-    names = list(kept_of(lines[-1]))
+    names = sorted(kept_of(lines[-1]))
     values = np.array([[kept_of(line).get(name, np.nan) for name in names] for line in lines])
     rounds = [line["round"] for line in lines]
 
@@ -184,13 +186,13 @@ def _every(rounds: Sequence[int]) -> int:
     return max(1, len(rounds) // 30)
 
 
-def _circle_best(
-    axes: Axes, rounds: Sequence[int], values: Sequence[float], name: str, record: RunRecord
-) -> None:
-    best = int(np.argmax(values))
+def _circle_best(axes: Axes, name: str, record: RunRecord) -> None:
+    best = best_line(record.of(name))
+    if best is None:
+        return
     axes.plot(
-        rounds[best],
-        values[best],
+        best["round"],
+        best[SELECTED_BY],
         marker="o",
         markersize=12,
         markerfacecolor="none",
@@ -218,6 +220,12 @@ def _silent(axes: Axes, record: RunRecord) -> None:
             axes.axhline(
                 max(values), color=colour(name, record), linestyle=(0, (4, 2)), label=label
             )
+
+
+def _from_zero(axes: Axes) -> None:
+    """The y axis from 0 to a little above the highest point."""
+    values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines]).astype(float)
+    axes.set_ylim(0.0, 1.07 * float(np.nanmax(values, initial=0.0)) or 1.0)
 
 
 def _whole_numbers() -> MaxNLocator:
@@ -248,11 +256,14 @@ def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     axes.vlines(places, others, values, color=lines, linewidth=2.2, alpha=0.45)
     if not np.isnan(others).all():
         axes.plot(places, others, "^", color=colour(ALONE, record), markersize=7, label=ALONE)
-    axes.plot(places, values, "o", color=colour(main, record), markersize=8, label=main)
+    axes.plot(
+        places, values, "o", color=colour(main, record), markersize=8, label=main, clip_on=False
+    )
     names = [f"{row.client}\n{row.users:.0f} users" for row, _ in pairs]
     many = len(pairs) > 12
     axes.set_xticks(places, names, fontsize=8, rotation=90 if many else 0)
-    axes.set(ylabel="test NDCG@10", ylim=(0, None), xlim=(-0.6, len(pairs) - 0.4))
+    axes.set(ylabel="test NDCG@10", xlim=(-0.6, len(pairs) - 0.4))
+    _from_zero(axes)
     axes.grid(visible=False, axis="x")
     _legend(axes)
 
@@ -266,7 +277,8 @@ def _ranked(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
             where = np.linspace(0, 100, len(values))
             axes.plot(where, values, color=colour(name, record), linewidth=2.4, label=name)
     axes.set(xlabel="percent of the clients, each curve sorted", ylabel="test NDCG@10")
-    axes.set(xlim=(0, 100), ylim=(0, None))
+    axes.set_xlim(0, 100)
+    _from_zero(axes)
     _legend(axes)
 
 

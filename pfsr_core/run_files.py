@@ -150,8 +150,11 @@ def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def best_line(lines: Sequence[Json]) -> Json | None:
-    """The round that validation NDCG@10 prefers, the earliest of equals; None without figures."""
-    measured = [line for line in lines if SELECTED_BY in line]
+    """The round that validation NDCG@10 prefers, the earliest of equals; None without figures.
+
+    Round 0, the model before training, is never selected.
+    """
+    measured = [line for line in lines if SELECTED_BY in line and line["round"] > 0]
     return max(measured, key=lambda line: float(line[SELECTED_BY]), default=None)
 
 

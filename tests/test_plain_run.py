@@ -47,7 +47,7 @@ def test_every_method_has_a_row(directory: Path) -> None:
 def test_the_best_round_is_the_validation_best(directory: Path) -> None:
     for name in ("pfsr", "fed-avg", "local-only"):
         rounds, row = lines(directory, name), summary(directory)[name]
-        best = max(rounds, key=lambda line: line[SELECTED_BY])  # type: ignore[arg-type, return-value]
+        best = max(rounds, key=lambda line: line[SELECTED_BY])
         assert row["best_round"] == best["round"]
         assert row["best"] == {k: best[k] for k in best if k.startswith(("valid/", "test/"))}
         assert row["rounds"] == len(rounds) == 3
@@ -58,9 +58,9 @@ def test_figures_are_those_of_the_reference_loop(directory: Path) -> None:
     server, states = run(assembly.algorithm, federation.clients, rounds=3, seed=0)
     scorers = personal_scorers(assembly, settings.model.max_length, server.params, states)
     found = {"test": evaluate_clients(scorers, federation.clients, "test")}
-    expected = split_means(found)  # type: ignore[arg-type]
+    expected = split_means(found)
     last = summary(directory)["pfsr"]["last"]
-    assert {key: last[key] for key in expected} == expected  # type: ignore[index]
+    assert {key: last[key] for key in expected} == expected
 
 
 def test_bytes_are_the_shared_values(directory: Path) -> None:
@@ -79,17 +79,17 @@ def test_client_sums_add_up_to_the_means(directory: Path) -> None:
         mine = [r for r in rows if r["method"] == name and r["split"] == "test"]
         assert sum(int(r["users"]) for r in mine) == 24
         figures = row["finetuned"] or row["last"]
-        expected = figures["test/excluded/ndcg@10"] * 24  # type: ignore[index]
+        expected = figures["test/excluded/ndcg@10"] * 24
         assert sum(float(r["ndcg@10_sum"]) for r in mine) == pytest.approx(expected)
-        covered = figures["test/covered"] * 24  # type: ignore[index]
+        covered = figures["test/covered"] * 24
         assert sum(int(r["covered"]) for r in mine) == pytest.approx(covered)
 
 
 def test_kept_shares_are_those_of_the_mask(directory: Path) -> None:
     first, *others = lines(directory, "pfsr")
-    assert not any(first["kept"].values())  # type: ignore[attr-defined]
+    assert not any(first["kept"].values())
     for line in others:
-        shares: dict[str, float] = line["kept"]  # type: ignore[assignment]
+        shares: dict[str, float] = line["kept"]
         assert all(0 <= share <= 0.25 for share in shares.values())
         assert shares[""] > 0.2, "the whole encoder: nearly a quarter"
 

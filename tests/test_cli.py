@@ -1,0 +1,250 @@
+"""The command line: every command once, and every mistake in one line with exit status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from pfsr_core import doctor
+from pfsr_core.cli import app
+from pfsr_core.cli_training import central_settings
+from pfsr_core.data import load_dataset
+from pfsr_core.data.splits import leave_one_out
+from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.node_store import NodeStore
+from tests.test_recommend import serve, some_user
+from tests.tiny import TINY, tiny_settings
+
+SETS = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+SETS += ["--set", "federation.rounds=2"]
+
+
+def pfsr(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "140"})
+
+
+def succeed(*words: object) -> str:
+    result = pfsr(*words)
+    assert result.exit_code == 0, result.output
+    return str(result.stdout)
+
+
+def fail(*words: object) -> str:
+    """What a mistake says: nothing on stdout, no traceback, status 2."""
+    result = pfsr(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    return str(result.stderr)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in TINY.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["simulate", "central", "baselines", "recommend", "report", "doctor"]
+    + ["data fetch", "data describe", "data prepare"],
+)
+def test_help_of_every_command(command: str) -> None:
+    text = succeed(*command.split(), "--help")
+    assert f"pfsr {command}" in text.replace("root", "pfsr")
+    assert command == "doctor" or "Example" in text
+
+
+def test_help_names_every_command() -> None:
+    text = succeed("--help")
+    for name in ("data", "simulate", "central", "baselines", "recommend", "report", "doctor"):
+        assert f" {name} " in text
+
+
+def test_simulate_writes_a_run_that_report_reads(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    text = succeed("simulate", "-r", recipe, "-s", "federation.rounds=2", "--out", out)
+    assert "pfsr  round 2/2" in text
+    assert "24 users in 6 clients" in text
+    assert f"report: {out / 'report.html'}" in text
+    (out / "report.html").unlink()
+    again = succeed("report", out)
+    assert (out / "report.html").is_file()
+    assert again.splitlines()[2] in text, "the same table"
+
+
+def test_simulate_refuses_to_write_over_a_run(recipe: Path, tmp_path: Path) -> None:
+    message = fail("simulate", "-r", recipe, "--out", tmp_path)
+    assert "exists already. Fix: " in message
+
+
+def test_overrides_win_over_the_recipe(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = ("-s", "federation.rounds=1", "-s", "algorithm.name=local-only")
+    text = succeed("simulate", "-r", recipe, *changes, "-s", "run.baselines=false", "-o", out)
+    assert "local-only  round 1/1" in text
+    assert json.loads((out / "config.json").read_text())["federation.rounds"] == 1
+    assert "popularity" not in text
+
+
+def test_central_selects_on_validation_and_shows_baselines() -> None:
+    text = succeed("central", *SETS, "--rounds", 2, "--seed", 3)
+    assert "24 users in 1 clients" in text
+    assert "central  round 2/2" in text
+    for name in ("central (round", *BASELINES):
+        assert name in text
+
+
+def test_central_is_one_client_with_a_shared_table() -> None:
+    settings = central_settings(tiny_settings(algorithm__name="pfsr"), seed=5, rounds=7)
+    assert (settings.federation.clients, settings.federation.partition) == (1, "group")
+    assert (settings.model.items, settings.algorithm.name) == ("shared", "fed-avg")
+    assert (settings.run.seed, settings.federation.rounds) == (5, 7)
+    kept = central_settings(tiny_settings(run__seed=4), None, None)
+    assert (kept.run.seed, kept.federation.rounds) == (4, 3)
+
+
+def test_baselines_alone_and_together() -> None:
+    text = succeed("baselines", *SETS)
+    for name in BASELINES:
+        assert f"{name} (each client alone)" in text
+        assert f"{name} (all data)" in text
+
+
+def test_data_describe_is_json() -> None:
+    facts = json.loads(succeed("data", "describe", "synthetic", "--path", "users=20,items=30"))
+    assert facts["users"] == 20
+    assert len(facts["split_digest"]) == 64
+
+
+def test_prepared_data_have_the_same_split(tmp_path: Path) -> None:
+    out = tmp_path / "prepared"
+    path = "users=20,items=30,seed=4"
+    text = succeed("data", "prepare", "synthetic", "--path", path, "--out", out)
+    file = out / "interactions.parquet"
+    assert f'--set data.path="{file}"' in text
+    before, after = load_dataset("synthetic", path), load_dataset("file", str(file))
+    assert leave_one_out(after).digest == leave_one_out(before).digest
+    assert set(after.columns) == set(before.columns)
+    assert pq.read_table(file).num_rows == len(before)
+    assert json.loads((out / "data.json").read_text())["users"] == 20
+    assert not list(out.glob(".*"))
+
+
+def test_fetch_reads_an_archive_that_is_there(tmp_path: Path) -> None:
+    message = fail("data", "fetch", "ml-100k", "--path", tmp_path / "nothing.zip")
+    assert "ml-100k is not available" in message
+    assert "Fix: " in message
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("state") / "node-0.sqlite"
+    NodeStore(path).install(serve())
+    return path
+
+
+def test_recommend(store: Path) -> None:
+    _, user, _ = some_user(serve())
+    text = succeed("recommend", "--state", store, "--user", user, "-k", 3)
+    first, *rows = text.splitlines()
+    assert first.startswith(f"user {user}, client group-00 (pfsr, round 2 of run tiny)")
+    assert [row.split()[0] for row in rows] == ["1", "2", "3"]
+
+
+def test_recommend_to_somebody_new(store: Path) -> None:
+    known = serve().item_ids[0]
+    text = succeed("recommend", "--state", store, "-u", "guest", "--items", f"{known}, nope")
+    assert "skipped, not in the catalogue: nope" in text
+    text = succeed("recommend", "--state", store, "-u", "guest", "--items", "")
+    assert "popularity: no history yet" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["simulate", "--set", "modl.encoder=3"], "Did you mean model.encoder"),
+        (["simulate", "--set", "rounds"], "write key=value"),
+        (["simulate", "--set", "run.compare=nope"], "run.compare names 'nope'"),
+        (["simulate", "--set", "data.source=nope"], "unknown dataset 'nope'"),
+        (["simulate", "--recipe", "no.toml"], "no.toml: no such file"),
+        (["central", "--set", "data.path=users=x", "--set", "data.source=synthetic"], "users=x"),
+        (["baselines", "--set", "federation.rounds=0"], "federation.rounds = 0 is below 1"),
+        (["recommend", "--state", "no.sqlite", "-u", "1"], "no.sqlite: no such file"),
+        (["report", "no-such-run"], "no-such-run is no run directory"),
+        (["data", "fetch", "netflix"], "'netflix' cannot be fetched"),
+        (["data", "describe", "file", "--path", "no.csv"], "no.csv"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    words: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert problem in fail(*words)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_unknown_user(store: Path) -> None:
+    assert "'nobody' is not on this node" in fail("recommend", "--state", store, "-u", "nobody")
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("pfsr_core.cli_training.baselines", broken)
+    assert isinstance(pfsr("baselines").exception, ValueError)
+
+
+def test_doctor_here() -> None:
+    result = pfsr("doctor")
+    assert result.exit_code in (0, 1)
+    for subject in ("python", "flwr", "torch", "CUDA", "mamba-ssm", "data ml-100k", "disk"):
+        assert subject in result.stdout
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda _name: None)
+    result = pfsr("doctor")
+    assert result.exit_code == 1
+    assert 'get it: pip install "flwr>=1.39,<1.40"' in result.stdout
+    assert "get it: pip install torch" in result.stdout
+    assert "needed things are missing" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ("1.39.0", "ok"),
+        ("1.39.7", "ok"),
+        ("1.38.9", "missing"),
+        ("1.40.0", "missing"),
+        ("2.0.0", "missing"),
+        ("strange", "missing"),
+        (None, "missing"),
+    ],
+)
+def test_doctor_keeps_to_the_pin_of_flower(version: str | None, level: str) -> None:
+    assert doctor.flower_finding(version).level == level
+
+
+def test_the_pin_is_that_of_the_project() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    assert '"flwr>=1.39,<1.40"' in project
+
+
+def test_doctor_finds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PFSR_CACHE", str(tmp_path))
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["data ml-1m"].fix == "pfsr data fetch ml-1m"
+    (tmp_path / "ml-1m").mkdir()
+    (tmp_path / "ml-1m" / "ratings.dat").touch()
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["data ml-1m"].level == "ok"
