@@ -14,6 +14,7 @@ from pathlib import Path
 from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
 from pfsr_core.final_table import COLUMNS, best_value, cell, duration, final_table, share
+from pfsr_core.report_style import colour
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 from pfsr_core.run_views import ALONE, main_algorithm, wins
 
@@ -170,7 +171,7 @@ def _heading(title: str) -> str:
 def _row(record: RunRecord, row: Method, bests: Sequence[float | None]) -> str:
     main = row.name == main_algorithm(record)
     note = "baseline" if row.kind == "baseline" else row.version
-    label = f"{html.dot(plots.colour(row.name, record))}{escape(row.name)}"
+    label = f"{html.dot(colour(row.name, record))}{escape(row.name)}"
     cells = "".join(
         f"<td{_mark(column.value(row), best)}>{escape(cell(column, row))}</td>"
         for column, best in zip(COLUMNS, bests, strict=True)

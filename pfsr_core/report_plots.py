@@ -1,18 +1,26 @@
 """The plots of a report: each takes a run and returns SVG, or "" when there is nothing to show.
 
-matplotlib is imported when the first plot is drawn, never before. Colours are those of Okabe and
-Ito (2008), which colour-blind readers can tell apart; baselines are grey and told by their dashes.
+Baselines are grey and told apart by their dashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from io import StringIO
 from itertools import accumulate, cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pfsr_core.report_style import (
+    GREY,
+    colour,
+    from_zero,
+    legend_beside,
+    line_style,
+    marker_step,
+    short_name,
+    svg,
+    whole_numbers,
+)
 from pfsr_core.run_files import SELECTED_BY, RunRecord, best_line, methods
 from pfsr_core.run_views import (
     ALONE,
@@ -26,35 +34,9 @@ from pfsr_core.run_views import pairs as client_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ticker import MaxNLocator
 
-COLOURS = {
-    "pfsr": "#0072B2",
-    "fed-avg": "#D55E00",
-    "fed-prox": "#CC79A7",
-    "local-only": "#009E73",
-}
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-MARKERS = {"pfsr": "o", "fed-avg": "s", "fed-prox": "D", "local-only": "^"}
 DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
-GREY = "#6b7280"
 FEW_CLIENTS = 40  # more of them are drawn as a curve over ranks
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": "#374151",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#4b5563",
-    "ytick.color": "#4b5563",
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-}
 
 
 def convergence(record: RunRecord) -> str:
@@ -66,15 +48,15 @@ def convergence(record: RunRecord) -> str:
 
     def draw(axes: Axes) -> None:
         for name, (rounds, values) in curves.items():
-            axes.plot(rounds, values, **_line(name, record), markevery=_every(rounds))
+            axes.plot(rounds, values, **line_style(name, record), markevery=marker_step(rounds))
             _circle_best(axes, name, record)
         _baselines(axes, record)
         axes.set(xlabel="round", ylabel="validation NDCG@10")
-        _from_zero(axes)
-        axes.xaxis.set_major_locator(_whole_numbers())
-        _legend(axes)
+        from_zero(axes)
+        axes.xaxis.set_major_locator(whole_numbers())
+        legend_beside(axes)
 
-    return _svg(draw, "convergence", (10.4, 4.6))
+    return svg(draw, "convergence", (10.4, 4.6))
 
 
 def client_distribution(record: RunRecord) -> str:
@@ -83,7 +65,7 @@ def client_distribution(record: RunRecord) -> str:
     if not pairs:
         return ""
     draw = _dots if len(pairs) <= FEW_CLIENTS else _ranked
-    return _svg(lambda axes: draw(axes, pairs, record), "clients", (10.4, 4.4))
+    return svg(lambda axes: draw(axes, pairs, record), "clients", (10.4, 4.4))
 
 
 def traffic(record: RunRecord) -> str:
@@ -104,14 +86,14 @@ def traffic(record: RunRecord) -> str:
 
     def draw(axes: Axes) -> None:
         for name, points in curves.items():
-            axes.plot(*zip(*points, strict=True), **_line(name, record))
+            axes.plot(*zip(*points, strict=True), **line_style(name, record))
         _silent(axes, record)
         axes.set(xlabel="MB sent in both directions", ylabel="validation NDCG@10")
         axes.set_xlim(left=0)
-        _from_zero(axes)
+        from_zero(axes)
         axes.legend(loc="lower right")
 
-    return _svg(draw, "traffic", (5.6, 4.0))
+    return svg(draw, "traffic", (5.6, 4.0))
 
 
 def losses(record: RunRecord) -> str:
@@ -126,12 +108,12 @@ def losses(record: RunRecord) -> str:
 
     def draw(axes: Axes) -> None:
         for name, (rounds, values) in curves.items():
-            axes.plot(rounds, values, **_line(name, record), markevery=_every(rounds))
+            axes.plot(rounds, values, **line_style(name, record), markevery=marker_step(rounds))
         axes.set(xlabel="round", ylabel="training loss")
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.legend(loc="upper right")
 
-    return _svg(draw, "losses", (5.6, 4.0))
+    return svg(draw, "losses", (5.6, 4.0))
 
 
 def kept_shares(record: RunRecord) -> str:
@@ -148,42 +130,16 @@ def kept_shares(record: RunRecord) -> str:
         places = np.arange(len(names) + 1)
         top = max(0.01, float(np.nanmax(values)))
         image = axes.pcolormesh(places, edges, values, cmap="Blues", vmin=0.0, vmax=top)
-        labels = [_short(name) for name in names]
+        labels = [short_name(name) for name in names]
         axes.set_xticks(places[:-1] + 0.5, labels, rotation=90, fontsize=8.5)
-        axes.yaxis.set_major_locator(_whole_numbers())
+        axes.yaxis.set_major_locator(whole_numbers())
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_ylabel("round")
         bar = axes.figure.colorbar(image, ax=axes, format=lambda x, _: f"{x:.0%}", pad=0.01)
         bar.outline.set_visible(False)
 
-    return _svg(draw, "kept", (10.4, 2.8 + min(3.0, 0.09 * len(rounds))))
-
-
-def colour(name: str, record: RunRecord) -> str:
-    """The colour of a method, the same in all plots and in the table."""
-    others = [other for other in algorithms(record) if other not in COLOURS]
-    if name in COLOURS:
-        return COLOURS[name]
-    if name in others:
-        return OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
-    return GREY
-
-
-def _line(name: str, record: RunRecord) -> dict[str, Any]:
-    main = name == main_algorithm(record)
-    return {
-        "label": name,
-        "color": colour(name, record),
-        "linewidth": 2.6 if main else 1.7,
-        "marker": MARKERS.get(name, "v"),
-        "markersize": 5.5 if main else 4.5,
-        "zorder": 4 if main else 3,
-    }
-
-
-def _every(rounds: Sequence[int]) -> int:
-    return max(1, len(rounds) // 30)
+    return svg(draw, "kept", (10.4, 2.8 + min(3.0, 0.09 * len(rounds))))
 
 
 def _circle_best(axes: Axes, name: str, record: RunRecord) -> None:
@@ -222,30 +178,6 @@ def _silent(axes: Axes, record: RunRecord) -> None:
             )
 
 
-def _from_zero(axes: Axes) -> None:
-    """The y axis from 0 to a little above the highest point."""
-    values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines]).astype(float)
-    axes.set_ylim(0.0, 1.07 * float(np.nanmax(values, initial=0.0)) or 1.0)
-
-
-def _whole_numbers() -> MaxNLocator:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(integer=True)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
-
-
-def _short(name: str) -> str:
-    """Tensor names without what they all have; the empty one is the share of the whole encoder."""
-    if not name:
-        return "whole encoder"
-    parts = [p for p in name.split(".") if p not in ("encoder", "layers", "mixer", "weight")]
-    return " ".join(parts).replace("feed_forward", "ff")
-
-
 def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     main = main_algorithm(record)
     places = np.arange(len(pairs))
@@ -263,9 +195,9 @@ def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     many = len(pairs) > 12
     axes.set_xticks(places, names, fontsize=8, rotation=90 if many else 0)
     axes.set(ylabel="test NDCG@10", xlim=(-0.6, len(pairs) - 0.4))
-    _from_zero(axes)
+    from_zero(axes)
     axes.grid(visible=False, axis="x")
-    _legend(axes)
+    legend_beside(axes)
 
 
 def _ranked(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
@@ -278,21 +210,5 @@ def _ranked(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
             axes.plot(where, values, color=colour(name, record), linewidth=2.4, label=name)
     axes.set(xlabel="percent of the clients, each curve sorted", ylabel="test NDCG@10")
     axes.set_xlim(0, 100)
-    _from_zero(axes)
-    _legend(axes)
-
-
-def _svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
-    """Draws into fresh axes and returns an ``<svg>`` element that scales with the page."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    output = StringIO()
-    # The salt keeps the ids of two plots in one page apart, and the same run the same bytes.
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=inches, layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
-    text = output.getvalue()
-    return text[text.index("<svg") :]
+    from_zero(axes)
+    legend_beside(axes)
