@@ -209,7 +209,7 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params, states
     return Served(
         run=order.run,
         algorithm=order.algorithm,
-        round=order.round,
+        round=order.round - 1,  # the last exchange is no round
         fingerprint=assembly.fingerprint,
         settings=flat_settings(settings),
         shared=shared,

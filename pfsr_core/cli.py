@@ -30,7 +30,7 @@ need no Flower.
     pfsr data fetch ml-100k                     get the data
     pfsr simulate --recipe recipes/pfsr.toml    a run in one process
     pfsr report runs/pfsr-20250131-120000       its page and table
-    pfsr recommend --state .pfsr/state/node-0.sqlite --user 42
+    pfsr recommend --user 42 -k 10
 """,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
@@ -186,8 +186,13 @@ def baselines(recipe: Recipe = None, settings: Set = None) -> None:
 @app.command()
 @plain_errors
 def recommend(
-    state: Annotated[Path, typer.Option("--state", help="Store of a node: node-0.sqlite.")],
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", help="Store of a node, or a directory of them; else .pfsr/state here."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     items: Annotated[
         str | None,
@@ -198,15 +203,15 @@ def recommend(
 ) -> None:
     """Recommend items to one user with the model that a run left on this node.
 
-    Examples: `pfsr recommend --state .pfsr/state/node-0.sqlite --user 42 -k 5`,
+    Examples: `pfsr recommend --user 42 -k 5`,
     for somebody new `... --user guest --items "50,181"`
     """
     from pfsr_core import cli_answers
-    from pfsr_core.recommend import open_served
+    from pfsr_core.recommend import default_state_directory, find_served
     from pfsr_core.recommend import recommend as answer
 
     given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]
-    served = open_served(state, run)
+    served = find_served(state or default_state_directory(), user, run)
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
 

@@ -9,6 +9,7 @@ A user without any history gets the items most frequent in that client's histori
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,29 @@ def open_served(path: Path, run: str = "") -> Served:
             f"state directory, e.g. .pfsr/state/node-0.sqlite."
         )
     return NodeStore(path).served(run)
+
+
+def default_state_directory() -> Path:
+    """Where nodes remember unless they are told another place: $PFSR_HOME/state, ./.pfsr/state."""
+    return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"
+
+
+def find_served(place: Path, user: str, run: str = "") -> Served:
+    """The served model of a node that holds ``user``; of the first node when none does.
+
+    ``place``: a node's store, or a directory of several, as a simulation leaves it. Raises like
+    :func:`open_served`.
+    """
+    if not place.is_dir():
+        return open_served(place, run)
+    stores = sorted(place.glob("*.sqlite"))
+    if not stores:
+        raise RecommendationError(
+            f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
+            f"give --state."
+        )
+    served = [open_served(path, run) for path in stores]
+    return next((one for one in served if user in _users(one)), served[0])
 
 
 def recommend(

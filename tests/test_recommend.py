@@ -18,6 +18,8 @@ from pfsr_core.recommend import (
     MODEL,
     POPULARITY,
     RecommendationError,
+    default_state_directory,
+    find_served,
     open_served,
     recommend,
 )
@@ -231,3 +233,26 @@ def test_recommending_changes_nothing(served: Served) -> None:
     assert recommend(served, some_user(served)[1]) == first
     assert all(torch.equal(before[name], served.shared[name]) for name in before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_directory_of_stores_is_searched_for_the_user(tmp_path: Path, served: Served) -> None:
+    names = sorted(served.clients)
+    for node, mine in enumerate((names[:3], names[3:])):
+        part = replace(served, clients={name: served.clients[name] for name in mine})
+        NodeStore(tmp_path / f"node-{node}.sqlite").install(part)
+    user = next(iter(served.clients[names[-1]].histories))
+    assert names[-1] in find_served(tmp_path, user).clients
+    assert names[0] in find_served(tmp_path, "nobody").clients
+    assert find_served(tmp_path / "node-1.sqlite", user).run == "tiny"
+
+
+def test_a_directory_without_stores_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecommendationError, match="no node's store.*make run"):
+        find_served(tmp_path, "1")
+
+
+def test_the_default_place_follows_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PFSR_HOME", raising=False)
+    assert default_state_directory() == Path(".pfsr/state")
+    monkeypatch.setenv("PFSR_HOME", "/elsewhere")
+    assert default_state_directory() == Path("/elsewhere/state")

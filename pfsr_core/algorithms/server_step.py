@@ -42,7 +42,7 @@ def momentum_step(learning_rate: float, momentum: float) -> ServerStep:
 
 
 def adam_step(learning_rate: float, momentum: float) -> ServerStep:
-    """``theta <- theta + learning_rate * m / (sqrt(v) + tau)`` over the mean change, uncorrected."""
+    """``theta <- theta + learning_rate * m / (sqrt(v) + tau)``, without bias correction."""
 
     def step(server: ServerState, mean: Params) -> ServerState:
         slots: Params = {}
