@@ -54,26 +54,26 @@ class ModelSettings:
     )
     items: str = setting("private", "where item tables live", choices=("private", "shared"))
     item_start: str = setting(
-        "common", "how private tables start", choices=("common", "secret", "co-occurrence")
+        "co-occurrence", "how private tables start", choices=("common", "secret", "co-occurrence")
     )
     item_std: float = setting(0.05, "spread of an item vector's coordinates at the start", low=0.0)
     embedding_dim: int = setting(64, "width of item vectors", low=4)
-    num_layers: int = setting(1, "encoder layers", low=1)
+    num_layers: int = setting(2, "encoder layers", low=1)
     num_heads: int = setting(4, "heads of the encoder", low=1)
     state_dim: int = setting(32, "state size of Mamba encoders", low=1)
     conv_width: int = setting(4, "width of Mamba's causal convolution", low=1)
     expand: int = setting(2, "inner width of Mamba over embedding-dim", low=1)
-    dropout: float = setting(0.3, "dropout probability", low=0.0, high=0.95)
+    dropout: float = setting(0.4, "dropout probability", low=0.0, high=0.95)
     max_length: int = setting(50, "items of a history that the encoder reads", low=2)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
-    item_learning_rate: float = setting(0.002, "Adam's step size on the item table", low=0.0)
+    item_learning_rate: float = setting(0.0004, "Adam's step size on the item table", low=0.0)
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
-    batch_size: int = setting(64, "windows in a batch", low=1)
+    batch_size: int = setting(16, "windows in a batch", low=1)
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class AlgorithmSettings:
     )
     rho: float = setting(0.25, "share of each tensor kept local, mode quantile", low=0.0, high=1.0)
     tau: float = setting(0.4, "bar for scaled Fisher, mode minmax", low=0.0, high=1.0)
-    fisher_samples: int = setting(256, "(prefix, target) samples for the Fisher", low=1)
+    fisher_samples: int = setting(64, "(prefix, target) samples for the Fisher", low=1)
     serve: str = setting("merged", "what PFSR recommends with", choices=("merged", "personal"))
     anchor: str = setting(
         "local", "what the kept coordinates are held to", choices=("local", "global")
     )
     keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
     magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
-    two_phases: bool = setting(True, "train kept coordinates first, then the others")
+    two_phases: bool = setting(False, "train kept coordinates first, then the others")
     aggregation: str = setting("zero", "masked coordinates", choices=("zero", "count"))
     proximal_strength: float = setting(0.01, "mu of fed-prox", low=0.0)
     server_optimizer: str = setting(
@@ -108,7 +108,7 @@ class AlgorithmSettings:
 class RunSettings:
     name: str = setting("pfsr", "name of the run, the beginning of its id")
     seed: int = setting(0, "the one seed of everything public", low=0)
-    compare: str = setting("", "algorithms to run beside it, e.g. 'local-only fed-avg'")
+    compare: str = setting("fed-avg local-only", "algorithms to run beside it, e.g. 'local-only fed-avg'")
     baselines: bool = setting(True, "popularity, item-kNN, Markov on every client")
     evaluate_every: int = setting(1, "rounds between evaluations", low=1)
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")

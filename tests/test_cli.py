@@ -20,7 +20,7 @@ from pfsr_core.node_store import NodeStore
 from tests.test_recommend import serve, some_user
 from tests.tiny import TINY, tiny_settings
 
-SETS = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+SETS = [part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 SETS += ["--set", "federation.rounds=2"]
 
 

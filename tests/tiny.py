@@ -17,6 +17,11 @@ TINY: dict[str, Value] = {
     "model.max-length": 10,
     "train.batch-size": 4,
     "algorithm.fisher-samples": 16,
+    "algorithm.two-phases": True,
+    "model.dropout": 0.3,
+    "model.item-start": "common",
+    "train.item-learning-rate": 0.002,
+    "run.compare": "",
 }
 
 
