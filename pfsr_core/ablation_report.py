@@ -127,6 +127,8 @@ def length_table(records: Records, a: str, b: str) -> list[str]:
     ]
     for low, high in LENGTHS:
         users = sorted(user for user, length in lengths.items() if low <= length < high)
+        if not users:
+            continue
         left, right = (user_matrix(records[arm], users, "ndcg@10") for arm in (a, b))
         interval = paired_bootstrap(left, right)
         name = f"{low} to {high - 1}" if high < 10**9 else f"{low} and more"

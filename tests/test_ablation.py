@@ -1,0 +1,104 @@
+"""The ablation: every arm is a valid setting, records are honest, tables say what records say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfsr_core.ablation import ARMS, arm_settings, file_name, run_arm, run_baselines
+from pfsr_core.ablation_report import (
+    BEGIN,
+    END,
+    compare,
+    length_table,
+    load_records,
+    report,
+    write_between_markers,
+)
+from pfsr_core.evaluation.ranking import per_user
+from pfsr_core.settings_file import load_recipe
+from tests.tiny import tiny_settings
+
+RECIPE = load_recipe(Path(__file__).parents[1] / "recipes" / "pfsr.toml")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_a_valid_setting_of_the_recipe(arm: str) -> None:
+    settings = arm_settings(arm, 7, RECIPE)
+    assert settings.run.seed == 7
+    assert arm == "pfsr" or settings != arm_settings("pfsr", 7, RECIPE)
+
+
+def test_file_names_are_distinct_and_plain() -> None:
+    names = {file_name(arm, seed) for arm in ARMS for seed in (0, 1)}
+    assert len(names) == 2 * len(ARMS)
+    assert not any(character in name for name in names for character in " /,")
+
+
+def test_the_record_is_the_round_that_validation_chose() -> None:
+    record = run_arm(tiny_settings(federation__rounds=4), every=1)
+    chosen = max(record["history"], key=lambda line: line["valid"])
+    assert record["round"] == chosen["round"] and record["test"] == chosen["test"]
+    values = per_user(np.array(list(record["ranks"].values())), "ndcg@10")
+    assert values.mean() == pytest.approx(record["test_means"]["excluded/ndcg@10"])
+    assert record["ranks"].keys() == record["lengths"].keys()
+
+
+def test_baselines_are_records_of_the_same_users() -> None:
+    settings = tiny_settings()
+    users = run_arm(tiny_settings(federation__rounds=1), every=1)["ranks"].keys()
+    assert all(one["ranks"].keys() == users for one in run_baselines(settings).values())
+
+
+def record(arm: str, seed: int, ranks: list[int]) -> dict[str, object]:
+    values = per_user(np.array(ranks), "ndcg@10")
+    means = {"excluded/hr@10": 0.5, "excluded/ndcg@10": float(values.mean())}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "commit": "abc",
+        "split": "0" * 64,
+        "valid": 0.1,
+        "test_means": {**means, "kept/hr@10": 0.1, "kept/ndcg@10": 0.05},
+        "ranks": {f"u{i}": rank for i, rank in enumerate(ranks)},
+        "lengths": {f"u{i}": 10 + 50 * (i % 3) for i in range(len(ranks))},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in (0, 1):
+        for arm, rank in (("pfsr", 1), ("fed-avg", 3), ("local-only", 50)):
+            made = record(arm, seed, [rank] * 30)
+            (tmp_path / file_name(arm, seed)).write_text(json.dumps(made))
+    return tmp_path
+
+
+def test_a_clear_difference_is_called_above_and_an_arm_that_is_missing_is_left_out(
+    folder: Path,
+) -> None:
+    records = load_records(folder)
+    interval = compare(records, "pfsr", "fed-avg")
+    assert interval is not None and interval.difference == pytest.approx(0.5)
+    assert compare(records, "pfsr", "central") is None
+    text = report(records)
+    assert "| pfsr - fed-avg | +0.5000 | [+0.5000, +0.5000] | above |" in text
+    assert "central" not in text
+
+
+def test_history_lengths_cover_every_user_once(folder: Path) -> None:
+    rows = length_table(load_records(folder), "pfsr", "fed-avg")[2:]
+    assert sum(int(row.split("|")[2]) for row in rows) == 30
+
+
+def test_only_the_part_between_the_markers_is_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "results.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nnegative results\n")
+    write_between_markers(path, "new")
+    assert path.read_text() == f"before\n{BEGIN}\n\nnew\n\n{END}\nnegative results\n"
+    path.write_text("no markers")
+    with pytest.raises(ValueError, match="put them where it belongs"):
+        write_between_markers(path, "new")
