@@ -25,6 +25,7 @@ import torch
 
 from pfsr_core import simulation
 from pfsr_core.assembly import Federation, assemble, load_federation
+from pfsr_core.environment import commit
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
@@ -250,18 +251,12 @@ def _work(options: argparse.Namespace) -> int:
         result: dict[str, Any] = {"client": run_baselines(settings), "central": run_baselines(one)}
     else:
         result = run_arm(arm_settings(arm, seed, recipe), options.every)
-    record = {"arm": arm, "seed": seed, "commit": _commit(), **result}
+    record = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", **result}
     target = options.out / file_name(arm, seed)
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(record), "utf-8")
     partial.replace(target)
     return 0
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("pfsr", "flwr", "torch", "numpy", "pandas", "ray", "safetensors")
@@ -17,7 +19,19 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "packages": {name: installed(name) or "" for name in PACKAGES},
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit of this source tree; $PFSR_COMMIT where it is no checkout, else ""."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    found = done.stdout.strip() if done and done.returncode == 0 else ""
+    return found or os.environ.get("PFSR_COMMIT", "")
 
 
 def installed(package: str) -> str | None:

@@ -108,7 +108,9 @@ class AlgorithmSettings:
 class RunSettings:
     name: str = setting("pfsr", "name of the run, the beginning of its id")
     seed: int = setting(0, "the one seed of everything public", low=0)
-    compare: str = setting("fed-avg local-only", "algorithms to run beside it, e.g. 'local-only fed-avg'")
+    compare: str = setting(
+        "fed-avg local-only", "algorithms to run beside it, e.g. 'local-only fed-avg'"
+    )
     baselines: bool = setting(True, "popularity, item-kNN, Markov on every client")
     evaluate_every: int = setting(1, "rounds between evaluations", low=1)
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.environment import environment
 from pfsr_core.run_files import append_line
 from pfsr_core.settings import RunSettings, Settings, SettingsError, Value, flat_settings
 from server_app.checkpoints import save_model, write_atomically
 
-PACKAGES = ("pfsr", "flwr", "torch", "numpy", "pandas", "ray", "safetensors")
 MAY_CHANGE = (  # settings that a resumed run may have otherwise
     "run.resume",
     "run.directory",
@@ -79,17 +76,6 @@ def open_run(settings: Settings) -> RunLog:
         )
     _check_same(before, flat_settings(settings))
     return log
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
 
 
 def write_model(
@@ -175,20 +161,3 @@ def _before(line: str, algorithm: str, first: int) -> bool:
     except ValueError:
         return False  # half a line, from a process that was killed
     return bool(entry["algorithm"] != algorithm or entry["round"] < first)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        done = None
-    found = done.stdout.strip() if done and done.returncode == 0 else ""
-    return found or os.environ.get("PFSR_COMMIT", "")
