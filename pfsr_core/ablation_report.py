@@ -35,6 +35,12 @@ PAIRS = (
     ("central", "central, forward only"),
     ("central", "central, sasrec"),
     ("central", "central, gru4rec"),
+    ("pfsr", "fed-avg, common start"),
+    ("pfsr", "local-only, common start"),
+    ("fed-avg", "fed-avg, common start"),
+    ("local-only", "local-only, common start"),
+    ("fed-avg, common start", "local-only, common start"),
+    ("pfsr", "pfsr, serves the personal encoder"),
     ("pfsr", "pfsr, common start"),
     ("pfsr, common start", "pfsr, secret start"),
     ("fed-avg, common start", "fed-avg, secret start"),
@@ -146,7 +152,7 @@ def report(records: Records) -> str:
         r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
     }
     parts = [
-        f"Made on {date.today().isoformat()} by `make ablation` at commit "
+        f"Made on {date.today().isoformat()} by `make ablation`; the arms ran at commits "
         f"{', '.join(sorted(commits))}; split {', '.join(sorted(splits))}. ML-100K, protocol "
         "`strict`, history excluded unless said; the round is chosen on validation.",
         "\n".join(main_table(records)),
