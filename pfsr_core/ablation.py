@@ -3,7 +3,8 @@
     python -m pfsr_core.ablation --seeds 0 1 2 --jobs 2
 
 One arm and seed is one process and one JSON file under the output directory; what is there already
-is not computed again, so a long table can be made in pieces. The round is chosen on validation
+is not computed again, so a long table can be made in pieces. Every record names its commit: remove
+the records that a change makes stale. The round is chosen on validation
 NDCG@10; test figures are those of that round. ``python -m pfsr_core.ablation_report`` turns the
 files into a table with paired bootstrap intervals.
 """
@@ -223,7 +224,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--every", type=int, default=3, help="rounds between evaluations")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--out", type=Path, default=Path("docs/ablation"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

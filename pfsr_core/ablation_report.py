@@ -177,7 +177,7 @@ def write_between_markers(path: Path, text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Tables out of the ablation's files.")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--runs", type=Path, default=Path("docs/ablation"))
     parser.add_argument("--out", type=Path, help="results file to update; default: print")
     options = parser.parse_args(argv)
     text = report(load_records(options.runs))
