@@ -17,7 +17,7 @@ import torch
 
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.node_store import NodeStore
+from pfsr_core.node_store import NodeStore, default_state_directory
 from pfsr_core.settings import RunSettings, Settings
 from pfsr_core.simulation import hosted_by
 
@@ -80,8 +80,7 @@ def _data_settings(settings: Settings) -> Settings:
 
 def _state_directory(config: Config) -> Path:
     given = str(config.get("state-dir", ""))
-    home = Path(os.environ.get("PFSR_HOME") or ".pfsr")
-    return Path(given).expanduser() if given else home / "state"
+    return Path(given).expanduser() if given else default_state_directory()
 
 
 @lru_cache(maxsize=2)

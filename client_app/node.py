@@ -42,7 +42,7 @@ from pfsr_core.protocol import (
     unpack,
 )
 from pfsr_core.settings import flat_settings
-from pfsr_core.simulation import States, node_update
+from pfsr_core.simulation import States, finetune_clients, node_update, state_of
 
 
 def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
@@ -104,7 +104,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     states = _states(node, order, assembly, node.clients)
     metrics = _evaluate_models(node, assembly, broadcast, states, per_client=True)
     if order.finetune:
-        states = _finetuned(node, assembly, broadcast, states)
+        states = finetune_clients(assembly.algorithm, broadcast, states, node.clients)
         metrics |= _evaluate_models(
             node, assembly, broadcast, states, prefix=FINETUNED, per_client=True
         )
@@ -138,19 +138,6 @@ def _states(
         for data in clients
     }
     return {client: state for client, state in found.items() if state is not None}
-
-
-def _finetuned(node: Node, assembly: Assembly, broadcast: Broadcast, states: States) -> States:
-    finetune = assembly.algorithm.finetune
-    return {
-        data.client: finetune(broadcast, _state(assembly, states, data), data)
-        for data in node.clients
-    }
-
-
-def _state(assembly: Assembly, states: Mapping[str, Params], data: ClientDataset) -> Params:
-    known = states.get(data.client)
-    return assembly.algorithm.init_client(data) if known is None else known
 
 
 def _evaluate_models(  # noqa: PLR0913 - the last two only vary the names
@@ -200,7 +187,7 @@ def _cost(started: float) -> Metrics:
 def _served(node: Node, order: Order, assembly: Assembly, shared: Params, states: States) -> Served:
     clients = {
         data.client: ServedClient(
-            _state(assembly, states, data),
+            state_of(assembly.algorithm, states, data),
             {user.user: user.full.tolist() for user in data.users},
         )
         for data in node.clients

@@ -168,11 +168,12 @@ def record_of(scorers: ScorerOf, federation: Federation) -> dict[str, Any]:
     """Validation and test NDCG@10, all means, and every user's test rank by raw id."""
     valid = evaluate_clients(scorers, federation.clients, "valid")
     test = evaluate_clients(scorers, federation.clients, "test")
+    valid_means, test_means = _means(valid), _means(test)
     return {
-        "valid": _means(valid)["excluded/ndcg@10"],
-        "test": _means(test)["excluded/ndcg@10"],
-        "valid_means": _means(valid),
-        "test_means": _means(test),
+        "valid": valid_means["excluded/ndcg@10"],
+        "test": test_means["excluded/ndcg@10"],
+        "valid_means": valid_means,
+        "test_means": test_means,
         "ranks": _by_user(test),
         "lengths": {
             user: int(length)

@@ -247,3 +247,13 @@ ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
     "fed-prox": _fed_prox,
     "local-only": lambda task, settings: local_only(task, local_training(settings)),
 }
+
+
+def algorithm_names(settings: Settings) -> list[str]:
+    """The main algorithm, then those of ``run.compare``; none twice. Raises SettingsError."""
+    compared = settings.run.compare.replace(",", " ").split()
+    for name in compared:
+        if name not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
+    return list(dict.fromkeys([settings.algorithm.name, *compared]))

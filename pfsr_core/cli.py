@@ -207,7 +207,8 @@ def recommend(
     for somebody new `... --user guest --items "50,181"`
     """
     from pfsr_core import cli_answers
-    from pfsr_core.recommend import default_state_directory, find_served
+    from pfsr_core.node_store import default_state_directory
+    from pfsr_core.recommend import find_served
     from pfsr_core.recommend import recommend as answer
 
     given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]

@@ -6,14 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pfsr_core.assembly import Federation, load_federation
+from pfsr_core.assembly import Federation, algorithm_names, load_federation
 from pfsr_core.final_table import methods_text
-from pfsr_core.plain_run import (
-    algorithm_names,
-    new_directory,
-    simulate,
-    train_and_evaluate,
-)
+from pfsr_core.plain_run import new_directory, simulate, train_and_evaluate
 from pfsr_core.report import final_table, write_report
 from pfsr_core.run_files import Method, RunError, method_of
 from pfsr_core.run_rows import Row, baseline_rows

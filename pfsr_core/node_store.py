@@ -319,6 +319,11 @@ class NodeStore:
         file.execute("COMMIT")
 
 
+def default_state_directory() -> Path:
+    """Where nodes remember unless they are told another place: $PFSR_HOME/state, ./.pfsr/state."""
+    return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"
+
+
 def _make_private(path: Path) -> None:
     """Creates the file before SQLite does: only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -10,6 +10,7 @@ from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_clien
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.local_training import make_scorer
 from pfsr_core.params import Params
+from pfsr_core.simulation import state_of
 
 ScorerOf = Callable[[ClientDataset], Scorer]
 """The scorer of one client; every baseline of ``BASELINES`` is one too."""
@@ -24,8 +25,7 @@ def personal_scorers(
     task, algorithm = assembly.task, assembly.algorithm
 
     def scorer(data: ClientDataset) -> Scorer:
-        state = states[data.client] if data.client in states else algorithm.init_client(data)
-        whole = algorithm.personalize(shared, state)
+        whole = algorithm.personalize(shared, state_of(algorithm, states, data))
         return make_scorer(task, whole, task.candidates(data), max_length)
 
     return scorer

@@ -6,17 +6,15 @@ node a client would send: float32 values of the shared names, headers not counte
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pfsr_core.assembly import ALGORITHMS, Assembly, Federation, assemble
+from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
-from pfsr_core.federated import Broadcast
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import personal_scorers, split_means
 from pfsr_core.protocol import size_of
@@ -30,8 +28,8 @@ from pfsr_core.run_rows import (
     evaluate_splits,
     federated_row,
 )
-from pfsr_core.settings import Settings, SettingsError, flat_settings
-from pfsr_core.simulation import RoundReport, States, run
+from pfsr_core.settings import Settings, flat_settings, runs_directory
+from pfsr_core.simulation import RoundReport, finetune_clients, run
 
 Tell = Callable[[str], None]
 BYTES_PER_VALUE = 4
@@ -84,20 +82,9 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     write_json(directory / "summary.json", summary)
 
 
-def algorithm_names(settings: Settings) -> list[str]:
-    """The main algorithm, then those of ``run.compare``; none twice. Raises SettingsError."""
-    compared = settings.run.compare.replace(",", " ").split()
-    for name in compared:
-        if name not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
-    return list(dict.fromkeys([settings.algorithm.name, *compared]))
-
-
 def new_directory(settings: Settings) -> Path:
     """``<run.name>-<time>`` where runs are kept, with a number after it when that exists."""
-    home = os.environ.get("PFSR_HOME")
-    root = Path(settings.run.directory or (Path(home) / "runs" if home else "runs")).expanduser()
+    root = runs_directory(settings.run)
     name = f"{settings.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     paths = (root / (f"{name}-{number}" if number > 1 else name) for number in range(1, 1000))
     return next(path for path in paths if not path.exists())
@@ -134,7 +121,9 @@ def train_and_evaluate(
         on_round=on_round,
     )
     if settings.algorithm.finetune:
-        states = _finetune(experiment, server.broadcast(), states)
+        states = finetune_clients(
+            assembly.algorithm, server.broadcast(), states, federation.clients
+        )
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
     row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
@@ -155,18 +144,6 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
     write_json(directory / "environment.json", environment())
     facts = describe(federation.interactions, federation.split)
     write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
-
-
-def _finetune(experiment: Experiment, broadcast: Broadcast, states: Mapping[str, Params]) -> States:
-    """Every client's private state after its last training, which is not sent."""
-    algorithm = experiment.assembly.algorithm
-    first = algorithm.init_client
-    return {
-        data.client: algorithm.finetune(
-            broadcast, states[data.client] if data.client in states else first(data), data
-        )
-        for data in experiment.federation.clients
-    }
 
 
 def _round_line(experiment: Experiment, report: RoundReport) -> Row:

@@ -9,7 +9,6 @@ A user without any history gets the items most frequent in that client's histori
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +73,6 @@ def open_served(path: Path, run: str = "") -> Served:
             f"state directory, e.g. .pfsr/state/node-0.sqlite."
         )
     return NodeStore(path).served(run)
-
-
-def default_state_directory() -> Path:
-    """Where nodes remember unless they are told another place: $PFSR_HOME/state, ./.pfsr/state."""
-    return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"
 
 
 def find_served(place: Path, user: str, run: str = "") -> Served:

@@ -7,8 +7,10 @@ and map one to one to fields, ``settings.algorithm.mask_mode``. The defaults are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 Value = bool | int | float | str
@@ -150,6 +152,12 @@ def parse_settings(flat: Mapping[str, Value]) -> Settings:
             raise SettingsError(f"unknown setting {key!r}. {_nearest(key)}")
         sections[section][name.replace("-", "_")] = _check(key, value, known[name])
     return Settings(**{name: SECTIONS[name](**values) for name, values in sections.items()})
+
+
+def runs_directory(run: RunSettings) -> Path:
+    """Where runs are kept: run.directory, else $PFSR_HOME/runs, else ./runs."""
+    home = os.environ.get("PFSR_HOME")
+    return Path(run.directory or (Path(home) / "runs" if home else "runs")).expanduser()
 
 
 def flat_settings(settings: Settings) -> dict[str, Value]:

@@ -50,6 +50,27 @@ def hosted_by(clients: Sequence[str], node: int, nodes: int) -> tuple[str, ...]:
     return tuple(clients[node::nodes])
 
 
+def state_of(
+    algorithm: FederatedAlgorithm, states: Mapping[str, Params], data: ClientDataset
+) -> Params:
+    """A client's private state, its first one where it has none yet."""
+    known = states.get(data.client)
+    return algorithm.init_client(data) if known is None else known
+
+
+def finetune_clients(
+    algorithm: FederatedAlgorithm,
+    broadcast: Broadcast,
+    states: Mapping[str, Params],
+    datasets: Sequence[ClientDataset],
+) -> States:
+    """Every client's private state after its last training, which is not sent."""
+    return {
+        data.client: algorithm.finetune(broadcast, state_of(algorithm, states, data), data)
+        for data in datasets
+    }
+
+
 def node_update(
     algorithm: FederatedAlgorithm,
     broadcast: Broadcast,
@@ -62,8 +83,7 @@ def node_update(
     """
     replies, new = [], {}
     for data in datasets:
-        state = states[data.client] if data.client in states else algorithm.init_client(data)
-        update = algorithm.client_update(broadcast, state, data)
+        update = algorithm.client_update(broadcast, state_of(algorithm, states, data), data)
         new[data.client] = update.state
         replies.append(as_reply(update))
     return merge_replies(replies), new

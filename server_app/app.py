@@ -11,12 +11,12 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from pfsr_core.assembly import ALGORITHMS, Assembly, assemble
+from pfsr_core.assembly import Assembly, algorithm_names, assemble
 from pfsr_core.final_table import final_table
 from pfsr_core.params import fingerprint
 from pfsr_core.protocol import SPLITS
 from pfsr_core.report import write_report
-from pfsr_core.settings import Settings, SettingsError, flat_settings, parse_settings
+from pfsr_core.settings import Settings, flat_settings, parse_settings
 from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
 from server_app.run_log import RunLog, open_run, progress_line, say, speak, write_model
 from server_app.sampling import Roster, gather
@@ -54,7 +54,7 @@ class Run:
 def run_federation(grid: Grid, settings: Settings) -> RunLog:
     """A whole run: the algorithm of the settings, then those of ``run.compare``."""
     started = time.monotonic()
-    names = algorithms(settings)
+    names = algorithm_names(settings)
     log = open_run(settings)
     say(f"run {log.run_id}: {' '.join(names)}; files in {log.directory}")
     hello = {"run": log.run_id, "warm-start": settings.run.warm_start}
@@ -73,18 +73,6 @@ def show(log: RunLog) -> None:
     say("")
     say(final_table(log.directory))
     say(f"report: {write_report(log.directory)}")
-
-
-def algorithms(settings: Settings) -> list[str]:
-    """The algorithm of the settings first, then the compared ones. Raises SettingsError."""
-    compared = settings.run.compare.replace(",", " ").split()
-    unknown = [name for name in compared if name not in ALGORITHMS]
-    if unknown:
-        raise SettingsError(
-            f"run.compare = {settings.run.compare!r}: unknown {', '.join(unknown)}. "
-            f"Choose from: {', '.join(ALGORITHMS)}"
-        )
-    return list(dict.fromkeys([settings.algorithm.name, *compared]))
 
 
 def assembly_of(settings: Settings, roster: Roster) -> Assembly:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +14,13 @@ from typing import Any
 from pfsr_core.data.vocabulary import save_vocabulary
 from pfsr_core.environment import environment
 from pfsr_core.run_files import append_line
-from pfsr_core.settings import RunSettings, Settings, SettingsError, Value, flat_settings
+from pfsr_core.settings import (
+    Settings,
+    SettingsError,
+    Value,
+    flat_settings,
+    runs_directory,
+)
 from server_app.checkpoints import save_model, write_atomically
 
 MAY_CHANGE = (  # settings that a resumed run may have otherwise
@@ -64,7 +69,7 @@ class RunLog:
 
 def open_run(settings: Settings) -> RunLog:
     """A new run's directory, or that of the run to resume. Raises SettingsError."""
-    root = _root(settings.run)
+    root = runs_directory(settings.run).absolute()
     if not settings.run.resume:
         return _new(root, settings)
     log = RunLog(root / settings.run.resume)
@@ -118,13 +123,6 @@ def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _root(run: RunSettings) -> Path:
-    home = os.environ.get("PFSR_HOME")
-    if run.directory:
-        return Path(run.directory).expanduser().absolute()
-    return (Path(home) / "runs" if home else Path("runs")).absolute()
 
 
 def _new(root: Path, settings: Settings) -> RunLog:

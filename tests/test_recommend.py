@@ -13,12 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfsr_core.local_training import make_scorer
-from pfsr_core.node_store import NodeStore, NodeStoreError, Served, ServedClient
+from pfsr_core.node_store import (
+    NodeStore,
+    NodeStoreError,
+    Served,
+    ServedClient,
+    default_state_directory,
+)
 from pfsr_core.recommend import (
     MODEL,
     POPULARITY,
     RecommendationError,
-    default_state_directory,
     find_served,
     open_served,
     recommend,

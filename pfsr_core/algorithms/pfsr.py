@@ -111,7 +111,6 @@ def pfsr(
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base = fed_avg(task, training)
-    shared_names = list(base.reply_shapes)
 
     def masks_of(personal: Params, private: Params, data: ClientDataset, stream: int) -> Masks:
         if response.mask_mode == "none" or data.num_interactions <= len(data.users):
@@ -174,7 +173,7 @@ def pfsr(
         server_update=_server_update(aggregation, step),
         personalize=personalize,
         finetune=finetune,
-        reply_shapes=_reply_shapes(base.reply_shapes, aggregation, shared_names),
+        reply_shapes=_reply_shapes(base.reply_shapes, aggregation),
     )
 
 
@@ -259,7 +258,7 @@ def _mean_of_unmasked(old: Tensor, mean: Tensor, share: Tensor) -> Tensor:
     return torch.where(share > 0, old + (mean - old) / share.clamp(min=1e-12), old)
 
 
-def _reply_shapes(shapes: Shapes, aggregation: str, names: list[str]) -> Shapes:
+def _reply_shapes(shapes: Shapes, aggregation: str) -> Shapes:
     if aggregation == "zero":
         return shapes
-    return {**shapes, **{UNMASKED + name: shapes[name] for name in names}}
+    return {**shapes, **{UNMASKED + name: shape for name, shape in shapes.items()}}
