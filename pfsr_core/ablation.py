@@ -26,6 +26,7 @@ import torch
 
 from pfsr_core import simulation
 from pfsr_core.assembly import Federation, assemble, load_federation
+from pfsr_core.central import ALL_DATA, ONE_CLIENT
 from pfsr_core.environment import commit
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
@@ -58,18 +59,14 @@ SHARED_TABLE: Overrides = {
     "model.item-std": 0.02,
 }
 NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
-CENTRAL: Overrides = {
-    **FED_AVG,
-    **SHARED,
-    **COMMON,
-    "federation.clients": 1,
-    "federation.rounds": 30,
-    "model.item-std": 0.02,
-    "train.learning-rate": 0.002,
-    "train.item-learning-rate": 0.002,
-    "train.batch-size": 64,
-    "model.dropout": 0.3,
+# The default budget ends while the federated curves still rise; these do not stop there.
+TWICE: Overrides = {"federation.rounds": 48}
+SHARED_LONG: Overrides = {
+    **SHARED_TABLE,
+    "federation.rounds": 72,
+    "train.round-decay": 0.98,
 }
+CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 30}
 FED_DPA: Overrides = {
     "algorithm.mask-mode": "minmax",
     "algorithm.two-phases": True,
@@ -87,6 +84,10 @@ ARMS: dict[str, Overrides] = {
     "local-only": LOCAL,
     "central": CENTRAL,
     "fed-avg, shared table": SHARED_TABLE,
+    "fed-avg, shared table, 72 rounds": SHARED_LONG,
+    "pfsr, 48 rounds": TWICE,
+    "fed-avg, 48 rounds": {**FED_AVG, **TWICE},
+    "local-only, 48 rounds": {**LOCAL, **TWICE},
     "vrm without dml": NO_LOSS,
     "pfsr, common start": COMMON,
     "pfsr, secret start": SECRET,

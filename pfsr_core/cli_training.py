@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pfsr_core.assembly import Federation, algorithm_names, load_federation
+from pfsr_core.central import central_values
 from pfsr_core.final_table import methods_text
 from pfsr_core.plain_run import new_directory, simulate, train_and_evaluate
 from pfsr_core.report import final_table, write_report
@@ -48,8 +49,8 @@ def central(
     rounds: int | None,
     tell: Tell,
 ) -> None:
-    """The model of the settings, trained on all data in one place, and the baselines so."""
-    settings = central_settings(read_settings(recipe, overrides), seed, rounds)
+    """The encoder of the settings, trained on all data in one place, and the baselines so."""
+    settings = central_settings(recipe, overrides, seed, rounds)
     federation = load_federation(settings)
     tell(f"central training of {settings.model.encoder}: {_who(federation)}")
     row, _ = train_and_evaluate(
@@ -61,32 +62,24 @@ def central(
     tell(methods_text("all data in one place", rows))
 
 
-def central_settings(settings: Settings, seed: int | None, rounds: int | None) -> Settings:
-    """One client with all users, a shared item table, plain averaging of one."""
-    run, federation = settings.run, settings.federation
-    return replace(
-        settings,
-        federation=replace(
-            federation,
-            partition="group",
-            clients=1,
-            sizes="",
-            participation=1.0,
-            rounds=federation.rounds if rounds is None else rounds,
-        ),
-        model=replace(settings.model, items="shared"),
-        algorithm=replace(
-            settings.algorithm, name="fed-avg", server_optimizer="average", finetune=False
-        ),
-        run=replace(run, seed=run.seed if seed is None else seed, compare=""),
-    )
+def central_settings(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    seed: int | None = None,
+    rounds: int | None = None,
+) -> Settings:
+    """The recipe with one client, a shared item table and steps that suit it."""
+    flat = load_recipe(recipe) if recipe else {}
+    given = {"run.seed": seed, "federation.rounds": rounds}
+    own = {key: value for key, value in given.items() if value is not None}
+    return parse_settings(central_values(flat, {**with_overrides({}, overrides), **own}))
 
 
 def baselines(recipe: Path | None, overrides: Sequence[str], tell: Tell) -> None:
     """Every baseline on each client alone, and on all data together."""
     settings = read_settings(recipe, overrides)
     federation = load_federation(settings)
-    together = load_federation(central_settings(settings, None, None))
+    together = load_federation(central_settings(recipe, overrides))
     tell(_who(federation))
     rows = [
         *_named("each client alone", baseline_rows(federation)[0]),

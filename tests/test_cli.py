@@ -11,17 +11,19 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pfsr_core import doctor
+from pfsr_core.ablation import arm_settings
 from pfsr_core.cli import app
 from pfsr_core.cli_training import central_settings
 from pfsr_core.data import load_dataset
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.node_store import NodeStore
+from pfsr_core.settings_file import load_recipe
 from tests.test_recommend import serve, some_user
-from tests.tiny import TINY, tiny_settings
+from tests.tiny import TINY
 
-SETS = [part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-SETS += ["--set", "federation.rounds=2"]
+SETTINGS = [f"{key}={json.dumps(value)}" for key, value in TINY.items()] + ["federation.rounds=2"]
+SETS = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 def pfsr(*words: object) -> Result:
@@ -103,12 +105,20 @@ def test_central_selects_on_validation_and_shows_baselines() -> None:
 
 
 def test_central_is_one_client_with_a_shared_table() -> None:
-    settings = central_settings(tiny_settings(algorithm__name="pfsr"), seed=5, rounds=7)
+    settings = central_settings(None, SETTINGS, seed=5, rounds=7)
     assert (settings.federation.clients, settings.federation.partition) == (1, "group")
     assert (settings.model.items, settings.algorithm.name) == ("shared", "fed-avg")
     assert (settings.run.seed, settings.federation.rounds) == (5, 7)
-    kept = central_settings(tiny_settings(run__seed=4), None, None)
-    assert (kept.run.seed, kept.federation.rounds) == (4, 3)
+    kept = central_settings(None, [*SETTINGS, "run.seed=4", "federation.clients=9"])
+    assert (kept.run.seed, kept.federation.rounds, kept.federation.clients) == (4, 2, 1)
+
+
+def test_central_takes_the_steps_of_one_table_for_all_unless_told() -> None:
+    settings = central_settings(Path("recipes/pfsr.toml"), ["model.dropout=0.1"], rounds=30)
+    assert settings.train.item_learning_rate == settings.train.learning_rate == 0.002
+    assert settings.model.dropout == 0.1
+    same = central_settings(Path("recipes/pfsr.toml"), [], seed=1, rounds=30)
+    assert same == arm_settings("central", 1, load_recipe(Path("recipes/pfsr.toml")))
 
 
 def test_baselines_alone_and_together() -> None:

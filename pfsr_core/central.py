@@ -1,0 +1,37 @@
+"""Central training: a federation of one client that holds all users and shares its item table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pfsr_core.settings import Value
+
+ONE_CLIENT: Mapping[str, Value] = {
+    "federation.partition": "group",
+    "federation.clients": 1,
+    "federation.sizes": "",
+    "federation.participation": 1.0,
+    "model.items": "shared",
+    "algorithm.name": "fed-avg",
+    "algorithm.server-optimizer": "average",
+    "algorithm.finetune": False,
+    "run.compare": "",
+}
+"""What makes a recipe central; nothing overrides it."""
+
+ALL_DATA: Mapping[str, Value] = {
+    "model.item-start": "common",
+    "model.item-std": 0.02,
+    "model.dropout": 0.3,
+    "train.learning-rate": 0.002,
+    "train.item-learning-rate": 0.002,
+    "train.batch-size": 64,
+}
+"""What suits one table learnt from all data, in place of the small steps for many private ones."""
+
+
+def central_values(
+    recipe: Mapping[str, Value], overrides: Mapping[str, Value] | None = None
+) -> dict[str, Value]:
+    """Flat settings of the recipe trained centrally; ``overrides`` win over :data:`ALL_DATA`."""
+    return {**recipe, **ALL_DATA, **(overrides or {}), **ONE_CLIENT}
