@@ -1,82 +1,80 @@
-"""The client side of Flower: messages to calls of :mod:`client_app.node`, and back."""
+"""The client side of Flower: messages to requests of the node, and its answers back.
+
+Free of torch: Flower starts this in a new process for every message of a deployment.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app import node as nodes
-from client_app.hosting import Node, make_node
-from client_app.mods import Limits, only_shared_leaves
-from pfsr_core.protocol import (
-    CONFIG,
-    FACTS,
-    METRICS,
-    SHARED,
-    Flat,
-    Metrics,
-    Order,
-    order_from_config,
-    size_of,
-)
-from pfsr_core.settings import parse_settings
+from client_app.messages import LIMITS, Answer, Limits, Request, nothing
+from client_app.mods import only_shared_leaves
+from pfsr_core.protocol import BASELINES, CONFIG, FACTS, FINISH, HELLO, METRICS, SHARED, TRAIN
+
+WITH_ARRAY = (TRAIN, FINISH)
+FLOWERS_PROCESS = "flwr-clientapp"  # it lives for one message
 
 app = ClientApp()
 
 
-def numbers_only(_message: Message, context: Context) -> Limits:
-    return Limits(0, len(_node(context).clients))
+def limits(message: Message, context: Context) -> Limits:
+    """What may leave in answer to ``message``, asked apart from the answer itself."""
+    found: dict[str, Any] = dict(_ask(LIMITS, message, context).metrics)
+    return Limits(**found)
 
 
-def shared_and_numbers(message: Message, context: Context) -> Limits:
-    """What the answer to a training order may hold."""
-    node, order = _node(context), _order(message)
-    shapes = nodes.sent_shapes(node, order.algorithm)
-    return Limits(size_of(shapes) if order.clients else 0, len(node.clients))
-
-
-@app.query("hello", mods=[only_shared_leaves(numbers_only, (FACTS, METRICS))])
+@app.query("hello", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
 def hello(message: Message, context: Context) -> Message:
-    facts, numbers = nodes.hello(_node(context), message.content.config_records[CONFIG])
-    return _answer(message, {FACTS: ConfigRecord(facts), METRICS: MetricRecord(_plain(numbers))})
+    answer = _ask(HELLO, message, context)
+    return _reply(message, answer, {FACTS: ConfigRecord(dict(answer.facts))})
 
 
-@app.query("baselines", mods=[only_shared_leaves(numbers_only, (METRICS,))])
+@app.query("baselines", mods=[only_shared_leaves(limits, (METRICS,))])
 def baselines(message: Message, context: Context) -> Message:
-    return _answer(message, {METRICS: MetricRecord(_plain(nodes.baselines(_node(context))))})
+    return _reply(message, _ask(BASELINES, message, context))
 
 
-@app.train(mods=[only_shared_leaves(shared_and_numbers)])
+@app.train(mods=[only_shared_leaves(limits)])
 def train(message: Message, context: Context) -> Message:
-    flat, metrics = nodes.train(_node(context), _order(message), _received(message))
-    arrays = ArrayRecord({SHARED: Array(flat)})
-    return _answer(message, {SHARED: arrays, METRICS: MetricRecord(_plain(metrics))})
+    answer = _ask(TRAIN, message, context)
+    return _reply(message, answer, {SHARED: ArrayRecord({SHARED: Array(answer.flat)})})
 
 
-@app.query("finish", mods=[only_shared_leaves(numbers_only, (METRICS,))])
+@app.query("finish", mods=[only_shared_leaves(limits, (METRICS,))])
 def finish(message: Message, context: Context) -> Message:
-    metrics = nodes.finish(_node(context), _order(message), _received(message))
-    return _answer(message, {METRICS: MetricRecord(_plain(metrics))})
+    return _reply(message, _ask(FINISH, message, context))
 
 
-def _node(context: Context) -> Node:
-    return make_node(parse_settings(context.run_config), context.node_config)
+def _ask(kind: str, message: Message, context: Context) -> Answer:
+    content = message.content
+    request = Request(
+        kind=kind,
+        run_config=dict(context.run_config),
+        node_config=dict(context.node_config),
+        config=dict(content.config_records.get(CONFIG, {})),
+        flat=content.array_records[SHARED][SHARED].numpy() if kind in WITH_ARRAY else nothing(),
+    )
+    return _way(context)(request)
 
 
-def _order(message: Message) -> Order:
-    return order_from_config(message.content.config_records[CONFIG])
+def _way(context: Context) -> Callable[[Request], Answer]:
+    """The resident worker where this process ends with its message; else this process itself."""
+    short_lived = Path(sys.argv[0]).name == FLOWERS_PROCESS
+    if short_lived and context.node_config.get("worker", True):
+        from client_app.resident import ask
+
+        return ask
+    from client_app.answering import answer
+
+    return answer
 
 
-def _received(message: Message) -> Flat:
-    received: Flat = message.content.array_records[SHARED][SHARED].numpy()
-    return received
-
-
-def _answer(message: Message, records: dict[str, Any]) -> Message:
-    return Message(RecordDict(records), reply_to=message)
-
-
-def _plain(metrics: Metrics) -> dict[str, Any]:
-    return dict(metrics)
+def _reply(message: Message, answer: Answer, records: dict[str, Any] | None = None) -> Message:
+    content = {**(records or {}), METRICS: MetricRecord(dict(answer.metrics))}
+    return Message(RecordDict(content), reply_to=message)

@@ -7,24 +7,12 @@ the shared ones, ends in an error here and not on the wire.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from client_app.messages import Limits
 from pfsr_core.protocol import METRICS, SHARED
-
-
-class Limits(NamedTuple):
-    """What the reply to one message may hold.
-
-    ``values`` of the shared array, and the length of a list among the metrics: one number a client,
-    too short to carry a table.
-    """
-
-    values: int
-    longest_list: int
-
 
 LimitsOf = Callable[[Message, Context], Limits]
 

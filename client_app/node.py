@@ -23,6 +23,7 @@ from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Broadcast, Reply
 from pfsr_core.node_store import Served, ServedClient
+from pfsr_core.packing import pack, unpack
 from pfsr_core.params import Params, Shapes, shapes_of
 from pfsr_core.personal_evaluation import SPLITS, ScorerOf, evaluate_clients, personal_scorers
 from pfsr_core.protocol import (
@@ -37,9 +38,7 @@ from pfsr_core.protocol import (
     Flat,
     Metrics,
     Order,
-    pack,
     prefixed,
-    unpack,
 )
 from pfsr_core.settings import flat_settings
 from pfsr_core.simulation import States, finetune_clients, node_update, state_of

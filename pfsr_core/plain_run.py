@@ -15,9 +15,9 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
+from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import personal_scorers, split_means
-from pfsr_core.protocol import size_of
 from pfsr_core.run_files import append_line, write_clients, write_json
 from pfsr_core.run_rows import (
     Evaluations,

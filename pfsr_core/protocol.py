@@ -1,8 +1,8 @@
-"""What the two apps say to each other: kinds of messages, names of records, and pure packing.
+"""What the two apps say to each other: kinds of messages, names of records, orders, numbers.
 
-Shared parameters travel as one flat float32 vector, cut by the table of names and shapes that both
-sides derive from the same settings; everything else is numbers under names. Flower's own types
-appear in neither: the apps wrap what is made here.
+Shared parameters travel as one flat float32 vector (:mod:`pfsr_core.packing`); everything else is
+numbers under names. Flower's own types appear in neither: the apps wrap what is made here. Nothing
+here loads torch: a node's process that only passes messages on does not need it.
 
     query.hello      who are you: partition, clients, sizes, digests
     query.baselines  sums of the model-free baselines
@@ -17,10 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from pfsr_core.params import Params, Shapes, flatten, unflatten
 
 HELLO = "query.hello"
 BASELINES = "query.baselines"
@@ -108,27 +105,6 @@ def order_from_config(config: Mapping[str, Any]) -> Order:
         raise ProtocolError(
             f"an order without {error}: server and node differ in version"
         ) from None
-
-
-def pack(params: Params) -> Flat:
-    """Parameters as one vector of float32, (sum of sizes,)."""
-    vector: Flat = flatten(params).numpy()
-    return vector
-
-
-def unpack(vector: NDArray[Any], shapes: Shapes) -> Params:
-    """Undoes :func:`pack`; raises ProtocolError on another dtype or size."""
-    if vector.dtype != np.float32:
-        raise ProtocolError(f"dtype {vector.dtype} instead of float32")
-    try:
-        return unflatten(torch.from_numpy(np.array(vector)), shapes)
-    except ValueError as error:
-        raise ProtocolError(str(error)) from None
-
-
-def size_of(shapes: Shapes) -> int:
-    """Values in the flat vector of ``shapes``."""
-    return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 def prefixed(prefix: str, sums: Mapping[str, float]) -> dict[str, float]:

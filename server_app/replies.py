@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Reply, Sums, reply_problem
+from pfsr_core.packing import unpack
 from pfsr_core.params import Shapes
 from pfsr_core.protocol import (
     CLIENT,
@@ -29,7 +30,6 @@ from pfsr_core.protocol import (
     numbers,
     scalar,
     under,
-    unpack,
 )
 
 EVALUATION = tuple(f"{split}/" for split in SPLITS)

@@ -16,7 +16,8 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from pfsr_core.federated import FederatedAlgorithm, Reply, Sums, merge_replies
-from pfsr_core.protocol import FINETUNED, FINISH, TRAIN, Order, ProtocolError, order_to_config, pack
+from pfsr_core.packing import pack
+from pfsr_core.protocol import FINETUNED, FINISH, TRAIN, Order, ProtocolError, order_to_config
 from pfsr_core.settings import Settings
 from pfsr_core.simulation import sample_clients
 from server_app.checkpoints import Progress

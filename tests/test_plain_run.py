@@ -10,10 +10,10 @@ import pytest
 
 from pfsr_core.assembly import algorithm_names
 from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.packing import size_of
 from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
 from pfsr_core.plain_run import new_directory
-from pfsr_core.protocol import size_of
 from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY
 from pfsr_core.settings import SettingsError
 from pfsr_core.simulation import run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core import protocol
+from pfsr_core import packing, protocol
 from pfsr_core.params import shapes_of
 from pfsr_core.protocol import Order, ProtocolError
 
@@ -14,8 +14,8 @@ PARAMS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([-1.5])}
 
 
 def test_parameters_survive_packing():
-    flat = protocol.pack(PARAMS)
-    back = protocol.unpack(flat, shapes_of(PARAMS))
+    flat = packing.pack(PARAMS)
+    back = packing.unpack(flat, shapes_of(PARAMS))
     assert flat.dtype == np.float32
     assert flat.tolist() == [-1.5, 0, 1, 2, 3, 4, 5]
     assert list(back) == list(PARAMS)
@@ -23,13 +23,13 @@ def test_parameters_survive_packing():
 
 
 def test_no_parameters_pack_into_nothing():
-    assert protocol.pack({}).shape == (0,)
-    assert protocol.unpack(protocol.pack({}), {}) == {}
+    assert packing.pack({}).shape == (0,)
+    assert packing.unpack(packing.pack({}), {}) == {}
 
 
 def test_unpacked_tensors_are_not_views_of_the_message():
-    flat = protocol.pack(PARAMS)
-    back = protocol.unpack(flat, shapes_of(PARAMS))
+    flat = packing.pack(PARAMS)
+    back = packing.unpack(flat, shapes_of(PARAMS))
     flat[:] = 7
     assert torch.equal(back["a"], PARAMS["a"])
 
@@ -44,12 +44,12 @@ def test_unpacked_tensors_are_not_views_of_the_message():
 )
 def test_another_vector_is_refused(flat, words):
     with pytest.raises(ProtocolError, match=words):
-        protocol.unpack(flat, shapes_of(PARAMS))
+        packing.unpack(flat, shapes_of(PARAMS))
 
 
 def test_size_is_the_length_of_the_vector():
-    assert protocol.size_of(shapes_of(PARAMS)) == len(protocol.pack(PARAMS))
-    assert protocol.size_of({}) == 0
+    assert packing.size_of(shapes_of(PARAMS)) == len(packing.pack(PARAMS))
+    assert packing.size_of({}) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client_app import hosting, node
 from client_app.hosting import NodeError, make_node
-from client_app.mods import GateError, Limits, check
-from pfsr_core.protocol import METRICS, SHARED, Order, pack
+from client_app.messages import Limits
+from client_app.mods import GateError, check
+from pfsr_core.packing import pack
+from pfsr_core.protocol import METRICS, SHARED, Order
 from tests.integration.helpers import lines, settings_in
 from tests.integration.loopback import run_loopback
 from tests.tiny import tiny_settings

@@ -1,0 +1,38 @@
+"""A request answered by the node that it is for, in this process."""
+
+from __future__ import annotations
+
+from client_app import node as nodes
+from client_app.hosting import Node, make_node
+from client_app.messages import LIMITS, Answer, Limits, Request
+from pfsr_core.packing import size_of
+from pfsr_core.protocol import BASELINES, FINISH, HELLO, TRAIN, order_from_config
+from pfsr_core.settings import parse_settings
+
+
+def answer(request: Request) -> Answer:
+    """Raises ValueError for a kind that no node knows, and whatever the node raises."""
+    node = make_node(parse_settings(request.run_config), request.node_config)
+    if request.kind == LIMITS:
+        return Answer(_limits(node, request)._asdict())
+    if request.kind == HELLO:
+        facts, numbers = nodes.hello(node, request.config)
+        return Answer(numbers, facts)
+    if request.kind == BASELINES:
+        return Answer(nodes.baselines(node))
+    order = order_from_config(request.config)
+    if request.kind == TRAIN:
+        flat, metrics = nodes.train(node, order, request.flat)
+        return Answer(metrics, flat=flat)
+    if request.kind == FINISH:
+        return Answer(nodes.finish(node, order, request.flat))
+    raise ValueError(f"no node answers {request.kind!r}")
+
+
+def _limits(node: Node, request: Request) -> Limits:
+    """What the answer to ``request.config`` may hold: an array only where clients train."""
+    values = 0
+    if request.config.get("clients"):
+        order = order_from_config(request.config)
+        values = size_of(nodes.sent_shapes(node, order.algorithm))
+    return Limits(values, len(node.clients))

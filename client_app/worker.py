@@ -1,0 +1,105 @@
+"""``python -m client_app.worker SOCKET PARENT``: one node's resident process.
+
+Flower starts a process for every message. This one stays between them, with torch, the node's data
+and its algorithms in memory, and answers over a Unix socket that only its own user can reach. It
+ends with its parent (the process that starts the node's tasks), when it is told to, or when nobody
+asked for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+from client_app.messages import (
+    Answer,
+    Request,
+    receive_request,
+    send_answer,
+    send_failure,
+)
+
+STOP = "stop"
+IDLE_SECONDS = 900.0
+WATCH_SECONDS = 1.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    path, parent = Path(arguments[0]), int(arguments[1])
+    watch = Watch(parent)
+    threading.Thread(target=watch.run, args=(path,), daemon=True).start()
+    with Listener(str(path), family="AF_UNIX") as listener:
+        path.chmod(0o600)
+        while True:
+            with contextlib.suppress(EOFError, OSError), listener.accept() as connection:
+                watch.busy()
+                if not serve(connection):
+                    return 0
+            watch.idle()
+
+
+def serve(connection: Connection) -> bool:
+    """Answers one request; False when it was the request to stop."""
+    request = receive_request(connection)
+    if request.kind == STOP:
+        send_answer(connection, Answer({}))
+        return False
+    try:
+        found = _answer(request)
+    except Exception as error:
+        send_failure(connection, f"{type(error).__name__}: {error}")
+    else:
+        send_answer(connection, found)
+    return True
+
+
+def _answer(request: Request) -> Answer:
+    from client_app.answering import answer  # after the socket is there: it loads torch
+
+    return answer(request)
+
+
+class Watch:
+    """Ends the process when its parent is gone, or when it was idle for too long."""
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+        self._idle_since: float | None = time.monotonic()
+
+    def busy(self) -> None:
+        self._idle_since = None
+
+    def idle(self) -> None:
+        self._idle_since = time.monotonic()
+
+    def run(self, path: Path) -> None:
+        while alive(self._parent) and not self._too_long():
+            time.sleep(WATCH_SECONDS)
+        path.unlink(missing_ok=True)
+        os._exit(0)  # the main thread waits in accept or works for nobody
+
+    def _too_long(self) -> bool:
+        since = self._idle_since
+        return since is not None and time.monotonic() - since > IDLE_SECONDS
+
+
+def alive(process: int) -> bool:
+    """Whether ``process`` runs; one that ended and that nobody has waited for yet does not."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or a system without /proc
+        return True
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
