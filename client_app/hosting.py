@@ -1,13 +1,22 @@
 """Which clients a node hosts, where their data are and where it remembers them.
 
-A node is a partition of the federation's clients, or the owner of a data set of its own. Its node
-config may say: ``partition-id``, ``num-partitions``, ``data-path`` (its own data, in place of the
-run's; it then hosts every client in them), ``state-dir`` (else $PFSR_HOME/state, or ./.pfsr/state).
+A node is a part of a data set that all nodes have, or the owner of data of its own. Its node config
+may say
+
+    partition-id, num-partitions   which part of the run's data set it hosts
+    data-path                      its own data in place of the run's; it hosts every client in them
+    data-source, clients           how to read those (data.source) and into how many clients to
+                                   group their users (federation.clients); else as the run says
+    name                           what the server calls it; the owner of data needs one, and its
+                                   clients are called name/client
+    state-dir                      where it remembers; else $PFSR_HOME/state, or ./.pfsr/state
+    worker                         false: no resident process between messages
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +31,7 @@ from pfsr_core.settings import RunSettings, Settings
 from pfsr_core.simulation import hosted_by
 
 Config = Mapping[str, bool | int | float | str]
+NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class NodeError(ValueError):
@@ -34,6 +44,7 @@ class Node:
 
     partition: int
     partitions: int  # 0: unknown, the node brings data of its own
+    name: str  # empty for a part of a common data set
     settings: Settings
     federation: Federation
     clients: tuple[ClientDataset, ...]
@@ -43,28 +54,59 @@ class Node:
         """The clients of ``names``, in the node's order; raises NodeError for a stranger."""
         strangers = set(names) - {data.client for data in self.clients}
         if strangers:
-            raise NodeError(f"node {self.partition} does not host {', '.join(sorted(strangers))}")
+            label = self.name or self.partition
+            raise NodeError(f"node {label} does not host {', '.join(sorted(strangers))}")
         return [data for data in self.clients if data.client in names]
 
 
 def make_node(settings: Settings, config: Config) -> Node:
     """The node that Flower's node config describes. Raises NodeError, DataError, SettingsError."""
     torch.set_num_threads(int(os.environ.get("PFSR_THREADS", "1")))
-    partition = int(config.get("partition-id", 0))
-    own_path = str(config.get("data-path", ""))
-    partitions = 0 if own_path else int(config.get("num-partitions", 1))
-    if own_path:
-        settings = replace(settings, data=replace(settings.data, path=own_path))
+    own = bool(config.get("data-path", ""))
+    partition, name = int(config.get("partition-id", 0)), _name(config, own)
+    settings = _own_data(settings, config) if own else settings
     federation = _federation(_data_settings(settings))
-    clients = tuple(sorted(federation.clients, key=lambda data: data.client))
-    if partitions:
-        here = hosted_by([data.client for data in clients], partition, partitions)
-        clients = tuple(data for data in clients if data.client in set(here))
-    store = NodeStore(_state_directory(config) / f"node-{partition}.sqlite")
+    partitions = 0 if own else int(config.get("num-partitions", 1))
+    clients = _hosted(federation, partition, partitions, name if own else "")
+    store = NodeStore(_state_directory(config) / f"node-{name or partition}.sqlite")
     if settings.model.item_start == "secret":
         secret = store.secret()
         clients = tuple(replace(data, secret=secret) for data in clients)
-    return Node(partition, partitions, settings, federation, clients, store)
+    return Node(partition, partitions, name, settings, federation, clients, store)
+
+
+def _name(config: Config, own: bool) -> str:
+    """The node's name; the number of its partition will do where that is given."""
+    name = str(config.get("name", ""))
+    if own and not name:
+        name = str(config.get("partition-id", ""))
+    if own and not name:
+        raise NodeError('a node with a data-path needs a name, e.g. name="berlin" (--node-config)')
+    if name and not NAMES.fullmatch(name):
+        raise NodeError(f"name {name!r}: use at most 64 letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _own_data(settings: Settings, config: Config) -> Settings:
+    data, federation = settings.data, settings.federation
+    source = str(config.get("data-source", data.source))
+    clients = int(config.get("clients", federation.clients))
+    return replace(
+        settings,
+        data=replace(data, path=str(config["data-path"]), source=source),
+        federation=replace(federation, clients=clients),
+    )
+
+
+def _hosted(
+    federation: Federation, partition: int, partitions: int, owner: str
+) -> tuple[ClientDataset, ...]:
+    """The clients that live here, by name; the names of an owner's clients begin with its own."""
+    clients = tuple(sorted(federation.clients, key=lambda data: data.client))
+    if owner:
+        return tuple(replace(data, client=f"{owner}/{data.client}") for data in clients)
+    here = set(hosted_by([data.client for data in clients], partition, partitions))
+    return tuple(data for data in clients if data.client in here)
 
 
 def with_algorithm(settings: Settings, name: str) -> Settings:

@@ -51,6 +51,7 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
     split, shared_items = node.federation.split, node.settings.model.items == "shared"
     facts = {
         "partition": node.partition,
+        "name": node.name,
         "partitions": node.partitions,
         "clients": [data.client for data in node.clients],
         "split-digest": split.digest,

@@ -121,8 +121,13 @@ def merge_sums(sums: Iterable[Mapping[str, float]]) -> Sums:
     return total
 
 
-def reply_problem(reply: Reply, shapes: Shapes, max_weight: float) -> str | None:
-    """Why a reply must not be aggregated, or None. Looks at this reply alone."""
+def reply_problem(
+    reply: Reply, shapes: Shapes, max_weight: float, sent: Params, max_change: float
+) -> str | None:
+    """Why a reply must not be aggregated, or None. Looks at this reply alone.
+
+    ``sent``: the shared parameters it answers; the reply may be ``max_change`` away from them (L2).
+    """
     if set(reply.params) != set(shapes):
         odd = sorted(set(reply.params) ^ set(shapes))
         return f"names differ: {', '.join(odd)}"
@@ -132,6 +137,13 @@ def reply_problem(reply: Reply, shapes: Shapes, max_weight: float) -> str | None
             return f"{name}: {problem}"
     if not isfinite(reply.weight) or not 0 < reply.weight <= max_weight:
         return f"weight {reply.weight} is not in (0, {max_weight:g}]"
+    change = sum(
+        float((tensor.double() - sent[name].double()).square().sum())
+        for name, tensor in reply.params.items()
+        if name in sent
+    )
+    if not change <= max_change**2:
+        return f"a change of norm {change**0.5:.3g} is above {max_change:g}"
     numbers = [*reply.metrics.values(), *reply.norms]
     return None if all(map(isfinite, numbers)) else "a metric is not finite"
 

@@ -42,9 +42,15 @@ class FederationSettings:
     participation: float = setting(1.0, "share of the clients asked a round", low=1e-6, high=1.0)
     rounds: int = setting(24, "training rounds", low=1)
     max_weight: float = setting(1e7, "largest weight a client may claim", low=1.0)
+    max_change: float = setting(
+        1000.0, "largest L2 norm of a node's change of the shared parameters", low=1e-9
+    )
     min_clients: int = setting(1, "fewer answers than this abandon the round", low=1)
     round_timeout: float = setting(900.0, "seconds a round may take", low=1.0)
     start_timeout: float = setting(300.0, "seconds to wait for the nodes", low=1.0)
+    min_nodes: int = setting(
+        0, "nodes to begin with; 0: every part, or whoever came where nodes own their data", low=0
+    )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from pfsr_core.protocol import SPLITS
 from pfsr_core.report import write_report
 from pfsr_core.settings import Settings, flat_settings, parse_settings
 from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
+from server_app.joining import gather
 from server_app.run_log import RunLog, open_run, progress_line, say, speak, write_model
-from server_app.sampling import Roster, gather
+from server_app.sampling import Roster
 from server_app.strategy import (
     Finish,
     Line,
@@ -58,7 +59,10 @@ def run_federation(grid: Grid, settings: Settings) -> RunLog:
     log = open_run(settings)
     say(f"run {log.run_id}: {' '.join(names)}; files in {log.directory}")
     hello = {"run": log.run_id, "warm-start": settings.run.warm_start}
-    roster = gather(grid, hello, timeout=settings.federation.start_timeout)
+    federation = settings.federation
+    roster = gather(grid, hello, timeout=federation.start_timeout, min_nodes=federation.min_nodes)
+    for node, refusal in roster.refused.items():
+        say(f"node {node} cannot take part: {refusal.reason}")
     _describe(log, roster)
     if settings.run.baselines:
         ask_baselines(grid, log, roster, settings.federation.round_timeout)

@@ -42,25 +42,42 @@ def exchange(
     grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float, group: str = ""
 ) -> Exchange:
     """Sends each node its content and waits for all answers, at most ``timeout`` seconds."""
+    sent = push(grid, kind, contents, ttl=timeout + GRACE, group=group)
+    answers, problems = pull(grid, sent, timeout)
+    silent = set(contents) - set(answers) - set(problems)
+    problems |= dict.fromkeys(silent, f"no answer within {timeout:g} s")
+    down, up = _bytes(contents.values()), _bytes(answers.values())
+    return Exchange(answers, problems, down, up)
+
+
+def push(
+    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, ttl: float, group: str = ""
+) -> dict[str, int]:
+    """Sends each node its content; nodes by the id of the message they got."""
     messages = [
-        Message(content, node, kind, ttl=timeout + GRACE, group_id=group)
-        for node, content in contents.items()
+        Message(content, node, kind, ttl=ttl, group_id=group) for node, content in contents.items()
     ]
-    grid.push_messages(messages)
-    waiting = {
-        message.metadata.message_id: node for message, node in zip(messages, contents, strict=True)
-    }
+    if messages:
+        grid.push_messages(messages)
+    return {m.metadata.message_id: node for m, node in zip(messages, contents, strict=True)}
+
+
+def pull(
+    grid: Grid, sent: Mapping[str, int], timeout: float
+) -> tuple[dict[int, RecordDict], dict[int, str]]:
+    """(contents, errors) by node of the answers to ``sent`` that come within ``timeout`` seconds.
+
+    Looks once even without any time; nodes that did not answer are in neither.
+    """
     answers: dict[int, RecordDict] = {}
     problems: dict[int, str] = {}
-    for reply in _replies(grid, set(waiting), timeout):
-        node = waiting.pop(reply.metadata.reply_to_message_id)
+    for reply in _replies(grid, set(sent), timeout):
+        node = sent[reply.metadata.reply_to_message_id]
         if reply.has_error():
             problems[node] = f"error: {_first_line(reply.error.reason)}"
         else:
             answers[node] = reply.content
-    problems |= dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
-    down, up = _bytes(contents.values()), _bytes(answers.values())
-    return Exchange(answers, problems, down, up)
+    return answers, problems
 
 
 def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterable[Message]:

@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Reply, Sums, reply_problem
 from pfsr_core.packing import unpack
-from pfsr_core.params import Shapes
+from pfsr_core.params import Params, Shapes
 from pfsr_core.protocol import (
     CLIENT,
     FINETUNED,
@@ -52,8 +52,10 @@ class Expected:
 
     shapes: Shapes
     clients: Sequence[str]
-    max_weight: float  # of one client
     evaluate: bool
+    sent: Params
+    max_weight: float  # of one client
+    max_change: float  # L2 norm
 
 
 def read_train(content: RecordDict, expected: Expected) -> TrainAnswer:
@@ -132,7 +134,9 @@ def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) 
         metrics=under(TRAINING, metrics),
         norms=tuple(numbers(metrics, NORMS, count)),
     )
-    problem = reply_problem(reply, expected.shapes, expected.max_weight * count)
+    problem = reply_problem(
+        reply, expected.shapes, expected.max_weight * count, expected.sent, expected.max_change
+    )
     if problem:
         raise ProtocolError(problem)
     return reply

@@ -1,4 +1,4 @@
-"""Who is there: the clients of each node, learnt from the nodes' first answer.
+"""Who is there: the clients of each node, learnt from the nodes' first answer (a hello).
 
 The server samples clients, by name, and then asks each node for its own. Which node hosts a client,
 and under which random id Flower knows the node, changes nothing in who is asked.
@@ -6,21 +6,15 @@ and under which random id Flower knows the node, changes nothing in who is asked
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 
-from pfsr_core.protocol import CLIENT, FACTS, HELLO, METRICS, SPLITS, ProtocolError, numbers
-from server_app.exchange import exchange, request
-
-SETTLE_SECONDS = 10.0  # a federation of unknown size is complete when nobody came for this long
-POLL_SECONDS = 0.25
+from pfsr_core.protocol import CLIENT, FACTS, METRICS, SPLITS, ProtocolError, numbers
 
 
 class FederationError(RuntimeError):
@@ -43,6 +37,7 @@ class Member:
     node: int
     partition: int
     partitions: int
+    name: str
     clients: Mapping[str, ClientFacts]
     split_digest: str
     items_digest: str
@@ -50,12 +45,37 @@ class Member:
     description: str
     item_ids: tuple[str, ...]
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """What stays when the node comes back under another id."""
+        return self.partition, self.name
+
+    @property
+    def label(self) -> int | str:
+        """What people call it."""
+        return self.name or self.partition
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """``when``: on the monotonic clock, in seconds. ``replaced``: a later node has its place."""
+
+    reason: str
+    when: float
+    replaced: bool = False
+
 
 @dataclass(frozen=True)
 class Roster:
-    """All nodes that answered, in the order of their partitions."""
+    """All nodes that answered, in the order of their partitions and names.
+
+    ``greeted``: nodes by the message that asked them and that they have not answered yet.
+    ``refused``: why a node cannot take part, and when it said so.
+    """
 
     members: tuple[Member, ...]
+    greeted: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[int, Refusal] = field(default_factory=dict)
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
@@ -81,56 +101,6 @@ class Roster:
         return covered / self.users if self.users else 0.0
 
 
-def gather(
-    grid: Grid, hello: Mapping[str, Any], *, timeout: float, settle: float = SETTLE_SECONDS
-) -> Roster:
-    """Waits until the federation is complete. Raises FederationError when it does not become so."""
-    deadline = time.monotonic() + timeout
-    roster, refused, changed = Roster(()), dict[int, str](), time.monotonic()
-    while True:
-        before = len(roster.members) + len(refused)
-        roster, new = join(grid, roster, hello, timeout=timeout, skip=refused)
-        refused |= new
-        if len(roster.members) + len(refused) != before:
-            changed = time.monotonic()
-        if _complete(roster) or (roster.members and _settled(roster, changed, settle)):
-            check(roster)
-            return roster
-        if time.monotonic() > deadline or _hopeless(roster, refused, changed, settle):
-            raise FederationError(_incomplete(roster, refused, timeout))
-        time.sleep(POLL_SECONDS)
-
-
-def join(
-    grid: Grid,
-    roster: Roster,
-    hello: Mapping[str, Any],
-    *,
-    timeout: float,
-    skip: Collection[int] = (),
-) -> tuple[Roster, dict[int, str]]:
-    """The roster with the nodes that are new, and why others of them cannot take part.
-
-    A node that came back under another id takes its old place.
-    """
-    known = {member.node for member in roster.members} | set(skip)
-    new = [node for node in grid.get_node_ids() if node not in known]
-    if not new:
-        return roster, {}
-    result = exchange(grid, HELLO, {node: request(hello) for node in new}, timeout=timeout)
-    refused = dict(result.problems)
-    members = {member.partition: member for member in roster.members}
-    for node, content in result.answers.items():
-        try:
-            member = read_hello(node, content)
-        except ProtocolError as error:
-            refused[node] = str(error)
-        else:
-            members[member.partition] = member
-    ordered = tuple(members[partition] for partition in sorted(members))
-    return replace(roster, members=ordered), refused
-
-
 def read_hello(node: int, content: RecordDict) -> Member:
     """A node's first answer. Raises ProtocolError when it is not one."""
     try:
@@ -145,6 +115,7 @@ def read_hello(node: int, content: RecordDict) -> Member:
             node=node,
             partition=facts["partition"],
             partitions=facts["partitions"],
+            name=facts["name"],
             clients={
                 name: ClientFacts(
                     int(users), int(size), dict(zip(SPLITS, map(int, covered), strict=True))
@@ -177,7 +148,7 @@ def check(roster: Roster) -> None:
 def _check_digests(roster: Roster) -> None:
     parts = [member for member in roster.members if member.partitions]
     for name in ("split_digest", "items_digest") if parts else ():
-        found = {getattr(member, name): member.partition for member in parts}
+        found = {getattr(member, name): member.label for member in parts}
         if len(found) > 1:
             listed = ", ".join(f"node {node}: {value[:12]}" for value, node in found.items())
             raise FederationError(
@@ -190,31 +161,3 @@ def _check_digests(roster: Roster) -> None:
             "the nodes have different items, but model.items = 'shared' averages one table. "
             "Fix: give every node the same catalogue, or choose model.items = 'private'."
         )
-
-
-def _complete(roster: Roster) -> bool:
-    partitions = {member.partition for member in roster.members}
-    expected = max((member.partitions for member in roster.members), default=0)
-    return expected > 0 and partitions >= set(range(expected))
-
-
-def _settled(roster: Roster, changed: float, settle: float) -> bool:
-    unknown = all(member.partitions == 0 for member in roster.members)
-    return unknown and time.monotonic() - changed > settle
-
-
-def _hopeless(roster: Roster, refused: Mapping[int, str], changed: float, settle: float) -> bool:
-    """Nodes refused, and nobody new has come for a while."""
-    expected = max((member.partitions for member in roster.members), default=0)
-    all_heard = expected > 0 and len(roster.members) + len(refused) >= expected
-    return bool(refused) and (all_heard or time.monotonic() - changed > settle)
-
-
-def _incomplete(roster: Roster, refused: Mapping[int, str], timeout: float) -> str:
-    expected = max((member.partitions for member in roster.members), default=0)
-    reasons = "".join(f"\n  node {node}: {reason}" for node, reason in refused.items())
-    wanted = f"{len(roster.members)} of {expected or 'an unknown number of'} nodes"
-    return (
-        f"{wanted} are ready (federation.start-timeout is {timeout:g} s).{reasons}"
-        f"\nFix: start the nodes that are missing, or mend what they report."
-    )

@@ -17,11 +17,13 @@ from flwr.serverapp import Grid
 
 from pfsr_core.federated import FederatedAlgorithm, Reply, Sums, merge_replies
 from pfsr_core.packing import pack
+from pfsr_core.params import Params
 from pfsr_core.protocol import FINETUNED, FINISH, TRAIN, Order, ProtocolError, order_to_config
 from pfsr_core.settings import Settings
 from pfsr_core.simulation import sample_clients
 from server_app.checkpoints import Progress
 from server_app.exchange import Exchange, exchange, request
+from server_app.joining import join, newly_refused
 from server_app.replies import (
     Expected,
     TrainAnswer,
@@ -32,7 +34,7 @@ from server_app.replies import (
     read_train,
 )
 from server_app.run_log import say
-from server_app.sampling import Member, Roster, join
+from server_app.sampling import Member, Roster
 
 MOST_ABANDONED = 3  # rounds in a row
 SELECTED_BY = "valid/excluded/ndcg@10"
@@ -167,11 +169,12 @@ def _until_enough(
 
 
 def _newcomers(training: Training, roster: Roster) -> Roster:
-    timeout = training.settings.federation.round_timeout
-    roster, refused = join(training.grid, roster, training.hello, timeout=timeout)
-    for node, reason in refused.items():
+    after = join(training.grid, roster, training.hello)
+    for node, reason in newly_refused(roster, after).items():
         say(f"node {node} cannot take part: {reason}")
-    return roster
+    for name in sorted(str(member.label) for member in set(after.members) - set(roster.members)):
+        say(f"node {name} joined")
+    return after
 
 
 def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
@@ -185,7 +188,7 @@ def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
         if clients or evaluate:
             orders[member] = _order(training, progress, member, clients=clients, evaluate=evaluate)
     result = _send(training, TRAIN, orders, progress)
-    answers, dropped = _read_train(training, result, orders)
+    answers, dropped = _read_train(training, result, orders, progress.server.params)
     return Round(asked, answers, tuple(dropped), result.bytes_down, result.bytes_up)
 
 
@@ -219,16 +222,19 @@ def _send(
 
 
 def _read_train(
-    training: Training, result: Exchange, orders: Mapping[Member, Order]
+    training: Training, result: Exchange, orders: Mapping[Member, Order], sent: Params
 ) -> tuple[dict[Member, TrainAnswer], list[Mapping[str, Any]]]:
+    limits = training.settings.federation
     answers: dict[Member, TrainAnswer] = {}
     dropped: list[Mapping[str, Any]] = []
     for member, order in orders.items():
         expected = Expected(
             training.algorithm.reply_shapes,
             order.clients,
-            training.settings.federation.max_weight,
             order.evaluate,
+            sent,
+            limits.max_weight,
+            limits.max_change,
         )
         try:
             answers[member] = read_train(_content(result, member), expected)
@@ -244,7 +250,7 @@ def _content(result: Exchange, member: Member) -> RecordDict:
 
 
 def _drop(member: Member, reason: object, clients: int) -> Mapping[str, Any]:
-    return {"node": member.partition, "reason": str(reason), "clients": clients}
+    return {"node": member.label, "reason": str(reason), "clients": clients}
 
 
 def _advance(

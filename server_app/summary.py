@@ -55,7 +55,7 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
             metrics = read_baselines(result.answers[member.node], len(names))
             rows += _baseline_rows(metrics, names)
         except ProtocolError as error:
-            say(f"no baselines from node {member.partition}: {error}")
+            say(f"no baselines from node {member.label}: {error}")
             continue
         found.append(metrics)
     log.write(BASELINE_ROWS, rows)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pfsr_core.federated import Reply, merge_replies, merge_sums, reply_problem
 
 SHAPES = {"a": (2,)}
+SENT = {"a": torch.zeros(2)}
 
 
 def reply(values: list[float], weight: float, **metrics: float) -> Reply:
@@ -46,7 +47,7 @@ def test_sums_add_and_missing_counts_as_zero() -> None:
 
 
 def test_a_good_reply_has_no_problem() -> None:
-    assert reply_problem(reply([1.0, 2.0], 5.0), SHAPES, 10.0) is None
+    assert reply_problem(reply([1.0, 2.0], 5.0), SHAPES, 10.0, SENT, 3.0) is None
 
 
 @pytest.mark.parametrize(
@@ -62,11 +63,13 @@ def test_a_good_reply_has_no_problem() -> None:
         (reply([1.0, 1.0], -3.0), "weight -3.0"),
         (reply([1.0, 1.0], math.nan), "weight nan"),
         (reply([1.0, 1.0], 1e9), "weight 1000000000.0"),
+        (reply([3.1, 0.0], 1.0), "norm 3.1 is above 3"),
+        (reply([1e6, 1e6], 1.0), "norm 1.41e[+]06 is above 3"),
         (reply([1.0, 1.0], 1.0, loss=math.nan), "a metric is not finite"),
     ],
 )
 def test_a_bad_reply_is_named(bad: Reply, message: str) -> None:
-    problem = reply_problem(bad, SHAPES, 10.0)
+    problem = reply_problem(bad, SHAPES, 10.0, SENT, 3.0)
     assert problem is not None
     import re
 

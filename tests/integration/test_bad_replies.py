@@ -72,6 +72,7 @@ def metric_removed(message):
 BAD = {
     "NaN": (change_array(first_set_to(math.nan)), "not finite"),
     "infinite": (change_array(first_set_to(-math.inf)), "not finite"),
+    "a million times too large": (change_array(lambda flat: flat * 1e6), "is above 1000"),
     "another name": (another_name, "item_embedding.weight"),
     "a second array": (
         lambda m: m.content.array_records[SHARED].__setitem__("more", Array(np.ones(2))),

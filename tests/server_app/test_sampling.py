@@ -8,7 +8,8 @@ from math import inf
 import pytest
 
 from pfsr_core.settings import flat_settings
-from server_app.sampling import FederationError, Roster, check, gather
+from server_app.joining import gather, join, newly_refused
+from server_app.sampling import FederationError, Roster, check
 from tests.integration.loopback import LoopbackGrid, partitions
 from tests.tiny import tiny_settings
 
@@ -59,21 +60,94 @@ def test_a_node_that_cannot_read_its_data_says_why_at_once(tmp_path):
         gather(grid_of(tmp_path, configs), HELLO, timeout=30, settle=0.2)
 
 
-def test_two_nodes_with_clients_of_the_same_name_are_refused(tmp_path):
-    configs = [
+def owners(tmp_path, *names, **more):
+    """Nodes with data of their own, whose users are named alike."""
+    return [
         {
-            "partition-id": p,
-            "data-path": f"users={12 + p},items=30,seed={p},mean_length=9",
+            "name": name,
+            "data-path": f"users={12 + seed},items=30,seed={seed},mean_length=9",
             "state-dir": str(tmp_path),
+            **more,
         }
-        for p in (0, 1)
+        for seed, name in enumerate(names)
     ]
-    settings = tiny_settings(federation__partition="user")
-    grid = LoopbackGrid(
-        flat_settings(settings), [{**c, "state-dir": str(tmp_path)} for c in configs]
-    )
+
+
+def test_owners_of_data_name_their_clients_after_themselves(tmp_path):
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "bern", clients=2), settle=0.3)
+    assert [member.label for member in roster.members] == ["bern", "oslo"]
+    assert roster.clients == ("bern/group-00", "bern/group-01", "oslo/group-00", "oslo/group-01")
+    assert roster.users == 12 + 13
+
+
+def test_of_two_nodes_of_one_name_the_second_is_refused(tmp_path):
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle=0.3)
+    assert [member.node for member in roster.members] == [900]
+    assert roster.refused[893].reason == "another node calls itself oslo too"
+    with pytest.raises(FederationError, match="node 893: another node calls itself oslo too"):
+        roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle=0.3, min_nodes=2)
+
+
+def test_two_nodes_with_clients_of_the_same_name_are_refused(tmp_path):
+    one, other = members(tmp_path)
     with pytest.raises(FederationError, match="live on more than one node"):
-        gather(grid, HELLO, timeout=20, settle=0.3)  # both worlds name their users alike
+        check(Roster((one, replace(other, clients=one.clients))))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"name": ""}, "needs a name"), ({"name": "a/b"}, "name 'a/b': use at most 64")],
+)
+def test_a_name_that_cannot_be_used_is_an_error(tmp_path, config, words):
+    with pytest.raises(FederationError, match=words):
+        roster_of(tmp_path, owners(tmp_path, "oslo", **config), settle=0.3)
+
+
+def test_min_nodes_starts_before_all_parts_are_there_and_the_rest_joins_later(tmp_path):
+    here = {0, 1}
+    grid = grid_of(tmp_path, partitions(3, tmp_path), connected=lambda p: p in here)
+    roster = gather(grid, HELLO, timeout=20, min_nodes=2, settle=0.3)
+    assert [member.partition for member in roster.members] == [0, 1]
+    here.add(2)
+    later = join(grid, roster, HELLO)
+    assert [member.partition for member in later.members] == [0, 1, 2]
+    assert later.members[:2] == roster.members, "nobody was asked twice"
+
+
+def test_fewer_than_min_nodes_end_after_the_wait(tmp_path):
+    grid = grid_of(tmp_path, owners(tmp_path, "oslo"))
+    with pytest.raises(FederationError, match=r"1 of 2 nodes are ready .*start-timeout is 0.5 s"):
+        gather(grid, HELLO, timeout=0.5, min_nodes=2, settle=0.1)
+
+
+def test_a_silent_node_holds_nobody_up_and_joins_when_it_answers(tmp_path):
+    grid = grid_of(tmp_path, partitions(2, tmp_path))
+    late = {}
+
+    def silent(partition, request, reply):
+        if partition == 0:
+            return reply
+        late[request.metadata.message_id] = reply
+        return None
+
+    grid.tamper = silent
+    roster = join(grid, Roster(()), HELLO, patience=0.1)
+    assert [member.partition for member in roster.members] == [0]
+    assert list(roster.greeted.values()) == [893]
+    again = join(grid, roster, HELLO)
+    assert again.greeted == roster.greeted, "it is not asked a second time"
+    grid.replies |= late
+    assert [m.partition for m in join(grid, again, HELLO).members] == [0, 1]
+
+
+def test_a_node_under_a_new_id_takes_its_old_place(tmp_path):
+    grid = grid_of(tmp_path, partitions(2, tmp_path))
+    roster = join(grid, Roster(()), HELLO)
+    grid.ids[77] = grid.ids[893]  # the old id is not forgotten yet
+    after = join(grid, roster, HELLO)
+    assert [member.node for member in after.members] == [900, 77]
+    assert newly_refused(roster, after) == {893: "node 77 calls itself 1 now"}
+    assert join(grid, after, HELLO).members == after.members, "the old id is left alone"
 
 
 def members(tmp_path):
@@ -101,7 +175,6 @@ def test_no_clients_at_all_is_an_error(tmp_path):
 
 
 def test_a_settled_federation_needs_no_number(tmp_path):
-    config = {"data-path": "users=12,items=30,seed=9,mean_length=9", "state-dir": str(tmp_path)}
-    roster = roster_of(tmp_path, [config], settle=0.2)
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo"), settle=0.2)
     assert (roster.members[0].partitions, len(roster.clients)) == (0, 6)
     assert roster.users < inf
