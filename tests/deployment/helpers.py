@@ -7,12 +7,17 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfsr_core.settings import Value
+from pfsr_core.assembly import assemble, load_federation
+from pfsr_core.federated import ServerState, merge_replies
+from pfsr_core.settings import Value, parse_settings
+from pfsr_core.simulation import hosted_by, node_update
 from server_app import launch
+from tests.deployment.federation import Run
 from tests.tiny import TINY
 
 QUICK: dict[str, Value] = {**TINY, "run.baselines": False, "algorithm.finetune": False}
@@ -103,3 +108,27 @@ def rows(store: Path) -> dict[tuple[str, str, str, int], str]:
         found = {tuple(key): hashlib.sha256(blob).hexdigest() for *key, blob in file.execute(query)}
     file.close()
     return found
+
+
+def replay(config: Mapping[str, Value], nodes: int, run: Run) -> ServerState:
+    """The plain loop with the answers missing that the run's lines name as dropped.
+
+    A node whose answer was dropped continues from its clients' last aggregated states.
+    """
+    settings = parse_settings(config)
+    federation = load_federation(settings)
+    algorithm = assemble(settings, federation.split.item_ids).algorithm
+    clients = sorted(federation.clients, key=lambda data: data.client)
+    server, states = algorithm.init(), {}
+    for line in run.lines():
+        if line["round"] == 0:
+            continue
+        missing = {drop["node"] for drop in line["dropped"]}
+        replies = []
+        for node in sorted(set(range(nodes)) - missing):
+            here = hosted_by(clients, node, nodes)
+            reply, new = node_update(algorithm, server.broadcast(), states, here)
+            states |= new
+            replies.append(reply)
+        server = algorithm.server_update(server, merge_replies(replies))
+    return server
