@@ -180,13 +180,13 @@ def _node_value(name: str, value: bool | int | float | str) -> str:
 
 
 def _without_table(text: str, name: str) -> str:
-    """The file without the table of a connection and its sub-tables."""
+    """The file without the table of a connection and its sub-tables, but with its comments."""
     header = re.compile(rf'\s*\[\s*superlink\s*\.\s*"?{re.escape(name)}"?\s*[.\]]')
     kept, inside = [], False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("["):
             inside = header.match(line) is not None
-        if not inside:
+        if not inside or line.startswith("#"):
             kept.append(line)
     return "".join(kept)
 
