@@ -5,8 +5,10 @@ Only files and command lines are made here; who runs what where stands in docs/d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -24,10 +26,12 @@ from server_app.certificates import (
 
 __all__ = [
     "DeploymentError",
+    "free_port",
     "make_authority",
     "make_node_key",
     "make_server_certificate",
     "node_command",
+    "node_data",
     "node_key_command",
     "public_key_path",
     "register_command",
@@ -165,6 +169,41 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise DeploymentError(f"{address!r} is no address. Fix: write HOST:PORT, as host:9092.")
     return host, int(port)
+
+
+def node_data(name: str, data: Path | None, part: str) -> dict[str, bool | int | float | str]:
+    """The node config that says which data a node has: a file of its own, or part "0/3" of a set.
+
+    Raises DeploymentError unless it is exactly one of them, and a file comes with a name.
+    """
+    if (data is None) == (not part):
+        raise DeploymentError("which data? Fix: either --data FILE with --name, or --part I/N.")
+    if data is not None:
+        if not data.exists():
+            raise DeploymentError(f"{data}: no such file. Fix: give the node's own data.")
+        if not _PLAIN_NAME.fullmatch(name):
+            fix = "give --name, of letters, digits, - and _, different for every node"
+            raise DeploymentError(
+                f"a node with data of its own has a name, not {name!r}. Fix: {fix}."
+            )
+        return {"name": name, "data-path": str(data.absolute())}
+    number, _, of = part.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)) or name:
+        raise DeploymentError(
+            f"part {part!r}, name {name!r}. Fix: parts count from 0, as 0/3, 1/3, 2/3, "
+            f"and need no name."
+        )
+    return {"partition-id": int(number), "num-partitions": int(of)}
+
+
+def free_port(first: int) -> int:
+    """The first port from ``first`` on that nothing on loopback uses."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+            return port
+    raise DeploymentError(f"no free port from {first} on. Fix: give --port.")
 
 
 def _node_value(name: str, value: bool | int | float | str) -> str:
