@@ -53,14 +53,12 @@ def make_server_certificate(directory: Path, hosts: Sequence[str], days: int = S
     always added: the SuperLink's own processes call its control port there. Replaces an older
     pair, which renews it. Raises DeploymentError for no host, and without an authority.
     """
-    if not hosts:
-        raise DeploymentError("no host. Fix: name every address by which nodes reach the server.")
+    names = alternative_names(hosts)
     authority_key, authority = _authority(directory)
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PFSR SuperLink")])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    names = [_alternative_name(host) for host in dict.fromkeys([*hosts, LOOPBACK])]
     purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     certificate = (
         _builder(name, authority.subject, key.public_key(), days)
@@ -103,6 +101,13 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """``hosts`` and loopback as a certificate has them. Raises DeploymentError."""
+    if not hosts:
+        raise DeploymentError("no host. Fix: name every address by which nodes reach the server.")
+    return [_alternative_name(host) for host in dict.fromkeys([*hosts, LOOPBACK])]
 
 
 def _alternative_name(host: str) -> x509.GeneralName:

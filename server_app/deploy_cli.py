@@ -72,8 +72,11 @@ def init(
 
     Example: `pfsr deploy init tls --host server.example --host 10.0.0.7`
     """
-    from server_app.deployment import make_authority, make_server_certificate
+    from server_app.certificates import alternative_names
+    from server_app.deployment import make_authority, make_server_certificate, split_address
 
+    alternative_names(host)  # before anything is written
+    split_address(control)
     make_authority(directory)
     make_server_certificate(directory, host)
     typer.echo(f"{directory}/ca.crt   every node needs a copy; it is no secret")
@@ -146,8 +149,8 @@ def key(
     """
     from server_app.deployment import make_node_key, node_key_command, public_key_path
 
-    _say(node_key_command(path), {})
     make_node_key(path)
+    _say(node_key_command(path), {})
     public = public_key_path(path)
     typer.echo(f"next, at the server with this file: pfsr deploy register {public.name}")
 
