@@ -13,7 +13,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup run test test-slow check format ablation clean
+.PHONY: help setup run test test-slow test-deployment check format ablation clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,10 @@ test: setup ## Run the default test suite
 	$(BIN)/python -m pytest -q
 
 test-slow: setup ## Run the slow tests too
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -m "not deployment"
+
+test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as real processes
+	$(BIN)/python -m pytest -q -m deployment tests/deployment
 
 check: setup ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The command line: ``pfsr``. Thin: it reads words, calls the core and prints what it answers.
+"""The commands that need no Flower. Thin: they read words, call the core and print its answers.
 
 What a person can put right ends with one line on standard error and exit status 2, without a
 traceback. Heavy imports wait until a command needs them, so that ``--help`` is immediate.
@@ -16,23 +16,7 @@ import typer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-app = typer.Typer(
-    name="pfsr",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
-    help="""Personalized federated sequential recommendation.
-
-Federated runs on Flower start with `flwr run` or `python -m server_app.launch`; the commands here
-need no Flower.
-
-    pfsr doctor                                 is everything there?
-    pfsr data fetch ml-100k                     get the data
-    pfsr simulate --recipe recipes/pfsr.toml    a run in one process
-    pfsr report runs/pfsr-20250131-120000       its page and table
-    pfsr recommend --user 42 -k 10
-""",
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
 app.add_typer(data_app, name="data")
 
@@ -48,23 +32,31 @@ Source = Annotated[str, typer.Argument(help="Dataset: ml-100k, ml-1m, file, synt
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
 
 
-def plain_errors(command: Command) -> Command:
-    """Turns the errors that name their own fix into one line and exit status 2."""
+def plain_errors(
+    expected: Callable[[], tuple[type[Exception], ...]],
+) -> Callable[[Command], Command]:
+    """Turns the errors that name their own fix into one line and exit status 2.
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, RuntimeError, OSError) as error:
-            if not isinstance(error, _expected()):
-                raise
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
+    ``expected`` names them when one occurs, so that their modules are not imported before.
+    """
 
-    return wrapped  # type: ignore[return-value]
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return command(*args, **kwargs)
+            except (ValueError, RuntimeError, OSError) as error:
+                if not isinstance(error, expected()):
+                    raise
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(2) from None
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
 
 
-def _expected() -> tuple[type[Exception], ...]:
+def _core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.data.errors import DataError
     from pfsr_core.node_store import NodeStoreError
     from pfsr_core.recommend import RecommendationError
@@ -75,7 +67,7 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 @data_app.command("fetch")
-@plain_errors
+@plain_errors(_core_errors)
 def data_fetch(
     name: Annotated[str, typer.Argument(help="ml-100k or ml-1m")],
     path: Annotated[
@@ -97,7 +89,7 @@ def data_fetch(
 
 
 @data_app.command("describe")
-@plain_errors
+@plain_errors(_core_errors)
 def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
     """Print the facts about a dataset and its split, as JSON.
 
@@ -112,7 +104,7 @@ def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
 
 
 @data_app.command("prepare")
-@plain_errors
+@plain_errors(_core_errors)
 def data_prepare(
     source: Source,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
@@ -131,7 +123,7 @@ def data_prepare(
 
 
 @app.command()
-@plain_errors
+@plain_errors(_core_errors)
 def simulate(
     recipe: Recipe = None,
     settings: Set = None,
@@ -151,7 +143,7 @@ def simulate(
 
 
 @app.command()
-@plain_errors
+@plain_errors(_core_errors)
 def central(
     recipe: Recipe = None,
     settings: Set = None,
@@ -172,7 +164,7 @@ def central(
 
 
 @app.command()
-@plain_errors
+@plain_errors(_core_errors)
 def baselines(recipe: Recipe = None, settings: Set = None) -> None:
     """Popularity, item-kNN and Markov chains: on each client alone, and on all data together.
 
@@ -184,7 +176,7 @@ def baselines(recipe: Recipe = None, settings: Set = None) -> None:
 
 
 @app.command()
-@plain_errors
+@plain_errors(_core_errors)
 def recommend(
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
     state: Annotated[
@@ -217,7 +209,7 @@ def recommend(
 
 
 @app.command()
-@plain_errors
+@plain_errors(_core_errors)
 def report(run: Annotated[Path, typer.Argument(help="Directory of a run.")]) -> None:
     """Write the page of a run again and print its final table; also while it is going on.
 
@@ -228,19 +220,3 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a run.")]) -> 
     path = write_report(run)
     typer.echo(final_table(run))
     typer.echo(f"report: {path}")
-
-
-@app.command()
-@plain_errors
-def doctor() -> None:
-    """Check that everything a run needs is here, and say how to get what is not.
-
-    The exit status is 1 when something needed is missing.
-    """
-    from pfsr_core import cli_answers
-    from pfsr_core.doctor import examine
-
-    findings = examine()
-    typer.echo(cli_answers.findings_text(findings))
-    if any(finding.level == "missing" for finding in findings):
-        raise typer.Exit(1)

@@ -1,0 +1,63 @@
+"""Three SuperNodes over TLS, Flower's simulation and the plain loop: the same tensors."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from pfsr_core.settings import parse_settings
+from server_app import launch
+from server_app.run_log import RunLog
+from tests.deployment.federation import Federation
+from tests.deployment.helpers import QUICK, figure
+from tests.deployment.processes import marked
+from tests.integration.helpers import assert_same_server, final_server, plain_loop
+
+pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(900)]
+
+NODES = 3
+CONFIG = {**QUICK, "federation.participation": 0.7}
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """A run of three keyed nodes, and the federation, which has ended."""
+    federation = Federation(tmp_path_factory.mktemp("equality"), NODES)
+    with federation:
+        run = federation.submit(CONFIG)
+        assert federation.wait(run) == "finished:completed", federation.said(run)
+        seconds = time.monotonic() - run.submitted
+    per_round = [line["seconds"] for line in run.lines() if line["round"] > 0]
+    figure("deployment, three nodes over TLS", run_seconds=seconds, round_seconds=per_round)
+    return federation, run
+
+
+def test_the_deployment_equals_the_plain_loop(deployed):
+    _federation, run = deployed
+    server, _states = plain_loop(parse_settings(CONFIG), nodes=NODES)
+    assert_same_server(final_server(run.log, "pfsr"), server)
+
+
+def test_the_deployment_equals_the_simulation(deployed, tmp_path, monkeypatch):
+    _federation, run = deployed
+    monkeypatch.setenv("PFSR_HOME", str(tmp_path))
+    overrides = [f"{key}={launch._toml(value)}" for key, value in CONFIG.items()]
+    simulated = RunLog(launch.launch(launch.resolve(None, overrides), NODES))
+    assert_same_server(final_server(run.log, "pfsr"), final_server(simulated, "pfsr"))
+
+
+def test_every_node_remembers_its_own_clients_only(deployed):
+    federation, run = deployed
+    from tests.deployment.helpers import rows
+
+    clients = [{client for _, _, client, _ in rows(federation.store(n))} for n in range(NODES)]
+    assert all(len(found) == 2 for found in clients)
+    assert len(set.union(*clients)) == 6
+
+
+def test_no_process_is_left(deployed):
+    federation, _run = deployed
+    assert marked(federation.mark) == []
+    assert launch._descendants(os.getpid()) == []
