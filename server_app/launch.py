@@ -35,6 +35,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # Flower's own is 1 s for every message
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # only a warning of its own
 }
 

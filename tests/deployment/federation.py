@@ -83,6 +83,8 @@ class Federation:
     secure: bool = True
     sites: Sites = Sites()
     keys: Mapping[int, Path] = field(default_factory=dict)  # other keys than the registered ones
+    node_extra: NodeConfig = field(default_factory=dict)  # added to every node config
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every process, on top
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -242,7 +244,8 @@ class Federation:
 
     def node_config(self, node: int) -> NodeConfig:
         state = str(self.store(node).parent)
-        return {"partition-id": node, "num-partitions": self.count, "state-dir": state}
+        parts = {"partition-id": node, "num-partitions": self.count, "state-dir": state}
+        return {**parts, **self.node_extra}
 
     def node_log(self, node: int) -> Path:
         return self.home / f"node-{node}.log"
@@ -271,8 +274,8 @@ class Federation:
         return {
             **launch._environment(self._flwr_home(who)),
             "PFSR_HOME": str(self.home / who),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "PYTHONUNBUFFERED": "1",
+            **self.environment,
             MARK: self.mark,
         }
 

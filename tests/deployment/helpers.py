@@ -25,7 +25,7 @@ QUICK: dict[str, Value] = {**TINY, "run.baselines": False, "algorithm.finetune":
 
 BUNDLED = ("pyproject.toml", "README.md", "LICENSE", "client_app", "pfsr_core", "server_app")
 
-FAULT = '''
+FAULT = """
 import json, os, time
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def install(nodes):
         return answer
 
     nodes.train = faulty
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def make_faults(directory: Path) -> Faults:
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, app / name)
     (app / "client_app" / "fault.py").write_text(FAULT.format(place=str(place)), "utf-8")
-    with (app / "client_app" / "app.py").open("a", encoding="utf-8") as file:
-        file.write("\n\nfrom client_app import fault\n\nfault.install(nodes)\n")
+    with (app / "client_app" / "answering.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nfrom client_app import fault  # noqa: E402\n\nfault.install(nodes)\n")
     faults = Faults(app, place)
     faults.plan("none", [], [])
     return faults
