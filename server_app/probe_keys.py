@@ -1,7 +1,8 @@
-"""Would the SuperLink admit this node? Asked over the Fleet API, without changing anything there.
+"""Would the SuperLink admit this node? Asked over the Fleet API, without going online.
 
 A heartbeat interval of zero is refused, but only after the key was looked up: the two refusals
-tell a registered key from a stranger.
+tell a registered key from a stranger. Flower's own stub and signature are used, which are private
+to it: this is the one file to look at when its version moves.
 """
 
 from __future__ import annotations
