@@ -96,3 +96,7 @@ def probe_text(findings: Sequence[Finding]) -> str:
 def _end(findings: Sequence[Finding]) -> None:
     if any(finding.level == "missing" for finding in findings):
         raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="pfsr")
