@@ -248,6 +248,15 @@ def test_a_grpc_server_that_is_no_superlink(tls: Path) -> None:
     assert findings[2].found.startswith("for localhost, 127.0.0.1; valid until 20")
 
 
+def test_a_proxy_that_only_grpc_takes(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("grpc_proxy", f"http://127.0.0.1:{free_port()}")
+    with grpc_server(tls) as port:
+        found = last(diagnose(f"localhost:{port}", tls / "ca.crt", None), "proxy")
+    assert "no_proxy" in found.fix
+
+
 def test_a_key_that_is_none(tls: Path, tmp_path: Path) -> None:
     make_node_key(tmp_path / "node")
     with grpc_server(tls) as port:
