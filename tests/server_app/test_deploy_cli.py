@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import stat
 import sys
@@ -17,6 +18,9 @@ from server_app.cli import app
 
 NODE = ("deploy", "node", "--superlink", "server:9092", "--state", "state")
 NODE += ("--ca", "tls/ca.crt", "--key", "node.key")
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +204,10 @@ def test_a_mistake_is_one_message(ready: Path, started, words, problem: str) -> 
     assert problem in fail(*words)
     assert started == []
     assert sorted(ready.rglob("*")) == before, "nothing is written"
+
+
+def test_the_documentation_names_every_command_and_none_that_is_not_there() -> None:
+    commands = {
+        command.name or command.callback.__name__ for command in deploy_cli.app.registered_commands
+    }
+    assert set(re.findall(r"pfsr deploy ([a-z]+)", DOCS.read_text("utf-8"))) == commands
