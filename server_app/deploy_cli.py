@@ -79,9 +79,7 @@ def init(
     make_authority(directory)
     make_server_certificate(directory, host)
     typer.echo(f"{directory}/ca.crt   every node needs a copy; it is no secret")
-    typer.echo(
-        f"{directory}/ca.key   signs server certificates: keep it, back it up, copy it never"
-    )
+    typer.echo(f"{directory}/ca.key   signs the server's certificates: keep it, and keep it secret")
     typer.echo(f"{directory}/server.crt, server.key   for the SuperLink")
     _profile(connection, control, directory / "ca.crt")
     typer.echo(f"next: pfsr deploy superlink {directory}")
