@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import QUICK, figure, make_faults, rows
+from tests.deployment.helpers import QUICK, figure, rows
 from tests.deployment.processes import wait_until
 from tests.integration.helpers import (
     assert_same_server,
@@ -27,14 +28,13 @@ CONFIG = {**QUICK, "federation.rounds": ROUNDS, "federation.round-timeout": 120.
 def resumed(tmp_path_factory):
     """(the interrupted run, its status, rounds done at the kill, the resumed run, node pids)."""
     home = tmp_path_factory.mktemp("superlink")
-    faults = make_faults(home)
-    faults.plan("sleep", [0, 1], [ROUND], seconds=10)
+    faults = faulty_app(home, *(Fault("sleep", node, ROUND, seconds=10) for node in range(NODES)))
     with Federation(home / "federation", NODES) as federation:
         first = federation.submit(CONFIG, app=faults.app)
         wait_until(lambda: faults.training(0, ROUND), 300, f"round {ROUND}")
         federation.kill_superlink()
         done = first.rounds_done()
-        faults.plan("none", [], [])
+        faults.plan()
         restarted = time.monotonic()
         federation.start_superlink()
         status = federation.wait(first)
@@ -51,9 +51,7 @@ def resumed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("undisturbed")
-    settings = settings_in(
-        directory, federation__rounds=ROUNDS, federation__round_timeout=120.0
-    )
+    settings = settings_in(directory, federation__rounds=ROUNDS, federation__round_timeout=120.0)
     log, _grid = run_loopback(settings, directory, NODES)
     return directory, log
 
