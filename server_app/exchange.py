@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from pfsr_core.protocol import CONFIG, SHARED, Flat
 
 FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds; the wait between two polls grows by half
-GRACE = 60.0  # seconds that a message outlives the patience for its answer
+GRACE = 1.0  # seconds that a message outlives the patience for its answer
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ def request(config: Mapping[str, Any], flat: Flat | None = None) -> RecordDict:
 def exchange(
     grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float, group: str = ""
 ) -> Exchange:
-    """Sends each node its content and waits for all answers, at most ``timeout`` seconds."""
+    """Sends each node its content; all is over ``timeout`` seconds after the call.
+
+    So are the messages: a node that was late is not handed what nobody waits for any more, and
+    works on the next message instead of staying behind for ever.
+    """
+    deadline = time.monotonic() + timeout
     messages = [
         Message(content, node, kind, ttl=timeout + GRACE, group_id=group)
         for node, content in contents.items()
@@ -52,7 +57,7 @@ def exchange(
     }
     answers: dict[int, RecordDict] = {}
     problems: dict[int, str] = {}
-    for reply in _replies(grid, set(waiting), timeout):
+    for reply in _replies(grid, set(waiting), deadline):
         node = waiting.pop(reply.metadata.reply_to_message_id)
         if reply.has_error():
             problems[node] = f"error: {_first_line(reply.error.reason)}"
@@ -63,8 +68,8 @@ def exchange(
     return Exchange(answers, problems, down, up)
 
 
-def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterable[Message]:
-    deadline, pause = time.monotonic() + timeout, FIRST_POLL
+def _replies(grid: Grid, waiting: set[str], deadline: float) -> Iterable[Message]:
+    pause = FIRST_POLL
     while waiting:
         for reply in grid.pull_messages(sorted(waiting)):
             if reply.metadata.reply_to_message_id in waiting:
