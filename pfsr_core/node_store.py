@@ -272,6 +272,12 @@ class NodeStore:
             f"Fix: restore the file from a backup, or move it away to begin with an empty one."
         )
 
+    def _unwritable(self, problem: object) -> NodeStoreError:
+        return NodeStoreError(
+            f"{self.path} cannot be used now: {problem}. What it remembers is as it was. Fix: make "
+            f"room on its disk, and let its owner write the file and its directory."
+        )
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._open() as file:
@@ -279,18 +285,24 @@ class NodeStore:
             try:
                 yield file
             except BaseException:
-                file.execute("ROLLBACK")
+                if file.in_transaction:  # SQLite itself has rolled back when the disk was full
+                    file.execute("ROLLBACK")
                 raise
             file.execute("COMMIT")
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        _make_private(self.path)
+        try:
+            _make_private(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
             with closing(connection) as file:
                 self._prepare(file)
                 yield file
+        except sqlite3.OperationalError as error:  # the disk or the rights, not the content
+            raise self._unwritable(error) from error
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
 

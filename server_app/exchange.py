@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from pfsr_core.protocol import CONFIG, SHARED, Flat
 
 FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds; the wait between two polls grows by half
-GRACE = 60.0  # seconds that a message outlives the patience for its answer
+GRACE = 1.0  # seconds that a message outlives the patience for its answer
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,14 @@ def request(config: Mapping[str, Any], flat: Flat | None = None) -> RecordDict:
 def exchange(
     grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float, group: str = ""
 ) -> Exchange:
-    """Sends each node its content and waits for all answers, at most ``timeout`` seconds."""
+    """Sends each node its content; all is over ``timeout`` seconds after the call.
+
+    So are the messages: a node that was late is not handed what nobody waits for any more, and
+    works on the next message instead of staying behind for ever.
+    """
+    deadline = time.monotonic() + timeout
     sent = push(grid, kind, contents, ttl=timeout + GRACE, group=group)
-    answers, problems = pull(grid, sent, timeout)
+    answers, problems = pull(grid, sent, deadline - time.monotonic())
     silent = set(contents) - set(answers) - set(problems)
     problems |= dict.fromkeys(silent, f"no answer within {timeout:g} s")
     down, up = _bytes(contents.values()), _bytes(answers.values())
@@ -71,7 +76,7 @@ def pull(
     """
     answers: dict[int, RecordDict] = {}
     problems: dict[int, str] = {}
-    for reply in _replies(grid, set(sent), timeout):
+    for reply in _replies(grid, set(sent), time.monotonic() + timeout):
         node = sent[reply.metadata.reply_to_message_id]
         if reply.has_error():
             problems[node] = f"error: {_first_line(reply.error.reason)}"
@@ -80,8 +85,8 @@ def pull(
     return answers, problems
 
 
-def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterable[Message]:
-    deadline, pause = time.monotonic() + timeout, FIRST_POLL
+def _replies(grid: Grid, waiting: set[str], deadline: float) -> Iterable[Message]:
+    pause = FIRST_POLL
     while waiting:
         for reply in grid.pull_messages(sorted(waiting)):
             if reply.metadata.reply_to_message_id in waiting:

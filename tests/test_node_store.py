@@ -190,6 +190,37 @@ def test_the_database_of_another_program_is_refused(tmp_path):
         save(NodeStore(path), 1, 1.0, 0)
 
 
+def small_disk(monkeypatch, pages):
+    """Every connection may use so many pages of 4096 bytes, as on a disk that is full then."""
+    prepare = NodeStore._prepare
+
+    def limited(self, file):
+        prepare(self, file)
+        file.execute(f"PRAGMA max_page_count = {pages}")
+
+    monkeypatch.setattr(NodeStore, "_prepare", limited)
+
+
+def test_a_full_disk_is_called_so_and_the_state_before_stays(store, monkeypatch):
+    save(store, 1, 1.0, 0)
+    large = {"c": {"x": torch.ones(100_000)}}
+    with monkeypatch.context() as patch:
+        small_disk(patch, 20)
+        with pytest.raises(NodeStoreError, match="(?s)full.*as it was.*make room") as raised:
+            store.save("run", "pfsr", 2, MODEL, large, {"c": 1})
+    assert "move it away" not in str(raised.value)
+    assert same(store.load("run", "pfsr", "c", 1, MODEL), state(1.0))
+    store.save("run", "pfsr", 2, MODEL, large, {"c": 1})
+    assert store.rounds("run", "pfsr", "c") == [1, 2]
+
+
+def test_a_store_that_may_not_be_written_is_called_so(tmp_path):
+    path = tmp_path / "no-directory" / "node-0.sqlite"
+    path.parent.touch()
+    with pytest.raises(NodeStoreError, match="cannot be used now.*let its owner write"):
+        save(NodeStore(path), 1, 1.0, 0)
+
+
 def test_a_store_of_a_later_layout_is_refused(store):
     save(store, 1, 1.0, 0)
     with sqlite3.connect(store.path) as file:

@@ -212,9 +212,14 @@ class Federation:
         answer = json.loads(self.flwr(*words))
         return Run(str(answer["run-id"]), root, time.monotonic())
 
-    def status(self, run: Run) -> str:
+    def listed(self, run: Run) -> dict[str, Any]:
+        """What ``flwr list`` says of a run: "status", "elapsed" in seconds, and more."""
         answer = self.flwr("list", NAME, "--run-id", run.number, "--format", "json")
-        return launch.run_status(answer)
+        (entry,) = json.loads(answer)["runs"]
+        return dict(entry)
+
+    def status(self, run: Run) -> str:
+        return str(self.listed(run)["status"])
 
     def wait(self, run: Run, seconds: float = PATIENCE) -> str:
         """The status with which a run ends, which is asked: a run that failed is no error here."""

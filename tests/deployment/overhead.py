@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from server_app import launch
+from tests.deployment.faults import BUNDLED
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import BUNDLED, QUICK
+from tests.deployment.helpers import QUICK
 from tests.deployment.processes import marked
 
 TICKS = 100.0  # of a second of processor time, in /proc
@@ -90,7 +91,7 @@ def bundle(app: Path, variant: Variant) -> Path:
     if variant.reply_poll is None:
         return launch.APP
     app.mkdir()
-    for name in (*BUNDLED, "recipes"):
+    for name in BUNDLED:
         source = launch.APP / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, app / name)
     exchange = app / "server_app" / "exchange.py"

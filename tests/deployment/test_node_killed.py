@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import QUICK, figure, make_faults, replay, rows
+from tests.deployment.helpers import QUICK, figure, replay, rows
 from tests.deployment.processes import wait_until
 from tests.integration.helpers import assert_same_server, final_server
 
@@ -21,13 +22,12 @@ CONFIG = {**QUICK, "federation.rounds": 6, "federation.round-timeout": DEADLINE}
 def killed(tmp_path_factory):
     """(run, seconds until the node was back, its states at the kill, its states when back)."""
     home = tmp_path_factory.mktemp("killed")
-    faults = make_faults(home)
-    faults.plan("sleep", [VICTIM], [ROUND], seconds=60)
+    faults = faulty_app(home, Fault("sleep", VICTIM, ROUND, seconds=60))
     with Federation(home / "federation", NODES) as federation:
         run = federation.submit(CONFIG, app=faults.app)
         wait_until(lambda: faults.training(VICTIM, ROUND), 300, "the second round")
         federation.kill_node(VICTIM)
-        faults.plan("none", [], [])
+        faults.plan()
         left = rows(federation.store(VICTIM))
         seconds = federation.keep_node(VICTIM, BACK_WITHIN)
         back = rows(federation.store(VICTIM))

@@ -46,7 +46,7 @@ class LoopbackGrid:
     numbers: Any = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN, SERVER
+        be_the_server()
         self.ids = {900 - 7 * p: p for p in range(len(self.configs))}
 
     def get_node_ids(self) -> list[int]:
@@ -88,6 +88,11 @@ class LoopbackGrid:
         self.wire.append((partition, message.metadata.message_type, data))
         tampered.content = content
         return tampered
+
+
+def be_the_server() -> None:
+    """Lets this process make messages, as Flower does for the process of a ServerApp."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN, SERVER
 
 
 def over_the_wire(message: Message) -> tuple[RecordDict, bytes]:
