@@ -178,6 +178,9 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
     state: Annotated[Path, typer.Option(help="Directory for what this node remembers.")],
     name: Annotated[str, typer.Option(help="Of a node with data of its own.")] = "",
     data: Annotated[Path | None, typer.Option(help="Its data: CSV, Parquet, ...")] = None,
+    clients: Annotated[
+        int, typer.Option(help="Group its users into so many; else as the run says.", min=0)
+    ] = 0,
     part: Annotated[str, typer.Option(help="Or its part of a public set: 0/3, 1/3, 2/3.")] = "",
     port: Annotated[
         int | None, typer.Option(help="On loopback, for its own processes; else any free one.")
@@ -194,7 +197,7 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
     split_address(superlink)
     _need(ca, "copy ca.crt from the server")
     _need(key, f"pfsr deploy key {key}")
-    config = {**node_data(name, data, part), "state-dir": str(state.absolute())}
+    config = {**node_data(name, data, part, clients), "state-dir": str(state.absolute())}
     command = node_command(
         superlink,
         root_certificates=ca,

@@ -170,8 +170,12 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def node_data(name: str, data: Path | None, part: str) -> dict[str, bool | int | float | str]:
+def node_data(
+    name: str, data: Path | None, part: str, clients: int = 0
+) -> dict[str, bool | int | float | str]:
     """The node config that says which data a node has: a file of its own, or part "0/3" of a set.
+
+    ``clients``: into how many to group the users of its own file; 0 leaves that to the run.
 
     Raises DeploymentError unless it is exactly one of them, and a file comes with a name.
     """
@@ -185,7 +189,8 @@ def node_data(name: str, data: Path | None, part: str) -> dict[str, bool | int |
             raise DeploymentError(
                 f"a node with data of its own has a name, not {name!r}. Fix: {fix}."
             )
-        return {"name": name, "data-path": str(data.absolute())}
+        own = {"name": name, "data-path": str(data.absolute()), "data-source": "file"}
+        return {**own, "clients": clients} if clients else dict(own)
     number, _, of = part.partition("/")
     if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)) or name:
         raise DeploymentError(

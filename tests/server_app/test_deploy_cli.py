@@ -151,11 +151,15 @@ def test_register_takes_the_connection(ready: Path, started) -> None:
 
 def test_node_with_data_of_its_own(ready: Path, started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLWR_HOME")
-    text = succeed(*NODE, "--name", "shop-1", "--data", "shop.csv", "--port", "9111")
+    own = ["--name", "shop-1", "--data", "shop.csv", "--clients", 4]
+    text = succeed(*NODE, *own, "--port", "9111")
     [(command, environment)] = started
     assert command_in(text) == command
     assert command[command.index("--port") + 1] == "9111"
-    assert command[-1] == (f'name="shop-1" data-path="{ready}/shop.csv" state-dir="{ready}/state"')
+    assert command[-1] == (
+        f'name="shop-1" data-path="{ready}/shop.csv" data-source="file" '
+        f'clients=4 state-dir="{ready}/state"'
+    )
     assert environment["FLWR_HOME"] == f"{ready}/state/flwr"
     assert f"FLWR_HOME={ready}/state/flwr" in text
     assert stat.S_IMODE((ready / "state").stat().st_mode) == 0o700
