@@ -51,6 +51,21 @@ PAIRS = (
     ("pfsr", "client markov"),
     ("pfsr", "client popularity"),
     ("fed-avg, shared table", "central"),
+    ("fed-avg, shared table, 72 rounds", "central"),
+    ("pfsr, 48 rounds", "local-only, 48 rounds"),
+    ("pfsr, 48 rounds", "fed-avg, 48 rounds"),
+    ("pfsr", "pfsr, anchor global"),
+    ("pfsr", "pfsr, rho .05"),
+    ("pfsr", "pfsr, rho .5"),
+    ("pfsr", "pfsr, count aggregation"),
+    ("pfsr", "pfsr, two phases"),
+    ("pfsr", "pfsr, as in FedDPA"),
+    ("pfsr", "fed-prox"),
+    ("pfsr, clients of 100", "fed-avg, clients of 100"),
+    ("pfsr, clients of 100", "local-only, clients of 100"),
+    ("pfsr, clients of 20", "fed-avg, clients of 20"),
+    ("pfsr, clients of 20", "local-only, clients of 20"),
+    ("pfsr, clients of 5", "fed-avg, clients of 5"),
 )
 LENGTHS = ((0, 30), (30, 100), (100, 10**9))
 
