@@ -14,7 +14,18 @@ from pfsr_core.environment import installed
 
 Level = Literal["ok", "note", "missing"]
 
-NEEDED = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "typer", "rich", "matplotlib")
+NEEDED = (
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "typer",
+    "rich",
+    "matplotlib",
+    "cryptography",
+    "grpcio",
+)
 PYTHON = (3, 11)
 FLOWER = ((1, 39), (1, 40))  # the half-open range that the project pins
 FLOWER_FIX = 'pip install "flwr>=1.39,<1.40"'

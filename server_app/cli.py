@@ -56,7 +56,7 @@ def doctor(
     """Check that everything a run needs is here, and say how to get what is not.
 
     With `--superlink` it checks the way from this node to the server instead, and names the one
-    cause among many for which Flower has one message. Nothing is changed there.
+    cause among many for which Flower has one message.
 
     The exit status is 1 when something is missing or wrong.
 
@@ -96,3 +96,7 @@ def probe_text(findings: Sequence[Finding]) -> str:
 def _end(findings: Sequence[Finding]) -> None:
     if any(finding.level == "missing" for finding in findings):
         raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="pfsr")

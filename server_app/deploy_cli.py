@@ -20,7 +20,6 @@ from pfsr_core.cli import plain_errors
 CONNECTION = "pfsr"
 FLEET = "0.0.0.0:9092"
 CONTROL = "127.0.0.1:8000"
-NODE_PORT = 9094
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,9 +79,7 @@ def init(
     make_authority(directory)
     make_server_certificate(directory, host)
     typer.echo(f"{directory}/ca.crt   every node needs a copy; it is no secret")
-    typer.echo(
-        f"{directory}/ca.key   signs server certificates: keep it, back it up, copy it never"
-    )
+    typer.echo(f"{directory}/ca.key   signs the server's certificates: keep it, and keep it secret")
     typer.echo(f"{directory}/server.crt, server.key   for the SuperLink")
     _profile(connection, control, directory / "ca.crt")
     typer.echo(f"next: pfsr deploy superlink {directory}")
@@ -183,7 +180,7 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
     data: Annotated[Path | None, typer.Option(help="Its data: CSV, Parquet, ...")] = None,
     part: Annotated[str, typer.Option(help="Or its part of a public set: 0/3, 1/3, 2/3.")] = "",
     port: Annotated[
-        int | None, typer.Option(help="On loopback, for its own processes; else one from 9094 on.")
+        int | None, typer.Option(help="On loopback, for its own processes; else any free one.")
     ] = None,
     print_only: PrintOnly = False,
 ) -> None:
@@ -203,7 +200,7 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
         root_certificates=ca,
         key=key,
         node_config=config,
-        port=port or free_port(NODE_PORT),
+        port=port or free_port(),
     )
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     _run(command, {"FLWR_HOME": str(state.absolute() / "flwr")}, print_only)

@@ -1,7 +1,8 @@
 """Why does a node not get through to the SuperLink? Flower has one message for all of it.
 
 From the outside in, and the first thing that is wrong ends it: name, connection, language (TLS or
-not, gRPC or not), certificate, key. The SuperLink's state is the same afterwards.
+not, gRPC or not), certificate, key. No node goes online by it. A SuperLink that admits anybody
+can only be asked by joining: it then lists one more node that has left.
 """
 
 from __future__ import annotations
@@ -101,17 +102,23 @@ def _language(host: str, port: int) -> tuple[Language, bytes]:
 
 
 def _language_in_clear(host: str, port: int) -> Language:
+    if _answer(host, port, PREFACE)[3:4] == bytes((SETTINGS_FRAME,)):
+        return "gRPC in clear"
+    request = b"HEAD / HTTP/1.1\r\nHost: superlink\r\nConnection: close\r\n\r\n"
+    return "HTTP in clear" if _answer(host, port, request).startswith(b"HTTP/") else "unknown"
+
+
+def _answer(host: str, port: int, words: bytes) -> bytes:
+    """The first bytes that come back, b"" for silence."""
     answer = b""
     with (
         contextlib.suppress(OSError),
         socket.create_connection((host, port), timeout=SECONDS) as connection,
     ):
-        connection.sendall(PREFACE)
+        connection.sendall(words)
         while len(answer) < 5 and (more := connection.recv(64)):
             answer += more
-    if answer.startswith(b"HTTP/"):
-        return "HTTP in clear"
-    return "gRPC in clear" if answer[3:4] == bytes((SETTINGS_FRAME,)) else "unknown"
+    return answer
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
-"""Would the SuperLink admit this node? Asked over the Fleet API, without changing anything there.
+"""Would the SuperLink admit this node? Asked over the Fleet API, without going online.
 
 A heartbeat interval of zero is refused, but only after the key was looked up: the two refusals
-tell a registered key from a stranger.
+tell a registered key from a stranger. Flower's own stub and signature are used, which are private
+to it: this is the one file to look at when its version moves.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from pfsr_core.doctor import Finding
 
 SECONDS = 10.0
+PROXIES = ("https_proxy", "http_proxy", "grpc_proxy")
 
 
 def key_finding(
@@ -117,5 +120,9 @@ def _other_refusal(code: int | grpc.StatusCode, details: str) -> Finding:
     if code == ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE:
         fix = "install the same flwr 1.39 on both sides"
         return Finding("missing", "version", f"the SuperLink refuses this version: {details}", fix)
+    if code == grpc.StatusCode.UNAVAILABLE and any(name in os.environ for name in PROXIES):
+        fix = "gRPC takes the proxy in https_proxy, http_proxy or grpc_proxy: name the SuperLink's "
+        fix += "host in no_proxy"
+        return Finding("missing", "proxy", f"the way is free, but not for gRPC: {details}", fix)
     fix = "look into the SuperLink's log"
     return Finding("missing", "key", f"the SuperLink answers {code}: {details}", fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import stat
 import sys
@@ -17,6 +18,9 @@ from server_app.cli import app
 
 NODE = ("deploy", "node", "--superlink", "server:9092", "--state", "state")
 NODE += ("--ca", "tls/ca.crt", "--key", "node.key")
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 @pytest.fixture(autouse=True)
@@ -164,16 +168,11 @@ def test_node_with_its_part_of_a_public_set(ready: Path, started) -> None:
     assert environment["FLWR_HOME"] == f"{ready}/flwr", "the environment has the last word"
 
 
-def test_every_node_of_a_machine_gets_a_port(ready: Path, started) -> None:
-    import socket
-
-    succeed(*NODE, "--part", "0/2")
-    first = int(started[0][0][started[0][0].index("--port") + 1])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", first))
-        taken.listen()
-        succeed(*NODE, "--part", "1/2")
-    assert int(started[1][0][started[1][0].index("--port") + 1]) > first
+def test_nodes_that_start_at_once_get_different_ports(ready: Path, started) -> None:
+    for part in ("0/3", "1/3", "2/3"):
+        succeed(*NODE, "--part", part)
+    ports = {command[command.index("--port") + 1] for command, _ in started}
+    assert len(ports) == 3
 
 
 @pytest.mark.parametrize(
@@ -205,3 +204,10 @@ def test_a_mistake_is_one_message(ready: Path, started, words, problem: str) -> 
     assert problem in fail(*words)
     assert started == []
     assert sorted(ready.rglob("*")) == before, "nothing is written"
+
+
+def test_the_documentation_names_every_command_and_none_that_is_not_there() -> None:
+    commands = {
+        command.name or command.callback.__name__ for command in deploy_cli.app.registered_commands
+    }
+    assert set(re.findall(r"pfsr deploy ([a-z]+)", DOCS.read_text("utf-8"))) == commands
