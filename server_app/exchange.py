@@ -63,7 +63,8 @@ def exchange(
             problems[node] = f"error: {_first_line(reply.error.reason)}"
         else:
             answers[node] = reply.content
-    problems |= dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
+    patience = float(f"{timeout:.2g}")  # what is left of a round is an odd number
+    problems |= dict.fromkeys(waiting.values(), f"no answer within {patience:g} s")
     down, up = _bytes(contents.values()), _bytes(answers.values())
     return Exchange(answers, problems, down, up)
 

@@ -34,6 +34,7 @@ from server_app.run_log import say
 from server_app.sampling import Member, Roster, join
 
 MOST_ABANDONED = 3  # rounds in a row
+HELLO_SHARE = 0.25  # of a round's time, at most, for nodes that are new and may never answer
 SELECTED_BY = "valid/excluded/ndcg@10"
 
 Line = dict[str, Any]
@@ -121,7 +122,8 @@ def finish(training: Training, roster: Roster, progress: Progress, *, install: b
         )
         for member in roster.members
     }
-    result = _send(training, FINISH, orders, progress)
+    timeout = training.settings.federation.round_timeout
+    result = _send(training, FINISH, orders, progress, timeout)
     return _read_finish(training, result, roster.members)
 
 
@@ -148,8 +150,9 @@ def _until_enough(
     outcomes: list[Round] = []
     needed = training.settings.federation.min_clients
     while len(outcomes) < MOST_ABANDONED:
+        deadline = time.monotonic() + training.settings.federation.round_timeout
         roster = _newcomers(training, roster)
-        outcome = _exchange(training, roster, progress)
+        outcome = _exchange(training, roster, progress, deadline)
         outcomes.append(outcome)
         for drop in outcome.dropped:
             say(f"{training.name}  dropped node {drop['node']}: {drop['reason']}")
@@ -166,14 +169,14 @@ def _until_enough(
 
 
 def _newcomers(training: Training, roster: Roster) -> Roster:
-    timeout = training.settings.federation.round_timeout
+    timeout = HELLO_SHARE * training.settings.federation.round_timeout
     roster, refused = join(training.grid, roster, training.hello, timeout=timeout)
     for node, reason in refused.items():
         say(f"node {node} cannot take part: {reason}")
     return roster
 
 
-def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
+def _exchange(training: Training, roster: Roster, progress: Progress, deadline: float) -> Round:
     federation, round_ = training.settings.federation, progress.server.round + 1
     seed = training.settings.run.seed
     asked = sample_clients(roster.clients, federation.participation, seed, round_)
@@ -183,7 +186,7 @@ def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
         clients = tuple(name for name in asked if name in member.clients)
         if clients or evaluate:
             orders[member] = _order(training, progress, member, clients=clients, evaluate=evaluate)
-    result = _send(training, TRAIN, orders, progress)
+    result = _send(training, TRAIN, orders, progress, deadline - time.monotonic())
     answers, dropped = _read_train(training, result, orders)
     return Round(asked, answers, tuple(dropped), result.bytes_down, result.bytes_up)
 
@@ -200,7 +203,11 @@ def _order(training: Training, progress: Progress, member: Member, **parts: Any)
 
 
 def _send(
-    training: Training, kind: str, orders: Mapping[Member, Order], progress: Progress
+    training: Training,
+    kind: str,
+    orders: Mapping[Member, Order],
+    progress: Progress,
+    timeout: float,
 ) -> Exchange:
     """Sends to the nodes that are connected; the others count as silent."""
     flat = pack(progress.server.broadcast().params)
@@ -210,7 +217,6 @@ def _send(
         for member, order in orders.items()
         if member.node in connected
     }
-    timeout = training.settings.federation.round_timeout
     group = str(progress.server.round + 1)
     result = exchange(training.grid, kind, contents, timeout=timeout, group=group)
     gone = {m.node: "not connected" for m in orders if m.node not in connected}
