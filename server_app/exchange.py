@@ -50,7 +50,8 @@ def exchange(
     sent = push(grid, kind, contents, ttl=timeout + GRACE, group=group)
     answers, problems = pull(grid, sent, deadline - time.monotonic())
     silent = set(contents) - set(answers) - set(problems)
-    problems |= dict.fromkeys(silent, f"no answer within {timeout:g} s")
+    patience = float(f"{timeout:.2g}")  # what is left of a round is an odd number
+    problems |= dict.fromkeys(silent, f"no answer within {patience:g} s")
     down, up = _bytes(contents.values()), _bytes(answers.values())
     return Exchange(answers, problems, down, up)
 

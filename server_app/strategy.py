@@ -23,7 +23,7 @@ from pfsr_core.settings import Settings
 from pfsr_core.simulation import sample_clients
 from server_app.checkpoints import Progress
 from server_app.exchange import Exchange, exchange, request
-from server_app.joining import join, newly_refused
+from server_app.joining import PATIENCE_SECONDS, join, newly_refused
 from server_app.replies import (
     Expected,
     TrainAnswer,
@@ -37,6 +37,7 @@ from server_app.run_log import say
 from server_app.sampling import Member, Roster
 
 MOST_ABANDONED = 3  # rounds in a row
+HELLO_SHARE = 0.25  # of a round's time, at most, for a node that was just greeted
 SELECTED_BY = "valid/excluded/ndcg@10"
 
 Line = dict[str, Any]
@@ -124,7 +125,8 @@ def finish(training: Training, roster: Roster, progress: Progress, *, install: b
         )
         for member in roster.members
     }
-    result = _send(training, FINISH, orders, progress)
+    timeout = training.settings.federation.round_timeout
+    result = _send(training, FINISH, orders, progress, timeout)
     return _read_finish(training, result, roster.members)
 
 
@@ -151,8 +153,9 @@ def _until_enough(
     outcomes: list[Round] = []
     needed = training.settings.federation.min_clients
     while len(outcomes) < MOST_ABANDONED:
+        deadline = time.monotonic() + training.settings.federation.round_timeout
         roster = _newcomers(training, roster)
-        outcome = _exchange(training, roster, progress)
+        outcome = _exchange(training, roster, progress, deadline)
         outcomes.append(outcome)
         for drop in outcome.dropped:
             say(f"{training.name}  dropped node {drop['node']}: {drop['reason']}")
@@ -169,7 +172,9 @@ def _until_enough(
 
 
 def _newcomers(training: Training, roster: Roster) -> Roster:
-    after = join(training.grid, roster, training.hello)
+    share = HELLO_SHARE * training.settings.federation.round_timeout
+    patience = min(PATIENCE_SECONDS, share)
+    after = join(training.grid, roster, training.hello, patience=patience)
     for node, reason in newly_refused(roster, after).items():
         say(f"node {node} cannot take part: {reason}")
     for name in sorted(str(member.label) for member in set(after.members) - set(roster.members)):
@@ -177,7 +182,7 @@ def _newcomers(training: Training, roster: Roster) -> Roster:
     return after
 
 
-def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
+def _exchange(training: Training, roster: Roster, progress: Progress, deadline: float) -> Round:
     federation, round_ = training.settings.federation, progress.server.round + 1
     seed = training.settings.run.seed
     asked = sample_clients(roster.clients, federation.participation, seed, round_)
@@ -187,7 +192,7 @@ def _exchange(training: Training, roster: Roster, progress: Progress) -> Round:
         clients = tuple(name for name in asked if name in member.clients)
         if clients or evaluate:
             orders[member] = _order(training, progress, member, clients=clients, evaluate=evaluate)
-    result = _send(training, TRAIN, orders, progress)
+    result = _send(training, TRAIN, orders, progress, deadline - time.monotonic())
     answers, dropped = _read_train(training, result, orders, progress.server.params)
     return Round(asked, answers, tuple(dropped), result.bytes_down, result.bytes_up)
 
@@ -204,7 +209,11 @@ def _order(training: Training, progress: Progress, member: Member, **parts: Any)
 
 
 def _send(
-    training: Training, kind: str, orders: Mapping[Member, Order], progress: Progress
+    training: Training,
+    kind: str,
+    orders: Mapping[Member, Order],
+    progress: Progress,
+    timeout: float,
 ) -> Exchange:
     """Sends to the nodes that are connected; the others count as silent."""
     flat = pack(progress.server.broadcast().params)
@@ -214,7 +223,6 @@ def _send(
         for member, order in orders.items()
         if member.node in connected
     }
-    timeout = training.settings.federation.round_timeout
     group = str(progress.server.round + 1)
     result = exchange(training.grid, kind, contents, timeout=timeout, group=group)
     gone = {m.node: "not connected" for m in orders if m.node not in connected}

@@ -42,10 +42,10 @@ def install(nodes):
         if "exit" in kinds:
             os._exit(7)
         time.sleep(kinds.get("sleep", 0.0))
-        began = time.monotonic()
+        began = time.process_time()  # not the clock: the machine may do other things
         answer = train(node, order, *rest)
         if "slow" in kinds:
-            time.sleep(9 * (time.monotonic() - began))
+            time.sleep(9 * (time.process_time() - began))
         return answer
 
     nodes.train = faulty

@@ -20,6 +20,9 @@ from tests.tiny import TINY
 QUICK: dict[str, Value] = {**TINY, "run.baselines": False, "algorithm.finetune": False}
 """The tiny recipe without what takes time and is tested elsewhere."""
 
+SLOWNESS = float(os.environ.get("PFSR_SLOWNESS", "1"))
+"""Of this machine. It stretches the deadlines of rounds, never what a test allows beyond them."""
+
 
 def figure(name: str, **values: Any) -> None:
     """Adds a line to the file that PFSR_FIGURES names, if it names one."""

@@ -12,15 +12,15 @@ import pytest
 from server_app import launch
 from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import QUICK, figure, replay
+from tests.deployment.helpers import QUICK, SLOWNESS, figure, replay
 from tests.integration.helpers import assert_same_server, final_server
 
 pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(1500)]
 
 NODES = 3
-DEADLINE = 40.0
-START_TIMEOUT = 15.0
-ROUNDS, RAISES, SLOW, EXITS, BACK, HANGS = 7, 1, 2, 3, 6, 7
+DEADLINE = 40.0 * SLOWNESS
+START_TIMEOUT = 15.0 * SLOWNESS
+ROUNDS, RAISES, SLOW, EXITS, BACK, HANGS = 6, 1, 2, 3, 5, 6
 CONFIG = {**QUICK, "federation.rounds": ROUNDS, "federation.round-timeout": DEADLINE}
 PLAN = (
     Fault("raise", 1, RAISES),
@@ -85,10 +85,10 @@ def test_too_few_answers_abandon_the_round_and_nothing_is_aggregated(too_few_ans
 def test_too_few_nodes_end_the_run_after_the_stated_wait(too_few_nodes):
     _run, listed, said = too_few_nodes
     assert listed["status"] == "finished:failed"
-    assert "2 of 3 nodes are ready (federation.start-timeout is 15 s)" in said
+    assert f"2 of 3 nodes are ready (federation.start-timeout is {START_TIMEOUT:g} s)" in said
     assert "Fix: start the nodes that are missing" in said
     figure("too few nodes", start_timeout=START_TIMEOUT, elapsed=listed["elapsed"])
-    assert START_TIMEOUT <= listed["elapsed"] <= START_TIMEOUT + 45  # the process starts and ends
+    assert START_TIMEOUT <= listed["elapsed"] <= START_TIMEOUT + 45 * SLOWNESS  # the process starts
 
 
 def test_the_run_goes_on_through_every_fault(faulty):
@@ -112,7 +112,7 @@ def test_a_slow_client_is_waited_for_within_the_deadline(faulty):
 
 def test_a_process_that_died_is_missed_at_the_deadline(faulty):
     _run, _status, lines = faulty
-    assert lines[EXITS]["dropped"][0]["node"] == 2
+    assert [drop["node"] for drop in lines[EXITS]["dropped"]] == [2]
     assert lines[EXITS]["seconds"] <= DEADLINE + 5
 
 

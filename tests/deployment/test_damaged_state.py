@@ -14,7 +14,7 @@ from tests.integration.helpers import assert_same_server, final_server
 
 pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(900)]
 
-NODES, VICTIM, ROUND, ROUNDS = 2, 1, 2, 8
+NODES, VICTIM, ROUND, ROUNDS = 2, 1, 2, 7
 CONFIG = {**QUICK, "federation.rounds": ROUNDS, "federation.round-timeout": 120.0}
 GARBAGE = b"not what it was, " * 1000
 

@@ -6,14 +6,14 @@ import pytest
 
 from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import QUICK, figure, replay, rows
+from tests.deployment.helpers import QUICK, SLOWNESS, figure, replay, rows
 from tests.deployment.processes import wait_until
 from tests.integration.helpers import assert_same_server, final_server
 
 pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(900)]
 
 NODES, VICTIM, ROUND = 3, 1, 2
-DEADLINE = 40.0
+DEADLINE = 40.0 * SLOWNESS
 BACK_WITHIN = 120.0
 CONFIG = {**QUICK, "federation.rounds": 6, "federation.round-timeout": DEADLINE}
 

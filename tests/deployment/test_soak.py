@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def samples(tmp_path_factory):
     finally:
         launch._stop(process)
     assert process.returncode == 0, (home / "log").read_text("utf-8", "replace")[-3000:]
-    return [one for one in found if one.round > WARM_UP]
+    # After the last round it draws the report, which takes memory once and is no round.
+    return [one for one in found if WARM_UP < one.round < ROUNDS]
 
 
 def test_the_memory_of_the_server_does_not_grow_with_the_rounds(samples):
@@ -100,7 +102,7 @@ def test_the_memory_of_the_server_does_not_grow_with_the_rounds(samples):
         rounds=ROUNDS,
         nodes=NODES,
         megabytes_a_round=slope,
-        megabytes=[float(memory[0]), float(memory[-1])],
+        megabytes={one.round: round(one.megabytes, 1) for one in samples[:: len(samples) // 6]},
         files=sorted({one.files for one in samples}),
     )
     assert rounds[-1] >= ROUNDS - 5, "the samples end before the run"
@@ -108,7 +110,9 @@ def test_the_memory_of_the_server_does_not_grow_with_the_rounds(samples):
 
 
 def test_the_server_opens_no_more_files_with_the_rounds(samples):
-    half = len(samples) // 2
-    early = max(one.files for one in samples[:half])
-    late = max(one.files for one in samples[half:])
-    assert late <= early
+    """A file that is being written at the moment of a sample makes one more, here and there."""
+    third = len(samples) // 3
+    early = median(one.files for one in samples[:third])
+    late = median(one.files for one in samples[-third:])
+    assert late == early
+    assert max(one.files for one in samples) <= early + 3
