@@ -25,7 +25,7 @@ QUICK: dict[str, Value] = {**TINY, "run.baselines": False, "algorithm.finetune":
 
 BUNDLED = ("pyproject.toml", "README.md", "LICENSE", "client_app", "pfsr_core", "server_app")
 
-FAULT = '''
+FAULT = """
 import json, os, time
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def install(nodes):
         return answer
 
     nodes.train = faulty
-'''
+"""
 
 
 @dataclass(frozen=True)

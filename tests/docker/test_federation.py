@@ -1,0 +1,80 @@
+"""Whole federations in containers: a first try, and one with TLS whose node is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docker.engine import must, need_engine
+from tests.docker.federation import NODES, Containers, containers, make_secrets, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(2400)]
+
+REACHED = """
+import socket, sys
+for host, port in (pair.split(":") for pair in sys.argv[1:]):
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+        print("open")
+    except OSError:
+        print("closed")
+"""
+
+
+def reached(federation: Containers, name: str, *addresses: str) -> list[str]:
+    """ "open" or "closed" for each address, seen from a container."""
+    command = ("exec", "-T", name, "python", "-c", REACHED, *addresses)
+    return federation.compose(*command).split()
+
+
+def control_address(federation: Containers) -> str:
+    form = '--format={{(index .NetworkSettings.Networks "%s_control").IPAddress}}'
+    address = must(
+        "docker", "inspect", form % federation.project, federation.container("superlink")
+    )
+    return address.strip()
+
+
+def node_number(federation: Containers, name: str) -> str:
+    """The id that the SuperLink knows the node by, as the node last logged it."""
+    lines = federation.compose("logs", "--no-color", name).splitlines()
+    return [line.rpartition(" ")[2] for line in lines if "SuperNode ID:" in line][-1]
+
+
+def test_a_first_try_trains_two_rounds_and_no_node_reaches_the_control_port() -> None:
+    need_engine()
+    with containers("compose.yml", "insecure") as federation:
+        federation.up()
+        control = f"{control_address(federation)}:8000"
+        seen = reached(federation, "node-0", "superlink:9092", "superlink:8000", control)
+        assert seen == ["open", "closed", "closed"]
+        assert reached(federation, "superlink", control) == ["open"]
+        assert federation.finish(federation.start_run()) == "finished:completed"
+        assert federation.summary()["methods"]
+
+
+def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> None:
+    need_engine()
+    secrets = tmp_path / "secrets"
+    make_secrets(secrets)
+    with containers("compose.tls.yml", "tls", PFSR_SECRETS=str(secrets)) as federation:
+        federation.up("superlink")
+        for name in NODES:
+            federation.register(secrets / f"{name}.key.pub")
+        federation.up()
+        number = node_number(federation, "node-1")
+
+        run = federation.start_run()
+        until(lambda: "round 1/2" in federation.logs("superlink"), 300, federation.logs)
+        federation.compose("kill", "node-1")
+        federation.compose("start", "node-1")
+        assert federation.finish(run) == "finished:completed"
+        until(lambda: federation.health("node-1") == "healthy", 300, federation.logs)
+        assert "waiting 65 seconds" in federation.logs("node-1")
+        assert node_number(federation, "node-1") == number
+
+        federation.compose("down", "--timeout=20")  # volumes stay, and registrations with them
+        federation.up()
+        assert node_number(federation, "node-1") == number
+        assert federation.finish(federation.start_run()) == "finished:completed"
