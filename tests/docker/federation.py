@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pfsr_core.settings_file import load_recipe
 from server_app.deployment import make_authority, make_node_key, make_server_certificate
-from tests.docker.engine import compose, environment, image, must
+from tests.docker.engine import ROOT, compose, environment, image, must
 
 NODES = ("node-0", "node-1", "node-2")
-RUN = (
-    'run.compare="" run.baselines=false federation.round-timeout=150.0 '
-    "federation.rounds=2 federation.clients=6"
-)
+SHORT = {
+    "federation.clients": 6,
+    "federation.round-timeout": 150.0,
+    "run.baselines": False,
+    "run.compare": "",
+}
 RUN_SECONDS = 900.0
 
 
@@ -49,14 +52,14 @@ class Containers:
 
     def start_run(self) -> str:
         """The id of a run of two rounds on a synthetic world."""
-        recipe = "/app/recipes/smoke.toml"
-        words = ("run", "/app", self.connection, "--format", "json")
-        text = self.flwr(*words, "--run-config", recipe, "--run-config", RUN)
-        return str(json.loads(text[text.index("{") :])["run-id"])
+        settings = {**load_recipe(ROOT / "recipes" / "smoke.toml"), **SHORT}
+        config = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+        words = ("run", "/app", self.connection, "--run-config", config, "--format", "json")
+        return str(_answer(self.flwr(*words))["run-id"])
 
     def status(self, run: str) -> str:
-        text = self.flwr("list", self.connection, "--run-id", run, "--format", "json")
-        return str(json.loads(text[text.index("{") :])["runs"][0]["status"])
+        words = ("list", self.connection, "--run-id", run, "--format", "json")
+        return str(_answer(self.flwr(*words))["runs"][0]["status"])
 
     def finish(self, run: str) -> str:
         """The final status."""
@@ -74,7 +77,7 @@ class Containers:
         return must("docker", "inspect", form, self.container(name)).strip()
 
     def logs(self, *names: str) -> str:
-        return self.compose("logs", "--no-color", "--tail=60", *names)
+        return self.compose("logs", "--no-color", *names)
 
     def summary(self) -> dict[str, Any]:
         """``summary.json`` of the newest run."""
@@ -97,6 +100,13 @@ def containers(file: str, connection: str, **variables: str) -> Iterator[Contain
         found.compose("down", "--volumes", "--timeout=20")
 
 
+def _answer(text: str) -> dict[str, Any]:
+    """What a flower command says with ``--format json``; it ends well even when it failed."""
+    answer: dict[str, Any] = json.loads(text[text.index("{") :])
+    assert answer["success"], text
+    return answer
+
+
 def make_secrets(directory: Path) -> None:
     """Certificates and three keys. Others may read the files, but not enter the directory."""
     directory.mkdir(mode=0o700)
@@ -111,7 +121,7 @@ def make_secrets(directory: Path) -> None:
 def until(true: Callable[[], bool], seconds: float, explain: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {explain()}"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {explain()[-6000:]}"
         time.sleep(2.0)
 
 

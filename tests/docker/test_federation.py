@@ -38,7 +38,7 @@ def control_address(federation: Containers) -> str:
 
 def node_number(federation: Containers, name: str) -> str:
     """The id that the SuperLink knows the node by, as the node last logged it."""
-    lines = federation.compose("logs", "--no-color", name).splitlines()
+    lines = federation.logs(name).splitlines()
     return [line.rpartition(" ")[2] for line in lines if "SuperNode ID:" in line][-1]
 
 

@@ -1,4 +1,4 @@
-"""The image, built where a builder is, and run as an orchestrator would: a number without rights."""
+"""The image: built where a builder is, run as an orchestrator would, a number without rights."""
 
 from __future__ import annotations
 
