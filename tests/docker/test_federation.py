@@ -52,6 +52,9 @@ def test_a_first_try_trains_two_rounds_and_no_node_reaches_the_control_port() ->
         assert reached(federation, "superlink", control) == ["open"]
         assert federation.finish(federation.start_run()) == "finished:completed"
         assert federation.summary()["methods"]
+        words = ("--state", "/state/private", "--user", "guest", "--items", "item-34,item-8")
+        answer = federation.compose("exec", "-T", "node-0", "pfsr", "recommend", *words)
+        assert "(pfsr, round" in answer
 
 
 def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> Non
         number = node_number(federation, "node-1")
 
         run = federation.start_run()
-        until(lambda: "round 1/2" in federation.logs("superlink"), 300, federation.logs)
+        until(lambda: "train message" in federation.logs("node-1"), 300, federation.logs)
         federation.compose("kill", "node-1")
         federation.compose("start", "node-1")
         assert federation.finish(run) == "finished:completed"

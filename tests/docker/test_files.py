@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any
@@ -15,8 +16,9 @@ NEEDED = {"PFSR_SUPERLINK": "fed.example:9092", "PFSR_PARTITION": "7", "PFSR_DAT
 PRIVATE = re.compile(r"BEGIN [A-Z ]*PRIVATE KEY|password|passwd|token|://[^/\s]+:[^/\s]+@", re.I)
 
 
+@functools.cache
 def resolved(file: str, **variables: str) -> dict[str, Any]:
-    """A compose file with its variables and anchors replaced."""
+    """A compose file with its variables and anchors replaced: to read, not to change."""
     text = compose(
         file, "config", "--format", "json", env=environment(**{**NEEDED, **variables}), seconds=60
     )
@@ -61,10 +63,10 @@ def test_a_service_may_do_nothing_that_it_does_not_need(file: str, name: str) ->
 @pytest.mark.parametrize(("file", "name"), EVERY_SERVICE)
 def test_state_is_in_a_named_volume_and_all_else_is_read_only(file: str, name: str) -> None:
     found = resolved(file)
-    volumes = {entry["target"]: entry for entry in found["services"][name]["volumes"]}
-    state = volumes.pop("/state")
+    mounts = {entry["target"]: entry for entry in found["services"][name]["volumes"]}
+    state = mounts.pop("/state")
     assert state["type"] == "volume" and state["source"] in found["volumes"]
-    assert all(entry["read_only"] for entry in volumes.values())
+    assert all(entry["read_only"] for entry in mounts.values())
 
 
 @pytest.mark.parametrize("file", COMPOSE_FILES)

@@ -1,8 +1,9 @@
-"""The two scripts of the image, run as they are: the entry that waits, and the health check."""
+"""The scripts of the image, run as they are: the entry, the health check, the build's helper."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from tests.docker.engine import FOLDER, call
+from tests.docker.engine import FOLDER, ROOT, call
 
 ENTRY = str(FOLDER / "entry.sh")
 LONG = "30"
@@ -130,3 +132,29 @@ def test_a_node_is_well_only_while_it_is_connected(server: int) -> None:
             during = health(PFSR_HEALTH_URL=url, PFSR_HEALTH_PEER=peer)
     assert (before.returncode, during.returncode) == (1, 0)
     assert "no open connection" in before.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "allowed", "refused"),
+    [(None, "cpu", False), ("12.8", "cpu", True), ("12.8", "any", False)],
+)
+def test_a_torch_for_cuda_is_refused_unless_wanted(
+    cuda: str | None, allowed: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = tmp_path / "torch" / "version.py"
+    version.parent.mkdir()
+    version.write_text(f"cuda = {cuda!r}\n", "utf-8")
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
+    monkeypatch.setenv("TORCH_BUILD", allowed)
+    answer = runpy.run_path(str(FOLDER / "wheels.py"))["check"]()
+    assert (answer != 0) == refused
+    assert not refused or ("CUDA 12.8" in answer and "PIP_ARGS" in answer)
+
+
+def test_the_build_installs_what_the_project_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    wanted = runpy.run_path(str(FOLDER / "wheels.py"))["dependencies"]()
+    assert any(word.startswith("flwr>=") for word in wanted)
+    assert not any(
+        "simulation" in word or "ray" in word.split(">")[0].split("=") for word in wanted
+    )
