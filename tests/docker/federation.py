@@ -6,7 +6,7 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +50,10 @@ class Containers:
     def register(self, public_key: Path) -> None:
         self.flwr("supernode", "register", "/dev/stdin", "tls", input=public_key.read_text("utf-8"))
 
-    def start_run(self) -> str:
-        """The id of a run of two rounds on a synthetic world."""
-        settings = {**load_recipe(ROOT / "recipes" / "smoke.toml"), **SHORT}
+    def start_run(self, **data: str) -> str:
+        """The id of a run of two rounds, on a synthetic world unless ``data`` says otherwise."""
+        own = {f"data.{name}": value for name, value in data.items()}
+        settings = {**load_recipe(ROOT / "recipes" / "smoke.toml"), **SHORT, **own}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
         words = ("run", "/app", self.connection, "--run-config", config, "--format", "json")
         return str(_answer(self.flwr(*words))["run-id"])
@@ -107,12 +108,12 @@ def _answer(text: str) -> dict[str, Any]:
     return answer
 
 
-def make_secrets(directory: Path) -> None:
-    """Certificates and three keys. Others may read the files, but not enter the directory."""
+def make_secrets(directory: Path, keys: Sequence[str] = NODES, hosts: Sequence[str] = ()) -> None:
+    """Certificates and keys. Others may read the files, but not enter the directory."""
     directory.mkdir(mode=0o700)
     make_authority(directory)
-    make_server_certificate(directory, ["superlink", "superlink-control"])
-    for name in NODES:
+    make_server_certificate(directory, ["superlink", "superlink-control", *hosts])
+    for name in keys:
         make_node_key(directory / f"{name}.key")
     for path in directory.iterdir():
         path.chmod(0o644)

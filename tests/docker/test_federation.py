@@ -81,3 +81,36 @@ def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> Non
         federation.up()
         assert node_number(federation, "node-1") == number
         assert federation.finish(federation.start_run()) == "finished:completed"
+
+
+def test_a_machine_with_data_of_its_own_joins_through_the_open_port(tmp_path: Path) -> None:
+    need_engine()
+    secrets, host = tmp_path / "secrets", bridge_address()
+    make_secrets(secrets, keys=("node",), hosts=(host,))
+    given = {"PFSR_SECRETS": str(secrets), "PFSR_DATA": str(own_interactions(tmp_path))}
+    with containers("compose.tls.yml", "tls", **given) as federation:
+        given["PFSR_SUPERLINK"] = f"{host}:{federation.variables['PFSR_FLEET_PORT']}"
+        federation.up("superlink")
+        federation.register(secrets / "node.key.pub")
+        with containers("compose.node.yml", "", PFSR_PARTITION="7", **given) as machine:
+            machine.up()
+            assert reached(machine, "node", control_address(federation) + ":8000") == ["closed"]
+            run = federation.start_run(source="file", path="")
+            assert federation.finish(run) == "finished:completed"
+            words = ("--state", "/state/private", "--user", "u3")
+            answer = machine.compose("exec", "-T", "node", "pfsr", "recommend", *words)
+            assert "(pfsr, round" in answer
+
+
+def bridge_address() -> str:
+    """The address of the host that every container can call."""
+    form = "--format={{(index .IPAM.Config 0).Gateway}}"
+    return must("docker", "network", "inspect", "bridge", form).strip()
+
+
+def own_interactions(directory: Path) -> Path:
+    """Twelve users who each walk along a circle of thirty items, as a CSV file."""
+    path = directory / "interactions.csv"
+    rows = [f"u{u},i{(5 * u + t) % 30},{1000 * u + t}\n" for u in range(12) for t in range(12)]
+    path.write_text("user,item,timestamp\n" + "".join(rows), "utf-8")
+    return path
