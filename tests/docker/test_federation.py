@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.engine import must, need_engine
+from tests.docker.engine import image, must
 from tests.docker.federation import NODES, Containers, containers, make_secrets, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(2400)]
@@ -20,6 +20,11 @@ for host, port in (pair.split(":") for pair in sys.argv[1:]):
     except OSError:
         print("closed")
 """
+
+
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    image()
 
 
 def reached(federation: Containers, name: str, *addresses: str) -> list[str]:
@@ -43,7 +48,6 @@ def node_number(federation: Containers, name: str) -> str:
 
 
 def test_a_first_try_trains_two_rounds_and_no_node_reaches_the_control_port() -> None:
-    need_engine()
     with containers("compose.yml", "insecure") as federation:
         federation.up()
         control = f"{control_address(federation)}:8000"
@@ -58,7 +62,6 @@ def test_a_first_try_trains_two_rounds_and_no_node_reaches_the_control_port() ->
 
 
 def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> None:
-    need_engine()
     secrets = tmp_path / "secrets"
     make_secrets(secrets)
     with containers("compose.tls.yml", "tls", PFSR_SECRETS=str(secrets)) as federation:
@@ -84,7 +87,6 @@ def test_a_keyed_node_that_is_killed_comes_back_as_itself(tmp_path: Path) -> Non
 
 
 def test_a_machine_with_data_of_its_own_joins_through_the_open_port(tmp_path: Path) -> None:
-    need_engine()
     secrets, host = tmp_path / "secrets", bridge_address()
     make_secrets(secrets, keys=("node",), hosts=(host,))
     given = {"PFSR_SECRETS": str(secrets), "PFSR_DATA": str(own_interactions(tmp_path))}

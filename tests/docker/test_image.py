@@ -27,6 +27,11 @@ print(torch.version.cuda, importlib.util.find_spec("ray"))
 """
 
 
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    image()
+
+
 def test_the_doctor_finds_all_that_is_needed() -> None:
     assert "all that is needed is here" in in_container("pfsr", "doctor")
 
