@@ -13,7 +13,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup run test test-slow test-deployment check format ablation clean
+.PHONY: help setup run test test-slow test-deployment test-docker check format ablation clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-slow: setup ## Run the slow tests too
 
 test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as real processes
 	$(BIN)/python -m pytest -q -m deployment tests/deployment
+
+test-docker: setup ## Lint the container files; build and run them where an engine is
+	$(BIN)/python -m pytest -q -rs -m "docker or not docker" tests/docker
 
 check: setup ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
