@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from pfsr_core.settings import SettingsError, Value, flat_settings, parse_settings
 from pfsr_core.settings_file import load_recipe, with_overrides
+from server_app.deployment import DeploymentError, free_port, tool
 
 APP = Path(__file__).resolve().parents[1]
 CONNECTION = "pfsr-launch"
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except SettingsError as error:
         return _fail(str(error), 2)
-    except LaunchError as error:
+    except (LaunchError, DeploymentError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped; continue with --resume and the run's name", 130)
@@ -120,12 +120,12 @@ def _settings_of(directory: Path) -> dict[str, Value]:
 @contextlib.contextmanager
 def superlink(home: Path) -> Iterator[Link]:
     """A SuperLink for simulations; at the end it and all its descendants are gone."""
-    port, environment, log = _free_port(), _environment(home), home / "superlink.log"
+    port, environment, log = free_port(), _environment(home), home / "superlink.log"
     address = f"127.0.0.1:{port}"
     (home / "config.toml").write_text(
         f'[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n', "utf-8"
     )
-    command = [_tool("flower-superlink"), "--insecure", "--simulation"]
+    command = [tool("flower-superlink"), "--insecure", "--simulation"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -141,7 +141,7 @@ def superlink(home: Path) -> Iterator[Link]:
 
 def _flwr_run(link: Link, config: Path, nodes: int) -> None:
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
-    command = [_tool("flwr"), "run", str(APP), CONNECTION, "--stream"]
+    command = [tool("flwr"), "run", str(APP), CONNECTION, "--stream"]
     command += ["--federation-config", federation, "--run-config", str(config)]
     code = subprocess.run(command, env=link.environment, check=False).returncode
     if code != 0:
@@ -150,7 +150,7 @@ def _flwr_run(link: Link, config: Path, nodes: int) -> None:
 
 def _check_completed(link: Link) -> None:
     """``flwr run --stream`` ends with code 0 whatever became of the run: ask."""
-    command = [_tool("flwr"), "list", CONNECTION, "--format", "json"]
+    command = [tool("flwr"), "list", CONNECTION, "--format", "json"]
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         done = subprocess.run(
@@ -258,20 +258,6 @@ def _directory(config: Mapping[str, Value], began: float) -> Path:
 def _tail(link: Link) -> str:
     lines = link.log.read_text("utf-8", "replace").splitlines()[-25:]
     return "".join(f"\n  superlink: {line}" for line in lines)
-
-
-def _tool(name: str) -> str:
-    """The command of this Python environment, whether or not it is activated."""
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise LaunchError(f"{path} is missing. Fix: pip install 'pfsr[simulation]'")
-    return str(path)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _toml(value: Value) -> str:

@@ -183,7 +183,7 @@ class Federation:
 
     def flwr(self, *words: str) -> str:
         """What a ``flwr`` command of the third party prints. Raises AssertionError on a failure."""
-        command = [*self.sites.server, launch._tool("flwr"), *words]
+        command = [*self.sites.server, deployment.tool("flwr"), *words]
         done = subprocess.run(
             command,
             env=self._environment("third-party"),
@@ -289,5 +289,5 @@ def _free_ports(count: int) -> list[int]:
     """All different: the probes are open at the same time."""
     found: set[int] = set()
     while len(found) < count:
-        found.add(launch._free_port())
+        found.add(deployment.free_port())
     return list(found)

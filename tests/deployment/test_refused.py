@@ -70,7 +70,7 @@ def attempt(federation: Federation, kind: str, home: Path) -> Outcome:
     log = home / f"{kind}.log"
     environment = federation._environment(kind)
     began = time.monotonic()
-    process = start(intruder(federation, kind, launch._free_port()), environment, log)
+    process = start(intruder(federation, kind, deployment.free_port()), environment, log)
     patience = WATCHED if kind == "plain text" else ENDS_WITHIN
     with contextlib.suppress(WaitError):
         wait_until(lambda: process.poll() is not None, patience, f"the end of {kind}")
@@ -109,7 +109,7 @@ def test_the_same_key_with_the_right_authority_is_let_in(refused):
     """The control: what was refused above was refused for its one fault."""
     federation, _outcomes, _members = refused
     log = federation.home / "right.log"
-    command = intruder(federation, "right", launch._free_port())
+    command = intruder(federation, "right", deployment.free_port())
     process = start(command, federation._environment("right"), log)
     try:
         wait_until(lambda: "SuperNode ID" in log.read_text("utf-8"), 120, f"an id; see {log}")
