@@ -32,7 +32,7 @@ test: setup ## Run the default test suite
 	$(BIN)/python -m pytest -q
 
 test-slow: setup ## Run the slow tests too
-	$(BIN)/python -m pytest -q -m "not deployment"
+	$(BIN)/python -m pytest -q -m "not deployment and not docker"
 
 test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as real processes
 	$(BIN)/python -m pytest -q -m deployment tests/deployment
