@@ -2,8 +2,9 @@
 
 Flower starts a process for every message. This one stays between them, with torch, the node's data
 and its algorithms in memory, and answers over a Unix socket that only its own user can reach. It
-ends with its parent (the process that starts the node's tasks), when it is told to, or when nobody
-asked for a while.
+ends with its parent (the process that starts the node's tasks), when it is told to, when nobody
+asked for a while, and when who asked has gone before the answer: work that hangs ends with the
+process that Flower gives up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
+from select import select
 
 from client_app.messages import (
     Answer,
@@ -38,22 +40,25 @@ def main(arguments: Sequence[str]) -> int:
         path.chmod(0o600)
         while True:
             with contextlib.suppress(EOFError, OSError), listener.accept() as connection:
-                watch.busy()
-                if not serve(connection):
+                if not serve(connection, watch):
                     return 0
-            watch.idle()
 
 
-def serve(connection: Connection) -> bool:
+def serve(connection: Connection, watch: Watch) -> bool:
     """Answers one request; False when it was the request to stop."""
     request = receive_request(connection)
     if request.kind == STOP:
         send_answer(connection, Answer({}))
         return False
+    watch.busy(connection)
     try:
-        found = _answer(request)
+        found: Answer | str = _answer(request)
     except Exception as error:
-        send_failure(connection, f"{type(error).__name__}: {error}")
+        found = f"{type(error).__name__}: {error}"
+    finally:
+        watch.idle()
+    if isinstance(found, str):
+        send_failure(connection, found)
     else:
         send_answer(connection, found)
     return True
@@ -66,27 +71,34 @@ def _answer(request: Request) -> Answer:
 
 
 class Watch:
-    """Ends the process when its parent is gone, or when it was idle for too long."""
+    """Ends the process when nobody needs it any more, whatever the main thread is doing."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
-        self._idle_since: float | None = time.monotonic()
+        self._idle_since = time.monotonic()
+        self._asking: Connection | None = None
 
-    def busy(self) -> None:
-        self._idle_since = None
+    def busy(self, connection: Connection) -> None:
+        self._asking = connection
 
     def idle(self) -> None:
+        self._asking = None
         self._idle_since = time.monotonic()
 
     def run(self, path: Path) -> None:
-        while alive(self._parent) and not self._too_long():
+        while alive(self._parent) and not self._needless():
             time.sleep(WATCH_SECONDS)
         path.unlink(missing_ok=True)
         os._exit(0)  # the main thread waits in accept or works for nobody
 
-    def _too_long(self) -> bool:
-        since = self._idle_since
-        return since is not None and time.monotonic() - since > IDLE_SECONDS
+    def _needless(self) -> bool:
+        asking = self._asking
+        if asking is None:
+            return time.monotonic() - self._idle_since > IDLE_SECONDS
+        with contextlib.suppress(OSError, ValueError):  # closed while we looked
+            # Nothing more is ever said after a request, so what can be read is the end.
+            return self._asking is asking and bool(select([asking.fileno()], [], [], 0)[0])
+        return False
 
 
 def alive(process: int) -> bool:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from client_app import resident
 from client_app.answering import answer
 from client_app.messages import LIMITS, NodeFailureError, Request
-from client_app.worker import alive
+from client_app.worker import Watch, alive
 from pfsr_core.packing import pack
 from pfsr_core.protocol import HELLO, TRAIN, Order, order_to_config
 from pfsr_core.settings import flat_settings
@@ -120,6 +121,18 @@ def test_a_worker_that_dies_on_the_way_is_a_failure_not_a_wait(tmp_path, home):
     with pytest.raises(NodeFailureError, match="ended while it answered"):
         resident.ask(hello(tmp_path))
     killer.wait()
+
+
+def test_work_that_nobody_waits_for_any_more_is_needless():
+    watch = Watch(os.getpid())
+    ours, theirs = Pipe()
+    assert not watch._needless()
+    watch.busy(ours)
+    assert not watch._needless()
+    theirs.close()
+    assert watch._needless()
+    watch.idle()
+    assert not watch._needless()
 
 
 def test_another_node_config_has_another_worker_and_ends_the_old_one(tmp_path, home):

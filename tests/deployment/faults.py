@@ -49,6 +49,20 @@ def install(nodes):
         return answer
 
     nodes.train = faulty
+
+
+def install_ask(resident):
+    ask = resident.ask
+
+    def faulty(request):
+        plan = json.loads((PLACE / "plan.json").read_text())
+        here = request.node_config["partition-id"], request.config.get("round")
+        kinds = [fault["kind"] for fault in plan if (fault["node"], fault["round"]) == here]
+        if "exit-message" in kinds and request.kind == "train":
+            os._exit(7)
+        return ask(request)
+
+    resident.ask = faulty
 """
 
 
@@ -56,7 +70,8 @@ def install(nodes):
 class Fault:
     """What happens to the training of ``node`` in ``round``, every time that it is asked.
 
-    ``kind``: raise, exit (the process), sleep (``seconds``, then train), slow (ten times slower).
+    ``kind``: raise, exit (the worker), exit-message (the process that Flower started for the
+    message), sleep (``seconds``, then train), slow (ten times slower).
     """
 
     kind: str
@@ -96,6 +111,8 @@ def faulty_app(directory: Path, *faults: Fault) -> FaultyApp:
     (app / "client_app" / "fault.py").write_text(MODULE.format(place=str(place)), "utf-8")
     with (app / "client_app" / "answering.py").open("a", encoding="utf-8") as file:
         file.write("\n\nfrom client_app import fault\n\nfault.install(nodes)\n")
+    with (app / "client_app" / "app.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nfrom client_app import fault, resident\n\nfault.install_ask(resident)\n")
     faulty = FaultyApp(app, place)
     faulty.plan(*faults)
     return faulty

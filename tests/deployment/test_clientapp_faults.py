@@ -20,12 +20,13 @@ pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(1
 NODES = 3
 DEADLINE = 40.0 * SLOWNESS
 START_TIMEOUT = 15.0 * SLOWNESS
-ROUNDS, RAISES, SLOW, EXITS, BACK, HANGS = 6, 1, 2, 3, 5, 6
+ROUNDS, RAISES, SLOW, EXITS, WORKER, BACK, HANGS = 6, 1, 2, 3, 4, 5, 6
 CONFIG = {**QUICK, "federation.rounds": ROUNDS, "federation.round-timeout": DEADLINE}
 PLAN = (
     Fault("raise", 1, RAISES),
     Fault("slow", 0, SLOW),
-    Fault("exit", 2, EXITS),
+    Fault("exit-message", 2, EXITS),
+    Fault("exit", 0, WORKER),
     Fault("sleep", 1, HANGS, seconds=3600),
 )
 
@@ -114,6 +115,13 @@ def test_a_process_that_died_is_missed_at_the_deadline(faulty):
     _run, _status, lines = faulty
     assert [drop["node"] for drop in lines[EXITS]["dropped"]] == [2]
     assert lines[EXITS]["seconds"] <= DEADLINE + 5
+
+
+def test_a_worker_that_died_is_an_answer_and_the_next_message_starts_another(faulty):
+    _run, _status, lines = faulty
+    reasons = {drop["node"]: drop["reason"] for drop in lines[WORKER]["dropped"]}
+    assert "the node's worker ended while it answered 'train'" in reasons[0]
+    assert 0 not in [drop["node"] for drop in lines[BACK]["dropped"]]
 
 
 def test_a_node_whose_process_died_takes_part_again(faulty):
