@@ -112,9 +112,10 @@ ARMS: dict[str, Overrides] = {
     "pfsr, clients of 20": _clients(20),
     "fed-avg, clients of 20": {**FED_AVG, **_clients(20)},
     "local-only, clients of 20": {**LOCAL, **_clients(20)},
-    "pfsr, clients of 5": _clients(5),
+    # 64 samples of every client would be most of the work where there are hundreds of clients.
+    "pfsr, clients of 5": {**_clients(5), "algorithm.fisher-samples": 16},
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
-    "pfsr, one user a client": {"federation.partition": "user"},
+    "pfsr, one user a client": {"federation.partition": "user", "algorithm.fisher-samples": 8},
 }
 
 
