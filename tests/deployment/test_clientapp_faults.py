@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(1
 
 NODES = 3
 DEADLINE = 40.0 * SLOWNESS
-START_TIMEOUT = 15.0 * SLOWNESS
+START_TIMEOUT = 30.0 * SLOWNESS  # two nodes say hello in it, which starts their workers
 ROUNDS, RAISES, SLOW, EXITS, WORKER, BACK, HANGS = 6, 1, 2, 3, 4, 5, 6
 CONFIG = {**QUICK, "federation.rounds": ROUNDS, "federation.round-timeout": DEADLINE}
 PLAN = (
