@@ -7,12 +7,11 @@ one host (or where ``Sites`` puts it) and is gone when the context ends.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,6 @@ class Federation:
     count: int
     secure: bool = True
     sites: Sites = Sites()
-    keys: Mapping[int, Path] = field(default_factory=dict)  # other keys than the registered ones
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -118,7 +116,7 @@ class Federation:
             control=f"127.0.0.1:{self.control}",
             database=self.home / "superlink.sqlite",
         )
-        environment = self._environment("superlink")
+        environment = self.environment("superlink")
         log = self.home / "superlink.log"
         self.superlink = start([*self.sites.server, *command], environment, log)
         for host, port in (("127.0.0.1", self.control), (self.sites.host, self.fleet)):
@@ -132,22 +130,16 @@ class Federation:
         assert self.superlink is not None
         kill_family(self.superlink)
 
-    def node_command(self, node: int, *, key: Path | None, certificate: Path | None) -> list[str]:
+    def start_node(self, node: int) -> None:
         command = deployment.node_command(
             f"{self.sites.host}:{self.fleet}",
-            root_certificates=certificate,
-            key=key,
+            root_certificates=self.authority if self.secure else None,
+            key=self.key(node) if self.secure else None,
             node_config=self.node_config(node),
             port=self.ports[node],
         )
-        return [*self.sites.nodes, *command]
-
-    def start_node(self, node: int) -> None:
-        certificate = self.authority if self.secure else None
-        key = self.key(node) if self.secure else None
-        command = self.node_command(node, key=key, certificate=certificate)
-        environment = self._environment(f"node-{node}")
-        self.nodes[node] = start(command, environment, self.node_log(node))
+        command = [*self.sites.nodes, *command]
+        self.nodes[node] = start(command, self.environment(f"node-{node}"), self.node_log(node))
 
     def kill_node(self, node: int) -> None:
         kill_family(self.nodes[node])
@@ -173,7 +165,6 @@ class Federation:
         """Politely, then for good; nodes first, so that they can say good-bye."""
         for process in [*self.nodes.values(), self.superlink]:
             if process is not None:
-                process.send_signal(signal.SIGCONT) if process.poll() is None else None
                 launch._stop(process)
         sweep(self.mark)
 
@@ -184,7 +175,7 @@ class Federation:
         command = [*self.sites.server, launch._tool("flwr"), *words]
         done = subprocess.run(
             command,
-            env=self._environment("third-party"),
+            env=self.environment("third-party"),
             capture_output=True,
             text=True,
             check=False,
@@ -240,7 +231,7 @@ class Federation:
         return self.certificates / "ca.crt"
 
     def key(self, node: int) -> Path:
-        return self.keys.get(node, self.home / "keys" / f"node-{node}")
+        return self.home / "keys" / f"node-{node}"
 
     def store(self, node: int) -> Path:
         return self.home / f"node-{node}" / "state" / f"node-{node}.sqlite"
@@ -272,7 +263,7 @@ class Federation:
         home.mkdir(parents=True, exist_ok=True)
         return home
 
-    def _environment(self, who: str) -> dict[str, str]:
+    def environment(self, who: str) -> dict[str, str]:
         return {
             **launch._environment(self._flwr_home(who)),
             "PFSR_HOME": str(self.home / who),
