@@ -7,7 +7,6 @@ one host (or where ``Sites`` puts it) and is gone when the context ends.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 import uuid
@@ -82,9 +81,8 @@ class Federation:
     count: int
     secure: bool = True
     sites: Sites = Sites()
-    keys: Mapping[int, Path] = field(default_factory=dict)  # other keys than the registered ones
     node_extra: NodeConfig = field(default_factory=dict)  # added to every node config
-    environment: Mapping[str, str] = field(default_factory=dict)  # of every process, on top
+    variables: Mapping[str, str] = field(default_factory=dict)  # of every process, on top
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -120,7 +118,7 @@ class Federation:
             control=f"127.0.0.1:{self.control}",
             database=self.home / "superlink.sqlite",
         )
-        environment = self._environment("superlink")
+        environment = self.environment("superlink")
         log = self.home / "superlink.log"
         self.superlink = start([*self.sites.server, *command], environment, log)
         for host, port in (("127.0.0.1", self.control), (self.sites.host, self.fleet)):
@@ -134,22 +132,16 @@ class Federation:
         assert self.superlink is not None
         kill_family(self.superlink)
 
-    def node_command(self, node: int, *, key: Path | None, certificate: Path | None) -> list[str]:
+    def start_node(self, node: int) -> None:
         command = deployment.node_command(
             f"{self.sites.host}:{self.fleet}",
-            root_certificates=certificate,
-            key=key,
+            root_certificates=self.authority if self.secure else None,
+            key=self.key(node) if self.secure else None,
             node_config=self.node_config(node),
             port=self.ports[node],
         )
-        return [*self.sites.nodes, *command]
-
-    def start_node(self, node: int) -> None:
-        certificate = self.authority if self.secure else None
-        key = self.key(node) if self.secure else None
-        command = self.node_command(node, key=key, certificate=certificate)
-        environment = self._environment(f"node-{node}")
-        self.nodes[node] = start(command, environment, self.node_log(node))
+        command = [*self.sites.nodes, *command]
+        self.nodes[node] = start(command, self.environment(f"node-{node}"), self.node_log(node))
 
     def kill_node(self, node: int) -> None:
         kill_family(self.nodes[node])
@@ -175,7 +167,6 @@ class Federation:
         """Politely, then for good; nodes first, so that they can say good-bye."""
         for process in [*self.nodes.values(), self.superlink]:
             if process is not None:
-                process.send_signal(signal.SIGCONT) if process.poll() is None else None
                 launch._stop(process)
         sweep(self.mark)
 
@@ -186,7 +177,7 @@ class Federation:
         command = [*self.sites.server, deployment.tool("flwr"), *words]
         done = subprocess.run(
             command,
-            env=self._environment("third-party"),
+            env=self.environment("third-party"),
             capture_output=True,
             text=True,
             check=False,
@@ -242,7 +233,7 @@ class Federation:
         return self.certificates / "ca.crt"
 
     def key(self, node: int) -> Path:
-        return self.keys.get(node, self.home / "keys" / f"node-{node}")
+        return self.home / "keys" / f"node-{node}"
 
     def store(self, node: int) -> Path:
         return self.home / f"node-{node}" / "state" / f"node-{node}.sqlite"
@@ -275,12 +266,12 @@ class Federation:
         home.mkdir(parents=True, exist_ok=True)
         return home
 
-    def _environment(self, who: str) -> dict[str, str]:
+    def environment(self, who: str) -> dict[str, str]:
         return {
             **launch._environment(self._flwr_home(who)),
             "PFSR_HOME": str(self.home / who),
             "PYTHONUNBUFFERED": "1",
-            **self.environment,
+            **self.variables,
             MARK: self.mark,
         }
 

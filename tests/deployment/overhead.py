@@ -60,7 +60,7 @@ def measure(variant: Variant, nodes: int, rounds: int) -> dict[str, Any]:
             nodes,
             secure=False,
             node_extra={"worker": variant.worker},
-            environment={"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": variant.task_poll},
+            variables={"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": variant.task_poll},
         )
         with federation:
             config = {**QUICK, "federation.clients": 8, "federation.rounds": rounds + 1}

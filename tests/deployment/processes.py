@@ -34,16 +34,10 @@ def start(
         )
 
 
-def signal_family(process: subprocess.Popen[bytes], number: int) -> None:
-    """Sends a signal to a process and everything it started, the parent first."""
-    for pid in [process.pid, *launch._descendants(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
 def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """As if the host lost its power: nobody can clean up."""
-    signal_family(process, signal.SIGKILL)
+    """SIGKILL to a process and everything it started, as if its host lost its power."""
+    for pid in [process.pid, *launch._descendants(process.pid)]:
+        _kill(pid)
     process.wait()
 
 

@@ -32,7 +32,7 @@ def damaged(tmp_path_factory):
     """(the run, its status, what lay in the file when two rounds had found it overwritten)."""
     home = tmp_path_factory.mktemp("damaged")
     faults = faulty_app(home, Fault("sleep", VICTIM, ROUND, seconds=10))
-    with Federation(home / "federation", NODES) as federation:
+    with Federation(home / "federation", NODES, secure=False) as federation:
         run = federation.submit(CONFIG, app=faults.app)
         wait_until(lambda: faults.training(VICTIM, ROUND), 300, f"round {ROUND}")
         store, copy = federation.store(VICTIM), home / "backup"

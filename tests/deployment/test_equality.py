@@ -11,7 +11,7 @@ from pfsr_core.settings import parse_settings
 from server_app import launch
 from server_app.run_log import RunLog
 from tests.deployment.federation import Federation
-from tests.deployment.helpers import QUICK, figure
+from tests.deployment.helpers import QUICK, figure, rows
 from tests.deployment.processes import marked
 from tests.integration.helpers import assert_same_server, final_server, plain_loop
 
@@ -50,8 +50,6 @@ def test_the_deployment_equals_the_simulation(deployed, tmp_path, monkeypatch):
 
 def test_every_node_remembers_its_own_clients_only(deployed):
     federation, run = deployed
-    from tests.deployment.helpers import rows
-
     clients = [{client for _, _, client, _ in rows(federation.store(n))} for n in range(NODES)]
     assert all(len(found) == 2 for found in clients)
     assert len(set.union(*clients)) == 6

@@ -68,7 +68,7 @@ def refused(tmp_path_factory):
 
 def attempt(federation: Federation, kind: str, home: Path) -> Outcome:
     log = home / f"{kind}.log"
-    environment = federation._environment(kind)
+    environment = federation.environment(kind)
     began = time.monotonic()
     process = start(intruder(federation, kind, deployment.free_port()), environment, log)
     patience = WATCHED if kind == "plain text" else ENDS_WITHIN
@@ -110,7 +110,7 @@ def test_the_same_key_with_the_right_authority_is_let_in(refused):
     federation, _outcomes, _members = refused
     log = federation.home / "right.log"
     command = intruder(federation, "right", deployment.free_port())
-    process = start(command, federation._environment("right"), log)
+    process = start(command, federation.environment("right"), log)
     try:
         wait_until(lambda: "SuperNode ID" in log.read_text("utf-8"), 120, f"an id; see {log}")
     finally:

@@ -70,11 +70,13 @@ def one_life(directory: Path, resume: str, delay: float, orders: int) -> int:
         words = events(directory)[known:]
         return bool(words) and sum(word.startswith("train") for word in words) >= orders
 
-    wait_until(far_enough, 120, f"{orders} training orders in a life")
-    time.sleep(delay)
-    assert process.poll() is None, "the run was over before it was killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_until(far_enough, 120, f"{orders} training orders in a life")
+        time.sleep(delay)
+        assert process.poll() is None, "the run was over before it was killed"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     trained = [int(word.split()[1]) for word in events(directory) if word.startswith("train")]
     return max(trained, default=0)
 
@@ -91,8 +93,8 @@ def survivor(tmp_path_factory):
         (run,) = (directory / "runs").iterdir()
         resume = run.name
         lost.append((in_flight, checkpoint_round(directory)))
-    last = start(directory, resume)
-    assert last.wait(300) == 0
+    with start(directory, resume) as last:
+        assert last.wait(300) == 0
     figure("twenty kills", in_flight_and_checkpoint=lost)
     return directory, RunLog(run), lost
 
