@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import traceback
+
 from client_app import node as nodes
-from client_app.hosting import Node, make_node
-from client_app.messages import LIMITS, Answer, Limits, Request
+from client_app.hosting import Node, NodeError, make_node
+from client_app.messages import LIMITS, Answer, Limits, NodeFailureError, Request
+from pfsr_core.node_store import NodeStoreError
 from pfsr_core.packing import size_of
-from pfsr_core.protocol import BASELINES, FINISH, HELLO, TRAIN, order_from_config
-from pfsr_core.settings import parse_settings
+from pfsr_core.protocol import BASELINES, FINISH, HELLO, TRAIN, ProtocolError, order_from_config
+from pfsr_core.settings import SettingsError, parse_settings
+
+FOR_THE_SERVER = (NodeError, NodeStoreError, ProtocolError, SettingsError)
+"""Errors whose text is about the run, and never about what is in the data."""
 
 
 def answer(request: Request) -> Answer:
+    """The node's answer. What it raises reaches the server: see below.
+
+    An error may quote what it stumbled over. From a node with data of its own only the texts of
+    FOR_THE_SERVER leave; of any other error the name leaves, and the text goes to the node's log.
+    """
+    try:
+        return _answer(request)
+    except FOR_THE_SERVER:
+        raise
+    except Exception as error:
+        if not request.node_config.get("data-path"):
+            raise
+        traceback.print_exc()
+        name = type(error).__name__
+        raise NodeFailureError(f"{name}; what it says is in the node's log") from None
+
+
+def _answer(request: Request) -> Answer:
     """Raises ValueError for a kind that no node knows, and whatever the node raises."""
     node = make_node(parse_settings(request.run_config), request.node_config)
     if request.kind == LIMITS:

@@ -6,7 +6,6 @@ Free of torch: Flower starts this in a new process for every message of a deploy
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +59,18 @@ def _ask(kind: str, message: Message, context: Context) -> Answer:
         config=dict(content.config_records.get(CONFIG, {})),
         flat=content.array_records[SHARED][SHARED].numpy() if kind in WITH_ARRAY else nothing(),
     )
-    return _way(context)(request)
-
-
-def _way(context: Context) -> Callable[[Request], Answer]:
-    """The resident worker where this process ends with its message; else this process itself."""
-    short_lived = Path(sys.argv[0]).name == FLOWERS_PROCESS
-    if short_lived and context.node_config.get("worker", True):
+    if _short_lived() and context.node_config.get("worker", True):
         from client_app.resident import ask
 
-        return ask
+        return ask(request, message.metadata.ttl)
     from client_app.answering import answer
 
-    return answer
+    return answer(request)
+
+
+def _short_lived() -> bool:
+    """Whether this process ends with its message: then a resident worker does the work."""
+    return Path(sys.argv[0]).name == FLOWERS_PROCESS
 
 
 def _reply(message: Message, answer: Answer, records: dict[str, Any] | None = None) -> Message:

@@ -23,17 +23,23 @@ START_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
 
-def ask(request: Request) -> Answer:
-    """The worker's answer. Raises NodeFailureError with its reason, or when it died on the way."""
+def ask(request: Request, seconds: float) -> Answer:
+    """The worker's answer. Raises NodeFailureError with its reason, or when it died on the way.
+
+    After ``seconds`` nobody waits for the answer any more. The worker ends then, so that work that
+    hangs does not keep the node from the next message.
+    """
     with _connection(_socket(request)) as connection:
         try:
             send_request(connection, request)
-            return receive_answer(connection)
+            if connection.poll(seconds):
+                return receive_answer(connection)
         except (EOFError, OSError) as error:
             raise NodeFailureError(
                 f"the node's worker ended while it answered {request.kind!r} ({error!r}); "
                 f"the next message starts a new one. Out of memory?"
             ) from None
+    raise NodeFailureError(f"the node's worker did not answer {request.kind!r} in {seconds:g} s")
 
 
 def _socket(request: Request) -> Path:

@@ -75,15 +75,15 @@ def same(found, expected):
 
 
 def test_the_answers_are_those_of_the_process_itself(tmp_path, home):
-    same(resident.ask(train_request(tmp_path / "a")), answer(train_request(tmp_path / "b")))
-    same(resident.ask(hello(tmp_path / "a")), answer(hello(tmp_path / "b")))
-    limits = resident.ask(Request(LIMITS, RUN_CONFIG, node_config(tmp_path / "a")))
+    same(resident.ask(train_request(tmp_path / "a"), 60), answer(train_request(tmp_path / "b")))
+    same(resident.ask(hello(tmp_path / "a"), 60), answer(hello(tmp_path / "b")))
+    limits = resident.ask(Request(LIMITS, RUN_CONFIG, node_config(tmp_path / "a")), 60)
     assert limits.metrics == {"values": 0, "longest_list": 3}
     assert len(home) == 1, "one worker answered all three"
 
 
 def test_the_socket_is_private(tmp_path, home):
-    resident.ask(hello(tmp_path))
+    resident.ask(hello(tmp_path), 60)
     path = resident._socket(hello(tmp_path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -92,7 +92,7 @@ def test_the_socket_is_private(tmp_path, home):
 def test_an_open_directory_is_refused(tmp_path, home):
     resident._directory().chmod(0o755)
     with pytest.raises(NodeFailureError, match="open to others"):
-        resident.ask(hello(tmp_path))
+        resident.ask(hello(tmp_path), 60)
 
 
 def test_a_failure_comes_with_its_reason_and_the_worker_stays(tmp_path, home):
@@ -100,27 +100,49 @@ def test_a_failure_comes_with_its_reason_and_the_worker_stays(tmp_path, home):
         order = Order("run", "fed-avg", 1, {"stranger": 0}, ("stranger",))
         request = train_request(tmp_path)
         resident.ask(
-            Request(TRAIN, RUN_CONFIG, request.node_config, order_to_config(order), request.flat)
+            Request(TRAIN, RUN_CONFIG, request.node_config, order_to_config(order), request.flat),
+            60,
         )
-    assert resident.ask(hello(tmp_path)).facts["partition"] == 0
+    assert resident.ask(hello(tmp_path), 60).facts["partition"] == 0
     assert len(home) == 1
 
 
 def test_a_worker_that_was_killed_is_replaced(tmp_path, home):
-    resident.ask(hello(tmp_path))
+    resident.ask(hello(tmp_path), 60)
     home[0].kill()
     home[0].wait()
-    assert resident.ask(hello(tmp_path)).facts["partition"] == 0
+    assert resident.ask(hello(tmp_path), 60).facts["partition"] == 0
     assert len(home) == 2
 
 
 def test_a_worker_that_dies_on_the_way_is_a_failure_not_a_wait(tmp_path, home):
-    resident.ask(hello(tmp_path))
+    resident.ask(hello(tmp_path), 60)
     os.kill(home[0].pid, signal.SIGSTOP)  # it will not answer, so the kill comes first
     killer = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.5; kill -9 {home[0].pid}"])
     with pytest.raises(NodeFailureError, match="ended while it answered"):
-        resident.ask(hello(tmp_path))
+        resident.ask(hello(tmp_path), 60)
     killer.wait()
+
+
+def test_a_worker_that_hangs_is_left_when_the_time_is_over(tmp_path, home):
+    resident.ask(hello(tmp_path), 60)
+    os.kill(home[0].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(NodeFailureError, match="did not answer 'query.hello' in 1 s"):
+        resident.ask(hello(tmp_path), 1)
+    assert time.monotonic() - began < 5
+    os.kill(home[0].pid, signal.SIGCONT)
+
+
+def test_an_owner_of_data_keeps_the_text_of_an_error_to_itself(tmp_path, capfd):
+    private = tmp_path / "private.csv"
+    private.write_text("user,item,time\nsecret-name,17,not-a-time\n")
+    config = {"name": "shop", "data-path": str(private), "data-source": "file"}
+    request = Request(HELLO, RUN_CONFIG, {**config, "state-dir": str(tmp_path)})
+    with pytest.raises(NodeFailureError) as found:
+        answer(request)
+    assert str(found.value) == "MalformedFileError; what it says is in the node's log"
+    assert "not-a-time" in capfd.readouterr().err
 
 
 def test_work_that_nobody_waits_for_any_more_is_needless():
@@ -136,8 +158,8 @@ def test_work_that_nobody_waits_for_any_more_is_needless():
 
 
 def test_another_node_config_has_another_worker_and_ends_the_old_one(tmp_path, home):
-    resident.ask(hello(tmp_path))
-    resident.ask(hello(tmp_path, name="other"))
+    resident.ask(hello(tmp_path), 60)
+    resident.ask(hello(tmp_path, name="other"), 60)
     assert len(home) == 2
     assert home[0].wait(timeout=10) == 0
 
@@ -150,7 +172,7 @@ from client_app import resident, messages
 tempfile.gettempdir = lambda: {str(tmp_path / "w")!r}
 start = resident._start
 resident._start = lambda path: print((process := start(path)).pid, flush=True) or process
-resident.ask(messages.Request("unknown", {RUN_CONFIG!r}, {node_config(tmp_path)!r}))
+resident.ask(messages.Request("unknown", {RUN_CONFIG!r}, {node_config(tmp_path)!r}), 60)
 """
     shell = f"{sys.executable} - <<'END'; true\n{script}\nEND\n"
     number = tmp_path / "worker"

@@ -54,13 +54,13 @@ def install(nodes):
 def install_ask(resident):
     ask = resident.ask
 
-    def faulty(request):
+    def faulty(request, seconds):
         plan = json.loads((PLACE / "plan.json").read_text())
         here = request.node_config["partition-id"], request.config.get("round")
         kinds = [fault["kind"] for fault in plan if (fault["node"], fault["round"]) == here]
         if "exit-message" in kinds and request.kind == "train":
             os._exit(7)
-        return ask(request)
+        return ask(request, seconds)
 
     resident.ask = faulty
 """
