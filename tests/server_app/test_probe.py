@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -22,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pfsr_core.doctor import Finding
-from server_app import probe
+from server_app import launch, probe
 from server_app.cli import app
 from server_app.deployment import (
     make_authority,
@@ -33,7 +32,6 @@ from server_app.deployment import (
     tool,
     write_profile,
 )
-from server_app.launch import QUIET
 from server_app.probe import diagnose
 
 
@@ -298,7 +296,7 @@ class Link:
 @contextlib.contextmanager
 def superlink(home: Path, tls: Path | None) -> Iterator[Link]:
     """Flower's own, on free ports of every address of this machine."""
-    link = Link(free_port(), free_port(), {**os.environ, **QUIET, "FLWR_HOME": str(home)})
+    link = Link(free_port(), free_port(), launch._environment(home))
     control = f"127.0.0.1:{link.control}"
     write_profile(home, "fed", control, tls / "ca.crt" if tls else None)
     command = superlink_command(tls, fleet=f"0.0.0.0:{link.fleet}", control=control)
