@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class NodeFailureError(RuntimeError):
 
 
 def send_request(connection: Connection, request: Request) -> None:
-    _send(connection, asdict(request))
+    _send(connection, vars(request))
 
 
 def receive_request(connection: Connection) -> Request:
@@ -71,7 +71,7 @@ def receive_request(connection: Connection) -> Request:
 
 
 def send_answer(connection: Connection, answer: Answer) -> None:
-    _send(connection, asdict(answer))
+    _send(connection, vars(answer))
 
 
 def send_failure(connection: Connection, reason: str) -> None:

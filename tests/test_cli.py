@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from pfsr_core import doctor
 from pfsr_core.ablation import arm_settings
@@ -20,33 +18,13 @@ from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.node_store import NodeStore
 from pfsr_core.settings_file import load_recipe
-from server_app.cli import app
+from tests.command_line import fail, pfsr, succeed
 from tests.test_recommend import serve, some_user
 from tests.tiny import TINY
 
 DEPLOY = ["init", "certificate", "profile", "superlink", "key", "register", "node"]
 SETTINGS = [f"{key}={json.dumps(value)}" for key, value in TINY.items()] + ["federation.rounds=2"]
 SETS = [part for setting in SETTINGS for part in ("--set", setting)]
-
-
-def pfsr(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "140"})
-
-
-def succeed(*words: object) -> str:
-    result = pfsr(*words)
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
-
-
-def fail(*words: object) -> str:
-    """What a mistake says: nothing on stdout, no traceback, status 2."""
-    result = pfsr(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("error: ")
-    return str(result.stderr)
 
 
 @pytest.fixture(scope="module")

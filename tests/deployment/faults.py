@@ -99,15 +99,20 @@ class FaultyApp:
         return (self.place / f"train-{node}-{round_}").exists()
 
 
-def faulty_app(directory: Path, *faults: Fault) -> FaultyApp:
-    """The copy below ``directory``, with these faults planned."""
-    app, place = directory / "app", directory / "plans"
-    place.mkdir(parents=True)
+def copy_app(app: Path) -> None:
+    """What the bundle is made of, in the new directory ``app``."""
     app.mkdir()
     for name in BUNDLED:
         source = launch.APP / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, app / name)
+
+
+def faulty_app(directory: Path, *faults: Fault) -> FaultyApp:
+    """The copy below ``directory``, with these faults planned."""
+    app, place = directory / "app", directory / "plans"
+    place.mkdir(parents=True)
+    copy_app(app)
     (app / "client_app" / "fault.py").write_text(MODULE.format(place=str(place)), "utf-8")
     with (app / "client_app" / "answering.py").open("a", encoding="utf-8") as file:
         file.write("\n\nfrom client_app import fault\n\nfault.install(nodes)\n")

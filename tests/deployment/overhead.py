@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from server_app import launch
-from tests.deployment.faults import BUNDLED
+from tests.deployment.faults import copy_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK
 from tests.deployment.processes import marked
@@ -90,10 +89,7 @@ def bundle(app: Path, variant: Variant) -> Path:
     """The app as delivered, or a copy that waits for replies as Flower's own grid does."""
     if variant.reply_poll is None:
         return launch.APP
-    app.mkdir()
-    for name in BUNDLED:
-        source = launch.APP / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, app / name)
+    copy_app(app)
     exchange = app / "server_app" / "exchange.py"
     text = exchange.read_text("utf-8")
     constants = "FIRST_POLL, LONGEST_POLL = 0.02, 1.0"

@@ -10,11 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from server_app import deploy_cli
-from server_app.cli import app
+from tests.command_line import fail, succeed
 
 NODE = ("deploy", "node", "--superlink", "server:9092", "--state", "state")
 NODE += ("--ca", "tls/ca.crt", "--key", "node.key")
@@ -40,24 +38,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
     calls: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(deploy_cli.os, "execve", lambda _path, *rest: calls.append(rest))
     return calls
-
-
-def pfsr(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "140"})
-
-
-def succeed(*words: object) -> str:
-    result = pfsr(*words)
-    assert result.exit_code == 0, result.output
-    return str(result.stdout)
-
-
-def fail(*words: object) -> str:
-    result = pfsr(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stdout == ""
-    return str(result.stderr)
 
 
 def command_in(text: str) -> list[str]:
