@@ -15,7 +15,7 @@ import torch
 
 from client_app.hosting import Node, assembly_of, with_algorithm
 from pfsr_core.assembly import Assembly
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
@@ -25,7 +25,7 @@ from pfsr_core.federated import Broadcast, Reply
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
 from pfsr_core.params import Params, Shapes, shapes_of
-from pfsr_core.personal_evaluation import SPLITS, ScorerOf, evaluate_clients, personal_scorers
+from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, personal_scorers
 from pfsr_core.protocol import (
     CLIENT,
     FINETUNED,

@@ -9,9 +9,9 @@ from pathlib import Path
 from pfsr_core.assembly import Federation, algorithm_names, load_federation
 from pfsr_core.central import central_values
 from pfsr_core.final_table import methods_text
-from pfsr_core.plain_run import new_directory, simulate, train_and_evaluate
+from pfsr_core.plain_run import simulate, train_and_evaluate
 from pfsr_core.report import final_table, write_report
-from pfsr_core.run_files import Method, RunError, method_of
+from pfsr_core.run_files import Method, RunError, method_of, new_directories
 from pfsr_core.run_rows import Row, baseline_rows
 from pfsr_core.settings import Settings, parse_settings
 from pfsr_core.settings_file import load_recipe, with_overrides
@@ -32,7 +32,7 @@ def simulate_run(
     """A run in one process. Raises RunError when ``out`` is there already."""
     settings = read_settings(recipe, overrides)
     names = algorithm_names(settings)
-    directory = out or new_directory(settings)
+    directory = out or next(path for path in new_directories(settings.run) if not path.exists())
     if directory.exists():
         raise RunError(f"{directory} exists already. Fix: name a new directory with --out.")
     federation = load_federation(settings)

@@ -15,8 +15,6 @@ from pfsr_core.simulation import state_of
 ScorerOf = Callable[[ClientDataset], Scorer]
 """The scorer of one client; every baseline of ``BASELINES`` is one too."""
 
-SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
-
 
 def personal_scorers(
     assembly: Assembly, max_length: int, shared: Params, states: Mapping[str, Params]

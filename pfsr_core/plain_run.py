@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
@@ -28,7 +27,7 @@ from pfsr_core.run_rows import (
     evaluate_splits,
     federated_row,
 )
-from pfsr_core.settings import Settings, flat_settings, runs_directory
+from pfsr_core.settings import Settings, flat_settings
 from pfsr_core.simulation import RoundReport, finetune_clients, run
 
 Tell = Callable[[str], None]
@@ -80,14 +79,6 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
         "methods": [*methods, *baselines],
     }
     write_json(directory / "summary.json", summary)
-
-
-def new_directory(settings: Settings) -> Path:
-    """``<run.name>-<time>`` where runs are kept, with a number after it when that exists."""
-    root = runs_directory(settings.run)
-    name = f"{settings.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    paths = (root / (f"{name}-{number}" if number > 1 else name) for number in range(1, 1000))
-    return next(path for path in paths if not path.exists())
 
 
 def train_and_evaluate(

@@ -34,7 +34,6 @@ NORMS = "norms"
 SECONDS = "seconds"
 PEAK_MEMORY = "peak-memory"  # MiB of the client process
 TRAINING = "training/"  # prefix of the algorithm's own sums
-SPLITS = ("valid", "test")
 FINETUNED = "finetuned/"  # prefix of the sums after finetuning
 CLIENT = "client/"  # prefix of lists with one number a client
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pfsr_core.settings import RunSettings, runs_directory
 
 Json = dict[str, Any]
 
@@ -91,6 +94,15 @@ class RunRecord:
     def of(self, algorithm: str) -> list[Json]:
         """The rounds of one algorithm, ascending."""
         return [line for line in self.rounds if line["algorithm"] == algorithm]
+
+
+def new_directories(run: RunSettings) -> Iterator[Path]:
+    """Names for a new run: ``<run.name>-<time>`` where runs are kept, then with -2, -3, ... after.
+
+    The first one that is free is the run's. Nothing is made here.
+    """
+    root, name = runs_directory(run), f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return (root / (f"{name}-{n}" if n > 1 else name) for n in range(1, 1000))
 
 
 def read_run(directory: Path) -> RunRecord:

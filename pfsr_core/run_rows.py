@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pfsr_core.assembly import Federation
-from pfsr_core.data.client_dataset import HeldOut
+from pfsr_core.data.client_dataset import SPLITS, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation, client_sums
-from pfsr_core.personal_evaluation import SPLITS, ScorerOf, evaluate_clients, split_means
+from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, split_means
 from pfsr_core.run_files import best_line
 
 Row = dict[str, Any]

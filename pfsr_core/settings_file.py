@@ -6,6 +6,7 @@ serves ``flwr run --run-config`` and the command line.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,6 +42,13 @@ def parse_override(text: str) -> tuple[str, Value]:
     if not isinstance(value, bool | int | float | str):
         raise SettingsError(f"{key} = {written}: write one number, truth value or text")
     return key, value
+
+
+def toml_value(value: Value) -> str:
+    """How a value is written in a recipe or on a command line: ``True`` -> ``"true"``."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def flatten_tables(tables: Mapping[str, Any], place: str) -> Flat:

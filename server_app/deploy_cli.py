@@ -239,15 +239,12 @@ def _run(command: Sequence[str], defaults: Mapping[str, str], print_only: bool) 
 
 def _environment(defaults: Mapping[str, str]) -> dict[str, str]:
     """What Flower's processes need beyond the present environment, which has the last word."""
-    from server_app.launch import QUIET
+    from server_app.processes import QUIET, search_path
 
     quiet = {name: value for name, value in QUIET.items() if name.startswith("FLWR_")}
     added = {k: v for k, v in {**quiet, **defaults}.items() if k not in os.environ}
-    programs = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", "")
-    if programs not in path.split(os.pathsep):  # Flower starts its own commands by name
-        added["PATH"] = os.pathsep.join((programs, path))
-    return added
+    path = search_path()
+    return added if path == os.environ.get("PATH") else {**added, "PATH": path}
 
 
 def _say(command: Sequence[str], added: Mapping[str, str]) -> None:

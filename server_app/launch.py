@@ -23,21 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfsr_core.settings import SettingsError, Value, flat_settings, parse_settings
-from pfsr_core.settings_file import load_recipe, with_overrides
+from pfsr_core.settings_file import load_recipe, toml_value, with_overrides
 from server_app.deployment import DeploymentError, free_port, tool
+from server_app.processes import APP, STOP_SECONDS, environment, stop
 
-APP = Path(__file__).resolve().parents[1]
 CONNECTION = "pfsr-launch"
 START_SECONDS = 120.0
-STOP_SECONDS = 20.0
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # Flower's own is 1 s for every message
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # only a warning of its own
-}
 
 
 class LaunchError(RuntimeError):
@@ -77,7 +68,7 @@ def launch(config: Mapping[str, Value], nodes: int) -> Path:
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="pfsr-") as home, superlink(Path(home)) as link:
         path = Path(home) / "run-config.toml"
-        path.write_text("".join(f"{k} = {_toml(v)}\n" for k, v in config.items()), "utf-8")
+        path.write_text("".join(f"{k} = {toml_value(v)}\n" for k, v in config.items()), "utf-8")
         _flwr_run(link, path, nodes)
         _check_completed(link)
     return _directory(config, began)
@@ -120,7 +111,7 @@ def _settings_of(directory: Path) -> dict[str, Value]:
 @contextlib.contextmanager
 def superlink(home: Path) -> Iterator[Link]:
     """A SuperLink for simulations; at the end it and all its descendants are gone."""
-    port, environment, log = free_port(), _environment(home), home / "superlink.log"
+    port, variables, log = free_port(), environment(home), home / "superlink.log"
     address = f"127.0.0.1:{port}"
     (home / "config.toml").write_text(
         f'[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n', "utf-8"
@@ -129,14 +120,14 @@ def superlink(home: Path) -> Iterator[Link]:
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
+            command, stdout=output, stderr=output, env=variables, start_new_session=True
         )
-    link = Link(process, address, environment, log)
+    link = Link(process, address, variables, log)
     try:
         _wait_until_healthy(link)
         yield link
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _flwr_run(link: Link, config: Path, nodes: int) -> None:
@@ -186,65 +177,6 @@ def _wait_until_healthy(link: Link) -> None:
     raise LaunchError(f"the SuperLink was not ready after {START_SECONDS:g} s.{_tail(link)}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """First politely, then for good; only this process and what it started, by their ids."""
-    family = {pid: _facts(pid) for pid in [process.pid, *_descendants(process.pid)]}
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    for pid, facts in family.items():
-        now = _facts(pid)
-        if facts is not None and now is not None and now[1] == facts[1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _descendants(root: int) -> list[int]:
-    """Processes that ``root`` started, directly or not, as Linux lists them; elsewhere none."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        facts = _facts(int(entry.name))
-        if facts is not None:
-            parents[int(entry.name)] = facts[0]
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
-
-
-def _facts(pid: int) -> tuple[int, int] | None:
-    """(parent, start time): a number that was given to another process since has another start."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(fields[1]), int(fields[19])
-
-
-def _environment(home: Path) -> dict[str, str]:
-    state = os.environ.get("PFSR_HOME") or ".pfsr"
-    return {
-        "OMP_NUM_THREADS": "1",
-        "PFSR_COMMIT": _commit(),
-        **os.environ,
-        **QUIET,
-        # Flower starts its own commands by name.
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-        "FLWR_HOME": str(home),
-        "PFSR_HOME": str(Path(state).expanduser().absolute()),
-    }
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(APP), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-    return ""
-
-
 def _directory(config: Mapping[str, Value], began: float) -> Path:
     root = Path(str(config["run.directory"]))
     if config.get("run.resume"):
@@ -258,12 +190,6 @@ def _directory(config: Mapping[str, Value], began: float) -> Path:
 def _tail(link: Link) -> str:
     lines = link.log.read_text("utf-8", "replace").splitlines()[-25:]
     return "".join(f"\n  superlink: {line}" for line in lines)
-
-
-def _toml(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

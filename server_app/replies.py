@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
+from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Reply, Sums, reply_problem
 from pfsr_core.packing import unpack
@@ -22,7 +23,6 @@ from pfsr_core.protocol import (
     PER_CLIENT,
     SECONDS,
     SHARED,
-    SPLITS,
     TRAINING,
     WEIGHT,
     ProtocolError,

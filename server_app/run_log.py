@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from pfsr_core.data.vocabulary import save_vocabulary
 from pfsr_core.environment import environment
-from pfsr_core.run_files import append_line
+from pfsr_core.run_files import append_line, new_directories
 from pfsr_core.settings import (
     Settings,
     SettingsError,
@@ -69,9 +68,9 @@ class RunLog:
 
 def open_run(settings: Settings) -> RunLog:
     """A new run's directory, or that of the run to resume. Raises SettingsError."""
-    root = runs_directory(settings.run).absolute()
     if not settings.run.resume:
-        return _new(root, settings)
+        return _new(settings)
+    root = runs_directory(settings.run).absolute()
     log = RunLog(root / settings.run.resume)
     before: dict[str, Value] | None = log.read("config.json")
     if before is None:
@@ -125,19 +124,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _new(root: Path, settings: Settings) -> RunLog:
-    start = f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1, 1000):
-        directory = root / (start if number == 1 else f"{start}-{number}")
+def _new(settings: Settings) -> RunLog:
+    for directory in new_directories(settings.run):
         try:
             directory.mkdir(parents=True)
         except FileExistsError:
             continue
-        log = RunLog(directory)
+        log = RunLog(directory.absolute())
         log.write("environment.json", environment())
         log.write("config.json", flat_settings(settings))
         return log
-    raise SettingsError(f"{root} holds a thousand runs of this second: choose another run.name")
+    raise SettingsError("this second has a thousand runs already. Fix: choose another run.name")
 
 
 def _check_same(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:

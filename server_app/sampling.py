@@ -14,7 +14,8 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from pfsr_core.protocol import CLIENT, FACTS, METRICS, SPLITS, ProtocolError, numbers
+from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.protocol import CLIENT, FACTS, METRICS, ProtocolError, numbers
 
 
 class FederationError(RuntimeError):

@@ -7,7 +7,8 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from pfsr_core.protocol import BASELINES, SPLITS, ProtocolError
+from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.protocol import BASELINES, ProtocolError
 from pfsr_core.run_files import write_clients
 from server_app.checkpoints import Progress
 from server_app.exchange import exchange, request

@@ -13,8 +13,7 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.packing import size_of
 from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
-from pfsr_core.plain_run import new_directory
-from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY
+from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY, new_directories
 from pfsr_core.settings import SettingsError
 from pfsr_core.simulation import run
 from tests.runs import write_run
@@ -107,9 +106,12 @@ def test_unknown_algorithm_to_compare() -> None:
 
 def test_a_new_directory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
-    first = new_directory(tiny_settings())
-    assert first.parent == tmp_path / "runs"
+    first, second, *_ = new_directories(tiny_settings().run)
+    assert first.parent == second.parent == tmp_path / "runs"
     assert first.name.startswith("pfsr-20")
+    assert second.name == f"{first.name}-2"
     named = tiny_settings(run__directory=str(tmp_path / "elsewhere"), run__name="mine")
-    assert new_directory(named).parent == tmp_path / "elsewhere"
-    assert new_directory(named).name.startswith("mine-")
+    first = next(new_directories(named.run))
+    assert first.parent == tmp_path / "elsewhere"
+    assert first.name.startswith("mine-")
+    assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.settings import SettingsError, parse_settings
-from pfsr_core.settings_file import flatten_tables, load_recipe, parse_override, with_overrides
+from pfsr_core.settings import SettingsError, Value, parse_settings
+from pfsr_core.settings_file import (
+    flatten_tables,
+    load_recipe,
+    parse_override,
+    toml_value,
+    with_overrides,
+)
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -101,3 +108,8 @@ def test_flattening_loses_nothing(tables: dict[str, dict[str, object]]) -> None:
         (table, key): value for table, rows in tables.items() for key, value in rows.items()
     }
     assert {tuple(key.split(".")): value for key, value in flat.items()} == expected
+
+
+@pytest.mark.parametrize("value", [True, 3, 0.1, 1e-9, "", 'a "b" \\ c', "ä"])
+def test_values_survive_the_run_config(value: Value) -> None:
+    assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value

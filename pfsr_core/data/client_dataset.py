@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 ItemArray = NDArray[np.int64]
 HeldOut = Literal["valid", "test"]
+SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server_app import launch
+from server_app.processes import APP
 
 BUNDLED = (
     "pyproject.toml",
@@ -103,7 +103,7 @@ def copy_app(app: Path) -> None:
     """What the bundle is made of, in the new directory ``app``."""
     app.mkdir()
     for name in BUNDLED:
-        source = launch.APP / name
+        source = APP / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, app / name)
 

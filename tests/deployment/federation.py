@@ -18,7 +18,9 @@ from typing import Any
 from safetensors import safe_open
 
 from pfsr_core.settings import Value
-from server_app import deployment, launch
+from pfsr_core.settings_file import toml_value
+from server_app import deployment
+from server_app.processes import APP, environment, stop
 from server_app.run_log import RunLog
 from tests.deployment.processes import (
     MARK,
@@ -167,7 +169,7 @@ class Federation:
         """Politely, then for good; nodes first, so that they can say good-bye."""
         for process in [*self.nodes.values(), self.superlink]:
             if process is not None:
-                launch._stop(process)
+                stop(process)
         sweep(self.mark)
 
     # --- the third party ---------------------------------------------------------------------
@@ -191,14 +193,14 @@ class Federation:
         self.flwr(*command[1:])
 
     def submit(
-        self, config: Mapping[str, Value], *, app: Path = launch.APP, root: Path | None = None
+        self, config: Mapping[str, Value], *, app: Path = APP, root: Path | None = None
     ) -> Run:
         """``flwr run``, which only hands the run in."""
         self.runs += 1
         root = root or self.home / f"runs-{self.runs}"
         file = self.home / f"run-config-{self.runs}.toml"
         whole = {**config, "run.directory": str(root)}
-        file.write_text("".join(f"{k} = {launch._toml(v)}\n" for k, v in whole.items()), "utf-8")
+        file.write_text("".join(f"{k} = {toml_value(v)}\n" for k, v in whole.items()), "utf-8")
         words = ["run", str(app), NAME, "--run-config", str(file), "--format", "json"]
         answer = json.loads(self.flwr(*words))
         return Run(str(answer["run-id"]), root, time.monotonic())
@@ -268,7 +270,7 @@ class Federation:
 
     def environment(self, who: str) -> dict[str, str]:
         return {
-            **launch._environment(self._flwr_home(who)),
+            **environment(self._flwr_home(who)),
             "PFSR_HOME": str(self.home / who),
             "PYTHONUNBUFFERED": "1",
             **self.variables,

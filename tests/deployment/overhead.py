@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_app import launch
+from server_app.processes import APP, descendants
 from tests.deployment.faults import copy_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK
@@ -88,7 +88,7 @@ def measure(variant: Variant, nodes: int, rounds: int) -> dict[str, Any]:
 def bundle(app: Path, variant: Variant) -> Path:
     """The app as delivered, or a copy that waits for replies as Flower's own grid does."""
     if variant.reply_poll is None:
-        return launch.APP
+        return APP
     copy_app(app)
     exchange = app / "server_app" / "exchange.py"
     text = exchange.read_text("utf-8")
@@ -109,7 +109,7 @@ def processor_seconds(federation: Federation) -> Counter[str]:
         roots.append(federation.superlink.pid)
     pids = {*roots, *marked(federation.mark)}
     for root in roots:
-        pids |= set(launch._descendants(root))
+        pids |= set(descendants(root))
     total: Counter[str] = Counter()
     for pid in pids:
         try:

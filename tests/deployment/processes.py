@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from server_app import launch
+from server_app.processes import descendants
 
 MARK = "PFSR_TEST_FEDERATION"
 
@@ -36,7 +36,7 @@ def start(
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and everything it started, as if its host lost its power."""
-    for pid in [process.pid, *launch._descendants(process.pid)]:
+    for pid in [process.pid, *descendants(process.pid)]:
         _kill(pid)
     process.wait()
 

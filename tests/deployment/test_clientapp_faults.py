@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from server_app import launch
+from server_app.processes import stop
 from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, SLOWNESS, figure, replay
@@ -53,7 +53,7 @@ def too_few_answers(federation, faults):
 
 @pytest.fixture(scope="module")
 def too_few_nodes(federation, too_few_answers):
-    launch._stop(federation.nodes[2])
+    stop(federation.nodes[2])
     run = federation.submit({**CONFIG, "federation.start-timeout": START_TIMEOUT})
     federation.wait(run)
     answer = run, federation.listed(run), federation.said(run)

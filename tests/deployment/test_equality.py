@@ -8,7 +8,9 @@ import time
 import pytest
 
 from pfsr_core.settings import parse_settings
+from pfsr_core.settings_file import toml_value
 from server_app import launch
+from server_app.processes import descendants
 from server_app.run_log import RunLog
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, figure, rows
@@ -43,7 +45,7 @@ def test_the_deployment_equals_the_plain_loop(deployed):
 def test_the_deployment_equals_the_simulation(deployed, tmp_path, monkeypatch):
     _federation, run = deployed
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
-    overrides = [f"{key}={launch._toml(value)}" for key, value in CONFIG.items()]
+    overrides = [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
     simulated = RunLog(launch.launch(launch.resolve(None, overrides), NODES))
     assert_same_server(final_server(run.log, "pfsr"), final_server(simulated, "pfsr"))
 
@@ -58,4 +60,4 @@ def test_every_node_remembers_its_own_clients_only(deployed):
 def test_no_process_is_left(deployed):
     federation, _run = deployed
     assert marked(federation.mark) == []
-    assert launch._descendants(os.getpid()) == []
+    assert descendants(os.getpid()) == []

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server_app import deployment, launch
+from server_app import deployment
+from server_app.processes import stop
 from tests.deployment.federation import NAME, Federation
 from tests.deployment.helpers import figure
 from tests.deployment.processes import WaitError, start, wait_until
@@ -75,7 +76,7 @@ def attempt(federation: Federation, kind: str, home: Path) -> Outcome:
     with contextlib.suppress(WaitError):
         wait_until(lambda: process.poll() is not None, patience, f"the end of {kind}")
     code, seconds = process.poll(), time.monotonic() - began
-    launch._stop(process)
+    stop(process)
     return Outcome(code, seconds, log.read_text("utf-8"))
 
 
@@ -114,4 +115,4 @@ def test_the_same_key_with_the_right_authority_is_let_in(refused):
     try:
         wait_until(lambda: "SuperNode ID" in log.read_text("utf-8"), 120, f"an id; see {log}")
     finally:
-        launch._stop(process)
+        stop(process)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pfsr_core.settings import Value
-from server_app import launch
+from pfsr_core.settings_file import toml_value
+from server_app.processes import APP, descendants, stop
 from tests.deployment.helpers import figure
 from tests.tiny import TINY
 
@@ -48,7 +49,7 @@ class Sample:
 
 def server_process(root: int) -> int | None:
     """The descendant of ``root`` that runs the ServerApp, once it is there."""
-    for pid in launch._descendants(root):
+    for pid in descendants(root):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if any(Path(os.fsdecode(word)).name == SERVER for word in words):
             return pid
@@ -75,10 +76,10 @@ def samples(tmp_path_factory):
     """One sample a second, from a run that ended well."""
     home = tmp_path_factory.mktemp("soak")
     command = [sys.executable, "-m", "server_app.launch", "--nodes", str(NODES), "--run-config"]
-    command += [f"{key}={launch._toml(value)}" for key, value in CONFIG.items()]
+    command += [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
     environment = {**os.environ, "PFSR_HOME": str(home)}
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=launch.APP, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=APP, env=environment, stdout=log, stderr=log)
     found: list[Sample] = []
     try:
         while process.poll() is None:
@@ -87,7 +88,7 @@ def samples(tmp_path_factory):
             found += [one] if one else []
             time.sleep(1.0)
     finally:
-        launch._stop(process)
+        stop(process)
     assert process.returncode == 0, (home / "log").read_text("utf-8", "replace")[-3000:]
     # After the last round it draws the report, which takes memory once and is no round.
     return [one for one in found if WARM_UP < one.round < ROUNDS]

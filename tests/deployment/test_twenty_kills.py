@@ -17,8 +17,8 @@ import pytest
 
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.params import fingerprint
-from server_app import launch
 from server_app.checkpoints import load_checkpoint
+from server_app.processes import APP
 from server_app.run_log import RunLog
 from tests.deployment.helpers import figure
 from tests.deployment.killable import NODES, ROUNDS, settings
@@ -42,7 +42,7 @@ DELAY = 0.8  # seconds after the last of these messages, at most
 
 def start(directory: Path, resume: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.deployment.killable", str(directory), resume]
-    return subprocess.Popen(command, cwd=launch.APP, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=APP, stdout=subprocess.DEVNULL)
 
 
 def events(directory: Path) -> list[str]:

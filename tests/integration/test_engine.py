@@ -9,7 +9,9 @@ import pytest
 
 from pfsr_core.assembly import ALGORITHMS
 from pfsr_core.settings import parse_settings
+from pfsr_core.settings_file import toml_value
 from server_app import launch
+from server_app.processes import descendants
 from server_app.run_log import RunLog
 from tests.integration.helpers import (
     assert_same,
@@ -40,7 +42,7 @@ def engine_run(tmp_path_factory):
     home = tmp_path_factory.mktemp("engine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PFSR_HOME", str(home))
-        overrides = [f"{key}={launch._toml(value)}" for key, value in CONFIG.items()]
+        overrides = [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
         directory = launch.launch(launch.resolve(None, overrides), NODES)
     return home, RunLog(directory)
 
@@ -68,7 +70,7 @@ def test_the_run_left_all_its_files(engine_run):
 
 
 def test_no_process_is_left(engine_run):
-    assert launch._descendants(os.getpid()) == []
+    assert descendants(os.getpid()) == []
 
 
 def test_a_run_that_fails_is_an_error_although_flower_ends_well(tmp_path, monkeypatch):

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-import tomllib
-
 import pytest
 
 from pfsr_core.settings import SettingsError
@@ -61,11 +56,6 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path, monkeypatch):
         launch.resolve(None, [], "gone-1")
 
 
-@pytest.mark.parametrize("value", [True, 3, 0.1, 1e-9, "", 'a "b" \\ c', "ä"])
-def test_values_survive_the_run_config(value):
-    assert tomllib.loads(f"x = {launch._toml(value)}")["x"] == value
-
-
 @pytest.mark.parametrize(
     ("text", "status"),
     [
@@ -78,36 +68,3 @@ def test_values_survive_the_run_config(value):
 )
 def test_the_status_is_read_out_of_the_list(text, status):
     assert launch.run_status(text) == status
-
-
-PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
-                         start_new_session=True)
-print(child.pid, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_stopping_takes_the_children_along_even_those_in_sessions_of_their_own():
-    process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    assert child in launch._descendants(process.pid)
-    launch._stop(process)
-    process.stdout.close()
-    assert process.poll() is not None
-    assert _gone(child)
-
-
-def _gone(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            text = launch.Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            return True
-        if text.rpartition(")")[2].split()[0] == "Z":  # ended; its new parent has yet to notice
-            return True
-        time.sleep(0.05)
-    return False

@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pfsr_core.doctor import Finding
-from server_app import launch, probe
+from server_app import probe
 from server_app.cli import app
 from server_app.deployment import (
     make_authority,
@@ -33,6 +33,7 @@ from server_app.deployment import (
     write_profile,
 )
 from server_app.probe import diagnose
+from server_app.processes import environment
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ class Link:
 @contextlib.contextmanager
 def superlink(home: Path, tls: Path | None) -> Iterator[Link]:
     """Flower's own, on free ports of every address of this machine."""
-    link = Link(free_port(), free_port(), launch._environment(home))
+    link = Link(free_port(), free_port(), environment(home))
     control = f"127.0.0.1:{link.control}"
     write_profile(home, "fed", control, tls / "ca.crt" if tls else None)
     command = superlink_command(tls, fleet=f"0.0.0.0:{link.fleet}", control=control)
