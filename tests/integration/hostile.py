@@ -57,6 +57,11 @@ def another_name(message):
     message.content[SHARED] = ArrayRecord({"item_embedding.weight": array})
 
 
+def first_norm_nan(message):
+    metrics = message.content.metric_records[METRICS]
+    metrics[NORMS] = [math.nan, *list(metrics[NORMS])[1:]]
+
+
 def metric_removed(message):
     del message.content.metric_records[METRICS][WEIGHT]
 
@@ -88,7 +93,7 @@ BAD = {
     "no weight": (metric_removed, "weight is missing"),
     "a further metric": (set_metric("extra", 1.0), "unknown metric 'extra'"),
     "too few norms": (set_metric(NORMS, [1.0]), "norms"),
-    "a norm that is NaN": (set_metric(NORMS, [math.nan, 1.0, 1.0]), "not finite"),
+    "a norm that is NaN": (first_norm_nan, "not finite"),
     "an evaluation that is NaN": (set_metric("valid/excluded/hr@10", math.nan), "not finite"),
 }
 
