@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -82,6 +82,23 @@ def load_records(folder: Path) -> Records:
             for name, result in record[place].items():
                 records[f"{place} {name}"][record["seed"]] = {**record, **result}
     return dict(records)
+
+
+def usual_seeds(records: Records) -> Records:
+    """Every arm at the seeds that most arms have, so that the rows of a table can be compared."""
+    counts = Counter(seed for by_seed in records.values() for seed in by_seed)
+    usual = [seed for seed, count in counts.items() if 2 * count > len(records)]
+    found = {
+        arm: {seed: by_seed[seed] for seed in sorted(usual) if seed in by_seed}
+        for arm, by_seed in records.items()
+    }
+    return {arm: by_seed for arm, by_seed in found.items() if by_seed}
+
+
+def more_seeds(records: Records) -> Records:
+    """The arms that have further seeds, at all of theirs."""
+    usual = usual_seeds(records)
+    return {arm: seeds for arm, seeds in records.items() if len(seeds) > len(usual.get(arm, {}))}
 
 
 def user_matrix(
@@ -166,18 +183,27 @@ def report(records: Records) -> str:
     splits = {
         r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
     }
+    usual, more = usual_seeds(records), more_seeds(records)
     parts = [
         f"Made on {date.today().isoformat()} by `make ablation`; the arms ran at commits "
         f"{', '.join(sorted(commits))}; split {', '.join(sorted(splits))}. ML-100K, protocol "
         "`strict`, history excluded unless said; the round is chosen on validation.",
-        "\n".join(main_table(records)),
+        "\n".join(main_table(usual)),
         "Paired bootstrap over the 943 users, per-user values averaged over the seeds first:",
-        "\n".join(pair_table(records)),
+        "\n".join(pair_table(usual)),
     ]
+    if more:
+        count = min(len(seeds) for seeds in more.values())
+        parts += [
+            f"The arms that were run at more seeds ({count} of them), the same way:",
+            "\n".join(main_table(more)),
+            "\n".join(pair_table(more)),
+        ]
     for other in ("fed-avg", "local-only"):
         rows = length_table(records, "pfsr", other)
         if rows:
-            parts += [f"For whom: PFSR against {other} by length of history.", "\n".join(rows)]
+            text = f"For whom: PFSR against {other} by length of history, all seeds of both."
+            parts += [text, "\n".join(rows)]
     return "\n\n".join(parts)
 
 

@@ -15,7 +15,9 @@ from pfsr_core.ablation_report import (
     compare,
     length_table,
     load_records,
+    more_seeds,
     report,
+    usual_seeds,
     write_between_markers,
 )
 from pfsr_core.evaluation.ranking import per_user
@@ -87,6 +89,16 @@ def test_a_clear_difference_is_called_above_and_an_arm_that_is_missing_is_left_o
     text = report(records)
     assert "| pfsr - fed-avg | +0.5000 | [+0.5000, +0.5000] | above |" in text
     assert "central" not in text
+
+
+def test_rows_are_compared_at_the_same_seeds_and_further_seeds_have_tables_of_their_own() -> None:
+    made = {seed: record("x", seed, [seed + 1, 3]) for seed in range(5)}
+    records = {"pfsr": made, "fed-avg": made, "central": {seed: made[seed] for seed in (0, 1)}}
+    records |= {"fed-prox": records["central"], "vrm without dml": records["central"]}
+    assert all(sorted(seeds) == [0, 1] for seeds in usual_seeds(records).values())
+    assert sorted(more_seeds(records)) == ["fed-avg", "pfsr"]
+    assert sorted(more_seeds(records)["pfsr"]) == [0, 1, 2, 3, 4]
+    assert more_seeds(usual_seeds(records)) == {}
 
 
 def test_history_lengths_cover_every_user_once(folder: Path) -> None:
