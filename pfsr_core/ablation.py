@@ -59,6 +59,8 @@ SHARED_TABLE: Overrides = {
     "model.item-std": 0.02,
 }
 NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
+# C_t is a median of norms, so a pull from both sides keeps norms from shrinking as training ends.
+ABOVE: Overrides = {"algorithm.magnitude-side": "above"}
 # The default budget ends while the federated curves still rise; these do not stop there.
 TWICE: Overrides = {"federation.rounds": 48}
 SHARED_LONG: Overrides = {
@@ -89,6 +91,7 @@ ARMS: dict[str, Overrides] = {
     "fed-avg, 48 rounds": {**FED_AVG, **TWICE},
     "local-only, 48 rounds": {**LOCAL, **TWICE},
     "vrm without dml": NO_LOSS,
+    "pfsr, one-sided": ABOVE,
     "pfsr, common start": COMMON,
     "pfsr, secret start": SECRET,
     "fed-avg, common start": {**FED_AVG, **COMMON},
@@ -107,6 +110,8 @@ ARMS: dict[str, Overrides] = {
     "pfsr, as in FedDPA": FED_DPA,
     "fed-prox": {"algorithm.name": "fed-prox"},
     "pfsr, clients of 100": _clients(100),
+    "pfsr, one-sided, clients of 100": {**ABOVE, **_clients(100)},
+    "vrm without dml, clients of 100": {**NO_LOSS, **_clients(100)},
     "fed-avg, clients of 100": {**FED_AVG, **_clients(100)},
     "local-only, clients of 100": {**LOCAL, **_clients(100)},
     "pfsr, clients of 20": _clients(20),
@@ -115,7 +120,12 @@ ARMS: dict[str, Overrides] = {
     # 64 samples of every client would be most of the work where there are hundreds of clients.
     "pfsr, clients of 5": {**_clients(5), "algorithm.fisher-samples": 16},
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
-    "pfsr, one user a client": {"federation.partition": "user", "algorithm.fisher-samples": 8},
+    # No target was ever seen by its client: there is nothing that more rounds could change.
+    "pfsr, one user a client": {
+        "federation.partition": "user",
+        "algorithm.fisher-samples": 8,
+        "federation.rounds": 12,
+    },
 }
 
 

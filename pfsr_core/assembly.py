@@ -233,6 +233,7 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
         loss=Magnitude(
             keep=algorithm.keep_strength,
             magnitude=algorithm.magnitude_strength,
+            side=algorithm.magnitude_side,
             two_phases=algorithm.two_phases,
             anchor=algorithm.anchor,
         ),

@@ -39,11 +39,20 @@ def keep_local(params: Params, previous: Params, masks: Masks, strength: float) 
     return strength / 2 * torch.stack(gaps).sum()
 
 
-def magnitude(params: Params, shared: Params, masks: Masks, norm: float, strength: float) -> Tensor:
+def magnitude(  # noqa: PLR0913 - the terms of one formula
+    params: Params,
+    shared: Params,
+    masks: Masks,
+    norm: float,
+    strength: float,
+    side: str = "both",
+) -> Tensor:
     """Dynamic magnitude loss, the shared part: its change should be as large as ``norm``.
 
-    ``strength / 2 * (|| (1 - M)(theta - theta_g) ||_2 - C_t)^2`` with C_t = ``norm``.
+    ``strength / 2 * (|| (1 - M)(theta - theta_g) ||_2 - C_t)^2`` with C_t = ``norm``. With ``side``
+    "above" a change smaller than C_t costs nothing: "both" holds the norms up as well as down.
     """
     gaps = [(~masks[name] * (params[name] - shared[name])).reshape(-1) for name in shared]
     length: Tensor = torch.linalg.vector_norm(torch.cat(gaps))
-    return strength / 2 * (length - norm).square()
+    excess = length - norm
+    return strength / 2 * (excess.relu() if side == "above" else excess).square()

@@ -101,6 +101,11 @@ class AlgorithmSettings:
     )
     keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
     magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
+    magnitude_side: str = setting(
+        "both",
+        "which norms lambda2 pulls to C_t: all, or those above it",
+        choices=("both", "above"),
+    )
     two_phases: bool = setting(False, "train kept coordinates first, then the others")
     aggregation: str = setting("zero", "masked coordinates", choices=("zero", "count"))
     proximal_strength: float = setting(0.01, "mu of fed-prox", low=0.0)

@@ -34,6 +34,14 @@ def test_magnitude_pulls_the_norm_of_the_rest_to_its_target() -> None:
     assert magnitude(params, shared, mask, 2.0, 0.05).item() == pytest.approx(0.05 / 2 * 9)
 
 
+def test_magnitude_from_above_leaves_smaller_changes_alone() -> None:
+    params, shared = {"a": torch.tensor([3.0, 4.0])}, {"a": torch.zeros(2)}
+    mask = {"a": torch.zeros(2, dtype=torch.bool)}
+    above = [magnitude(params, shared, mask, norm, 0.05, "above").item() for norm in (2.0, 6.0)]
+    assert above == pytest.approx([0.05 / 2 * 9, 0.0])
+    assert magnitude(params, shared, mask, 6.0, 0.05).item() == pytest.approx(0.05 / 2)
+
+
 def test_magnitude_has_a_finite_gradient_at_zero() -> None:
     leaf = torch.zeros(3, requires_grad=True)
     mask = {"a": torch.zeros(3, dtype=torch.bool)}

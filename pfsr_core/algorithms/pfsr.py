@@ -90,6 +90,7 @@ class Personal:
 class Magnitude:
     """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2.
 
+    ``side``: whether norms below C_t are pulled up to it ("both", as in FedDPA) or left ("above").
     ``anchor``: what the kept coordinates are held to, the client's last encoder ("local") or the
     one just received ("global").
     """
@@ -98,6 +99,7 @@ class Magnitude:
     magnitude: float = 0.05
     two_phases: bool = True
     anchor: str = "local"
+    side: str = "both"
 
 
 def pfsr(
@@ -219,7 +221,9 @@ def _magnitude_loss(
         if loss.keep:
             total = total + keep_local(params, anchor, masks, loss.keep)
         if loss.magnitude and norm is not None:
-            total = total + magnitude(params, broadcast.params, masks, norm, loss.magnitude)
+            total = total + magnitude(
+                params, broadcast.params, masks, norm, loss.magnitude, loss.side
+            )
         return total
 
     return extra

@@ -104,6 +104,19 @@ def test_the_magnitude_term_is_off_in_round_one_and_pulls_later() -> None:
     assert first.norm == off.client_update(off.init().broadcast(), off.init_client(data), data).norm
 
 
+def test_a_magnitude_term_from_above_does_not_make_small_changes_larger() -> None:
+    off, _, clients = build(loss=OFF)
+    server, states = simulation.run(off, clients, rounds=1, seed=0)
+    large = replace(server, signals={TARGET_NORM: 1e3})
+    state, data = states[clients[0].client], clients[0]
+
+    def norm(loss: Magnitude) -> float:
+        return build(loss=loss)[0].client_update(large.broadcast(), state, data).norm
+
+    assert norm(Magnitude(keep=0.0, magnitude=50.0, side="above")) == norm(OFF)
+    assert norm(Magnitude(keep=0.0, magnitude=50.0)) > norm(OFF)
+
+
 def test_keeping_holds_the_kept_part_to_the_old_personal_one() -> None:
     strong, _, clients = build(loss=Magnitude(keep=100.0, magnitude=0.0))
     off, _, _ = build(loss=OFF)
