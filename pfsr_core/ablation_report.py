@@ -76,6 +76,14 @@ PAIRS = (
     ("pfsr, clients of 20", "local-only, clients of 20"),
     ("pfsr, clients of 5", "fed-avg, clients of 5"),
 )
+SIZES = {  # users a client -> the end of the arms' names
+    100: ", clients of 100",
+    47: "",
+    20: ", clients of 20",
+    5: ", clients of 5",
+    1: ", one user a client",
+}
+SIZED = ("pfsr", "pfsr, one-sided", "vrm without dml", "fed-avg", "local-only")
 LENGTHS = ((0, 30), (30, 100), (100, 10**9))
 
 
@@ -176,13 +184,26 @@ def length_table(records: Records, a: str, b: str) -> list[str]:
         users = sorted(user for user, length in lengths.items() if low <= length < high)
         if not users:
             continue
-        left, right = (user_matrix(records[arm], users, "ndcg@10") for arm in (a, b))
+        left, right = (
+            user_matrix({seed: records[arm][seed] for seed in seeds}, users, "ndcg@10")
+            for arm in (a, b)
+        )
         interval = paired_bootstrap(left, right)
         name = f"{low} to {high - 1}" if high < 10**9 else f"{low} and more"
         lines.append(
             f"| {name} | {len(users)} | {left.mean():.4f} | {right.mean():.4f} "
             f"| {interval.difference:+.4f} | [{interval.low:+.4f}, {interval.high:+.4f}] |"
         )
+    return lines
+
+
+def size_table(records: Records) -> list[str]:
+    """Test NDCG@10 by the number of users that a client has, "-" where an arm was not run."""
+    lines = [f"| users a client | {' | '.join(SIZED)} |", "|---" * (1 + len(SIZED)) + "|"]
+    for size, end in SIZES.items():
+        arms = [records.get(name + end) for name in SIZED]
+        cells = [f"{_mean(arm, 'ndcg@10'):.4f}" if arm else "-" for arm in arms]
+        lines.append(f"| {size} | {' | '.join(cells)} |")
     return lines
 
 
@@ -200,6 +221,8 @@ def report(records: Records) -> str:
         "\n".join(main_table(usual)),
         "Paired bootstrap over the 943 users, per-user values averaged over the seeds first:",
         "\n".join(pair_table(usual)),
+        "By the size of the clients, test NDCG@10:",
+        "\n".join(size_table(usual)),
     ]
     if more:
         count = min(len(seeds) for seeds in more.values())
@@ -211,7 +234,7 @@ def report(records: Records) -> str:
     for other in ("fed-avg", "local-only"):
         rows = length_table(records, "pfsr", other)
         if rows:
-            text = f"For whom: PFSR against {other} by length of history, all seeds of both."
+            text = f"For whom: PFSR against {other} by length of history, at the seeds of both."
             parts += [text, "\n".join(rows)]
     return "\n\n".join(parts)
 

@@ -17,6 +17,7 @@ from pfsr_core.ablation_report import (
     load_records,
     more_seeds,
     report,
+    size_table,
     usual_seeds,
     write_between_markers,
 )
@@ -99,6 +100,14 @@ def test_rows_are_compared_at_the_same_seeds_and_further_seeds_have_tables_of_th
     assert sorted(more_seeds(records)) == ["fed-avg", "pfsr"]
     assert sorted(more_seeds(records)["pfsr"]) == [0, 1, 2, 3, 4]
     assert more_seeds(usual_seeds(records)) == {}
+
+
+def test_sizes_of_clients_are_rows_and_what_was_not_run_is_a_dash() -> None:
+    arm = {0: record("x", 0, [1, 1])}
+    rows = size_table({"pfsr": arm, "fed-avg, clients of 100": arm})
+    assert rows[2].split(" | ") == ["| 100", "-", "-", "-", "1.0000", "- |"]
+    assert rows[3].split(" | ") == ["| 47", "1.0000", "-", "-", "-", "- |"]
+    assert len(rows) == 2 + 5
 
 
 def test_history_lengths_cover_every_user_once(folder: Path) -> None:
