@@ -59,8 +59,9 @@ SHARED_TABLE: Overrides = {
     "model.item-std": 0.02,
 }
 NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
-# C_t is a median of norms, so a pull from both sides keeps norms from shrinking as training ends.
-ABOVE: Overrides = {"algorithm.magnitude-side": "above"}
+# FedDPA's constraint, in which small changes are pulled up to C_t too. Parts of PFSR were varied
+# around it.
+TWO_SIDED: Overrides = {"algorithm.magnitude-side": "both"}
 # The default budget ends while the federated curves still rise; these do not stop there.
 TWICE: Overrides = {"federation.rounds": 48}
 SHARED_LONG: Overrides = {
@@ -70,6 +71,7 @@ SHARED_LONG: Overrides = {
 }
 CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 30}
 FED_DPA: Overrides = {
+    **TWO_SIDED,
     "algorithm.mask-mode": "minmax",
     "algorithm.two-phases": True,
     "algorithm.serve": "personal",
@@ -87,38 +89,43 @@ ARMS: dict[str, Overrides] = {
     "central": CENTRAL,
     "fed-avg, shared table": SHARED_TABLE,
     "fed-avg, shared table, 72 rounds": SHARED_LONG,
-    "pfsr, 48 rounds": TWICE,
+    "two-sided, 48 rounds": {**TWO_SIDED, **TWICE},
     "fed-avg, 48 rounds": {**FED_AVG, **TWICE},
     "local-only, 48 rounds": {**LOCAL, **TWICE},
     "vrm without dml": NO_LOSS,
-    "pfsr, one-sided": ABOVE,
-    "pfsr, common start": COMMON,
-    "pfsr, secret start": SECRET,
+    "two-sided": TWO_SIDED,
+    "two-sided, common start": {**TWO_SIDED, **COMMON},
+    "two-sided, secret start": {**TWO_SIDED, **SECRET},
     "fed-avg, common start": {**FED_AVG, **COMMON},
     "fed-avg, secret start": {**FED_AVG, **SECRET},
     "local-only, common start": {**LOCAL, **COMMON},
-    "pfsr, forward only": {"model.encoder": "mamba"},
+    "two-sided, forward only": {**TWO_SIDED, "model.encoder": "mamba"},
     "central, forward only": {**CENTRAL, "model.encoder": "mamba"},
     "central, sasrec": {**CENTRAL, "model.encoder": "sasrec", "model.num-heads": 2},
     "central, gru4rec": {**CENTRAL, "model.encoder": "gru4rec"},
-    "pfsr, anchor global": {"algorithm.anchor": "global"},
+    "two-sided, anchor global": {**TWO_SIDED, "algorithm.anchor": "global"},
     "pfsr, serves the personal encoder": {"algorithm.serve": "personal"},
-    "pfsr, rho .05": {"algorithm.rho": 0.05},
-    "pfsr, rho .5": {"algorithm.rho": 0.5},
+    "two-sided, rho .05": {**TWO_SIDED, "algorithm.rho": 0.05},
+    "two-sided, rho .5": {**TWO_SIDED, "algorithm.rho": 0.5},
     "pfsr, count aggregation": {"algorithm.aggregation": "count"},
     "pfsr, two phases": {"algorithm.two-phases": True},
     "pfsr, as in FedDPA": FED_DPA,
     "fed-prox": {"algorithm.name": "fed-prox"},
     "pfsr, clients of 100": _clients(100),
-    "pfsr, one-sided, clients of 100": {**ABOVE, **_clients(100)},
+    "two-sided, clients of 100": {**TWO_SIDED, **_clients(100)},
     "vrm without dml, clients of 100": {**NO_LOSS, **_clients(100)},
     "fed-avg, clients of 100": {**FED_AVG, **_clients(100)},
     "local-only, clients of 100": {**LOCAL, **_clients(100)},
     "pfsr, clients of 20": _clients(20),
+    "two-sided, clients of 20": {**TWO_SIDED, **_clients(20)},
     "fed-avg, clients of 20": {**FED_AVG, **_clients(20)},
     "local-only, clients of 20": {**LOCAL, **_clients(20)},
     # 64 samples of every client would be most of the work where there are hundreds of clients.
-    "pfsr, clients of 5": {**_clients(5), "algorithm.fisher-samples": 16},
+    "two-sided, clients of 5": {
+        **TWO_SIDED,
+        **_clients(5),
+        "algorithm.fisher-samples": 16,
+    },
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
     # No target was ever seen by its client: there is nothing that more rounds could change.
     "pfsr, one user a client": {

@@ -45,12 +45,12 @@ def magnitude(  # noqa: PLR0913 - the terms of one formula
     masks: Masks,
     norm: float,
     strength: float,
-    side: str = "both",
+    side: str,
 ) -> Tensor:
-    """Dynamic magnitude loss, the shared part: its change should be as large as ``norm``.
+    """Dynamic magnitude loss, the shared part, whose change has the norm C_t = ``norm`` as a bound.
 
-    ``strength / 2 * (|| (1 - M)(theta - theta_g) ||_2 - C_t)^2`` with C_t = ``norm``. With ``side``
-    "above" a change smaller than C_t costs nothing: "both" holds the norms up as well as down.
+    ``strength / 2 * max(0, || (1 - M)(theta - theta_g) ||_2 - C_t)^2``; with ``side`` "both" in
+    place of "above" without the maximum (FedDPA): a smaller change is pulled up to C_t as well.
     """
     gaps = [(~masks[name] * (params[name] - shared[name])).reshape(-1) for name in shared]
     length: Tensor = torch.linalg.vector_norm(torch.cat(gaps))

@@ -102,9 +102,9 @@ class AlgorithmSettings:
     keep_strength: float = setting(0.1, "lambda1: anchor of the kept coordinates", low=0.0)
     magnitude_strength: float = setting(0.05, "lambda2: magnitude of the shared part", low=0.0)
     magnitude_side: str = setting(
-        "both",
-        "which norms lambda2 pulls to C_t: all, or those above it",
-        choices=("both", "above"),
+        "above",
+        "which norms lambda2 pulls to C_t: those above it, or both",
+        choices=("above", "both"),
     )
     two_phases: bool = setting(False, "train kept coordinates first, then the others")
     aggregation: str = setting("zero", "masked coordinates", choices=("zero", "count"))

@@ -3,14 +3,14 @@
 Provenance. The item table stays on the client, an encoder is averaged, informative coordinates stay
 local and a dynamic magnitude loss balances the two: the abstract and summaries of PFSR
 (arXiv 2603.22349). The form of mask, merge, two phases and constraint: FedDPA (Yang et al.,
-NeurIPS 2023). The quantile mask, the dynamic C_t (median of the clients' last update norms) and the
-count aggregation are this project's own.
+NeurIPS 2023). The quantile mask, the dynamic C_t (median of the clients' last update norms), its
+place as a bound from above, and the count aggregation are this project's own.
 
     client  F = diagonal Fisher of theta_k_old;  M = mask(F)     (variable response mechanism)
             theta <- M * theta_k_old + (1 - M) * theta_g
             phase 1 trains the kept coordinates, phase 2 the others; the item table trains in both
             L = CE + lambda1/2 sum_j M_j (theta_j - theta_k_old_j)^2
-                   + lambda2/2 ( || (1 - M)(theta - theta_g) ||_2 - C_t )^2
+                   + lambda2/2 max(0, || (1 - M)(theta - theta_g) ||_2 - C_t)^2
             reply theta_g + (1 - M)(theta - theta_g)
     server  weighted mean;  C_{t+1} = median of the update norms
 
@@ -90,7 +90,8 @@ class Personal:
 class Magnitude:
     """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2.
 
-    ``side``: whether norms below C_t are pulled up to it ("both", as in FedDPA) or left ("above").
+    ``side``: whether norms below C_t are left alone ("above") or pulled up to it too ("both", as in
+    FedDPA). C_t is a median of norms: with "both" they cannot shrink as training ends.
     ``anchor``: what the kept coordinates are held to, the client's last encoder ("local") or the
     one just received ("global").
     """
@@ -99,7 +100,7 @@ class Magnitude:
     magnitude: float = 0.05
     two_phases: bool = True
     anchor: str = "local"
-    side: str = "both"
+    side: str = "above"
 
 
 def pfsr(

@@ -113,8 +113,8 @@ def test_a_magnitude_term_from_above_does_not_make_small_changes_larger() -> Non
     def norm(loss: Magnitude) -> float:
         return build(loss=loss)[0].client_update(large.broadcast(), state, data).norm
 
-    assert norm(Magnitude(keep=0.0, magnitude=50.0, side="above")) == norm(OFF)
-    assert norm(Magnitude(keep=0.0, magnitude=50.0)) > norm(OFF)
+    assert norm(Magnitude(keep=0.0, magnitude=50.0)) == norm(OFF)
+    assert norm(Magnitude(keep=0.0, magnitude=50.0, side="both")) > norm(OFF)
 
 
 def test_keeping_holds_the_kept_part_to_the_old_personal_one() -> None:
