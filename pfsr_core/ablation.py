@@ -127,11 +127,12 @@ ARMS: dict[str, Overrides] = {
         "algorithm.fisher-samples": 16,
     },
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
-    # No target was ever seen by its client: there is nothing that more rounds could change.
+    # A user's held-out item is no item of its history, so its client cannot rank it, however long it
+    # trains. Two rounds show that nothing else is wrong.
     "pfsr, one user a client": {
         "federation.partition": "user",
         "algorithm.fisher-samples": 8,
-        "federation.rounds": 12,
+        "federation.rounds": 2,
     },
 }
 
