@@ -127,7 +127,7 @@ ARMS: dict[str, Overrides] = {
         "algorithm.fisher-samples": 16,
     },
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
-    # A user's held-out item is no item of its history, so its client cannot rank it, however long it
+    # A user's held-out item is none of its history, so its client cannot rank it, however long it
     # trains. Two rounds show that nothing else is wrong.
     "pfsr, one user a client": {
         "federation.partition": "user",
