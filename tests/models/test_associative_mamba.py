@@ -15,6 +15,7 @@ from pfsr_core.models.associative_mamba import (
     reversed_scan_of_prefix,
     ssd_chunked,
 )
+from pfsr_core.models.dropout import Noise
 from pfsr_core.models.next_item import NextItemModel
 
 
@@ -114,7 +115,7 @@ class FlippedMamba(nn.Module):
         super().__init__()
         self.inner = AssociativeMamba(dim, num_heads=2, state_dim=4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _noise: Noise | None = None) -> Tensor:
         flipped: Tensor = self.inner(x.flip(1)).flip(1)
         return self.inner(x) + flipped
 
