@@ -21,9 +21,8 @@ Work = Callable[[], object]
 Shape = tuple[int, ...]
 Sized = Callable[[Shape], Work]
 
-WARM_UPS = 2
 REPEATS = 9
-SECONDS = 6.0  # a pair that takes longer than this altogether is repeated less often, but thrice
+SECONDS = 6.0  # for all repeats of a pair: a slow one is repeated less often, a very slow one never
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def compare_memory(  # noqa: PLR0913
 def median_ms(work: Work, repeats: int = REPEATS, threads: int = 1) -> float:
     """The median time of ``work`` alone, in milliseconds."""
     with torch_threads(threads):
-        for _ in range(WARM_UPS):
-            work()
+        work()
         return _median_ms(_seconds(work) for _ in range(repeats))
 
 
@@ -158,9 +156,11 @@ def machine() -> str:
 
 
 def _pairs(ours: Work, peer: Work) -> Iterator[tuple[float, float]]:
-    for _ in range(WARM_UPS):
-        first = _seconds(ours) + _seconds(peer)
-    repeats = min(REPEATS, max(3, int(SECONDS / first)))
+    first = _seconds(ours), _seconds(peer)
+    if sum(first) > SECONDS:
+        yield _seconds(ours), first[1]
+        return
+    repeats = min(REPEATS, max(3, int(SECONDS / sum(first))))
     gc.collect()
     for index in range(repeats):
         if index % 2:
@@ -191,7 +191,12 @@ def _peak_here(work: Sized, shape: Shape) -> float:
 
 
 def _high_water() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Megabytes. Linux hands ``ru_maxrss`` on to the programs a process starts; VmHWM it does not."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _processor() -> str:
