@@ -21,13 +21,17 @@ P width of a head (I / H), N state size, K convolution width, Q chunk length, T 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfsr_core.models import kernels
+from pfsr_core.models.kernels import Mixer, MixerParameters
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
+NORM_EPS = 1e-5
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
 
 
@@ -78,15 +82,50 @@ class AssociativeMamba(nn.Module):
             self.A_log_anchored = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
             self.gate = nn.Linear(dim, num_heads)
             nn.init.constant_(self.gate.bias, GATE_BIAS)
-        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
-        z, xBC, dt = self._project(u)
-        x, B, C = self._split(F.silu(self._convolve(xBC)))
-        y = ssd_chunked(x, dt, B, C, *self._decays(), self._gate(u), self.chunk)
-        return self._finish(y + self.D[:, None] * x, z)
+        projected, parameters = self._project_jointly(u), self._mixer_parameters()
+        if kernels.applies_to(projected, self.D):
+            mixed = kernels.mix(projected, parameters, Mixer(NORM_EPS, self._mix))
+        else:
+            mixed = self._mix(projected, parameters)
+        return cast(Tensor, self.out_proj(mixed))
+
+    def _project_jointly(self, u: Tensor) -> Tensor:
+        """z, x, B, C, dt and the gate's logits without their bias, by one product."""
+        if not self.anchored:
+            return cast(Tensor, self.in_proj(u))
+        return F.linear(u, torch.cat([self.in_proj.weight, self.gate.weight]))
+
+    def _mixer_parameters(self) -> MixerParameters:
+        return MixerParameters(
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            self.norm.weight,
+            self.A_log_anchored if self.anchored else None,
+            self.gate.bias if self.anchored else None,
+        )
+
+    def _mix(self, projected: Tensor, p: MixerParameters) -> Tensor:
+        """What the kernel does, (B, L, columns) to (B, L, I), in plain PyTorch."""
+        H, inner = self.num_heads, self.inner
+        z, xBC, dt, *logits = projected.split(
+            [inner, inner + 2 * self.state_dim, H, *([H] if self.anchored else [])], dim=-1
+        )
+        x, B, C = self._split(F.silu(causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias)))
+        dt = F.softplus(dt + p.dt_bias)
+        a_anchored = gate = None
+        if p.A_log_anchored is not None and p.gate_bias is not None:
+            a_anchored, gate = -torch.exp(p.A_log_anchored), torch.sigmoid(logits[0] + p.gate_bias)
+        y = ssd_chunked(x, dt, B, C, -torch.exp(p.A_log), a_anchored, gate, self.chunk)
+        gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
+        return F.rms_norm(gated, (inner,), p.norm_weight, NORM_EPS)
 
     def initial_state(self, batch_size: int) -> State:
         """Recurrent state of an empty history: convolution window, h, S and c."""
@@ -127,9 +166,6 @@ class AssociativeMamba(nn.Module):
         widths = [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
         z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
-
-    def _convolve(self, xBC: Tensor) -> Tensor:
-        return causal_depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
