@@ -4,25 +4,9 @@
 // A_s = exp(a' c_{s-1}), g_t the gate, e_t = exp(a r_t), k_s = exp(a (r_q - r_s)), u = dt x.
 #pragma once
 
-#include <cstring>
-
 #include "parts.h"
 
 namespace {
-
-struct Gradients {  // a unit's parameter gradients in the layout of gradient_floats
-  Gradients(const Sizes& s, float* start) : taps(start) {
-    Arena rest(start + s.K * s.channels_pad);
-    bias = rest.take(s.channels_pad);
-    norm = rest.take(s.I);
-    dt_bias = rest.take(s.H);
-    A_log = rest.take(s.H);
-    D = rest.take(s.H);
-    A_log_anchored = rest.take(s.H);
-    gate_bias = rest.take(s.H);
-  }
-  float *taps, *bias, *norm, *dt_bias, *A_log, *D, *A_log_anchored, *gate_bias;
-};
 
 // Sums over LANES partial sums of each of q rows: add (row t) here, read the totals once.
 struct RowSums {
@@ -45,62 +29,40 @@ struct RowSums {
 
 struct BackwardScratch {
   BackwardScratch(const Sizes& s, Arena& arena)
-      : weights(s, arena), decays(arena), window(arena.take((CHUNK + s.K) * s.channels_pad)),
-        activated(arena.take(CHUNK * s.channels_pad)), slope(arena.take(CHUNK * s.channels_pad)),
+      : weights(s, arena), decays(arena), projected(arena.take((CHUNK + s.K) * s.width)),
+        grad_projected(arena.take(CHUNK * s.width)), normed(arena.take(CHUNK * s.I_pad)),
+        grad_normed(arena.take(CHUNK * s.I_pad)), grad_y_all(arena.take(CHUNK * s.I_pad)),
+        wide(arena.take(CHUNK * s.D_pad)), activated(arena.take(CHUNK * s.channels_pad)),
+        slope(arena.take(CHUNK * s.channels_pad)),
         grad_channels(arena.take((CHUNK + s.K) * s.channels_pad)),
-        B_transposed(arena.take(s.N_pad * CHUNK)), gram(arena.take(CHUNK * CHUNK)),
+        B_turned(arena.take(s.N_pad * CHUNK)), gram(arena.take(CHUNK * CHUNK)),
         grad_gram(arena.take(CHUNK * CHUNK)), mixing(arena.take(CHUNK * CHUNK)),
         pairs(arena.take(CHUNK * CHUNK)), scaled(arena.take(CHUNK * s.N_all)),
-        read(arena.take(CHUNK * s.N_all)), u(arena.take(CHUNK * s.P_pad)),
-        u_transposed(arena.take(s.P_pad * CHUNK)), grad_u(arena.take(CHUNK * s.P_pad)),
-        grad_y(arena.take(CHUNK * s.P_pad)), grad_y_all(arena.take(CHUNK * s.I)),
+        product(arena.take(CHUNK * s.N_all)), u(arena.take(CHUNK * s.P_pad)),
+        u_turned(arena.take(s.P_pad * CHUNK)), grad_u(arena.take(CHUNK * s.P_pad)),
         grad_states(arena.take(s.H * s.N_all * s.P_pad)),
-        grad_states_transposed(arena.take(s.N_all * s.P_pad)), grad_c(arena.take(s.H)),
+        grad_states_turned(arena.take(s.N_all * s.P_pad)), grad_c(arena.take(s.H)),
         row_forward(arena), row_anchored(arena), row_dt(arena),
         column_forward(arena.take(CHUNK)), column_anchored(arena.take(CHUNK)),
         grad_log(arena.take(CHUNK)), grad_gate(arena.take(CHUNK)), grad_dt(arena.take(CHUNK)) {}
 
   Weights weights;
   Decays decays;
-  float *window, *activated, *slope, *grad_channels, *B_transposed, *gram, *grad_gram, *mixing;
-  float *pairs, *scaled, *read, *u, *u_transposed, *grad_u, *grad_y, *grad_y_all;
-  float *grad_states, *grad_states_transposed;  // (N_all, P_pad) per head; (P_pad, N_all) of one
+  float *projected, *grad_projected;            // (K - 1 + q, width), (q, width)
+  float *normed, *grad_normed, *grad_y_all;     // (q, I_pad)
+  float* wide;                                  // (q, D_pad): the chunk's u or grad_out
+  float *activated, *slope, *grad_channels;     // (q, channels_pad)
+  float *B_turned, *gram, *grad_gram, *mixing, *pairs, *scaled, *product;
+  float *u, *u_turned, *grad_u;                 // of one head
+  float *grad_states, *grad_states_turned;      // (N_all, P_pad) per head; (P_pad, N_all) of one
   float* grad_c;                                // per head: gradient of c after the chunk
   RowSums row_forward, row_anchored, row_dt;
   float *column_forward, *column_anchored;
   float* grad_log;   // of a r_t
   float* grad_gate;  // g_t times the gradient of g_t
   float* grad_dt;
+  const float* grad_y;  // the head's columns of dy, rows of stride I_pad
 };
-
-// Of q positions: grad_out and y to the gradient of y, the columns of z, and the norm's weight.
-inline void gate_and_norm_backward(const Sizes& s, int64_t q, double eps, const float* norm,
-                                   const float* z, const float* y, const float* grad_out,
-                                   float* grad_z, float* grad_y, float* grad_norm) {
-  const float inner = static_cast<float>(s.I);
-  for (int64_t t = 0; t < q; ++t) {
-    Vec squares{}, dots{};
-    for (int64_t i = 0; i < s.I; i += LANES) {
-      const int64_t n = s.I - i;
-      const Vec v = load_part(z + i, n);
-      const Vec gated = load_part(y + i, n) * v * sigmoid(v);
-      squares += gated * gated;
-      dots += gated * load_part(grad_out + i, n) * load_part(norm + i, n);
-    }
-    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / inner + static_cast<float>(eps));
-    const float pull = sum(dots) * scale * scale / inner;
-    for (int64_t i = 0; i < s.I; i += LANES) {
-      const int64_t n = s.I - i;
-      const Vec v = load_part(z + i, n), open = sigmoid(v), at = load_part(y + i, n);
-      const Vec arriving = load_part(grad_out + i, n), gated = at * v * open;
-      store_part(grad_norm + i, load_part(grad_norm + i, n) + arriving * gated * scale, n);
-      const Vec g = scale * (arriving * load_part(norm + i, n) - gated * pull);
-      store_part(grad_y + i, g * v * open, n);
-      store_part(grad_z + i, g * at * open * (1.0f + v * (1.0f - open)), n);
-    }
-    z += s.width, grad_z += s.width, y += s.I, grad_y += s.I, grad_out += s.I;
-  }
-}
 
 // From pairs = M: the weights of the forward pass (mixing), the Gram matrix's gradient, and the sums
 // over rows and columns of M G E and M G g A.
@@ -146,11 +108,11 @@ inline void split_state_product(const Sizes& s, int64_t q, const float* forward,
     for (int64_t n = 0; n < s.N_pad; n += LANES) {
       const int64_t at = t * s.channels_pad + n;
       const Vec own = load(channel + at);
-      const Vec one = load(b.read + t * s.N_all + n) * forward[t];
+      const Vec one = load(b.product + t * s.N_all + n) * forward[t];
       Vec gradient = load(grad_channel + at) + one;
       forward_sum += one * own;
       if (s.anchored) {
-        const Vec other = load(b.read + t * s.N_all + s.N_pad + n) * anchored[t];
+        const Vec other = load(b.product + t * s.N_all + s.N_pad + n) * anchored[t];
         gradient += other;
         anchored_sum += other * own;
       }
@@ -165,7 +127,7 @@ inline void split_state_product(const Sizes& s, int64_t q, const float* forward,
 
 // y_t = ... + e_t C_t h + g_t C_t S: gradients of C, of e and of g. `states` is (P_pad, N_all).
 inline void read_backward(const Sizes& s, int64_t q, const float* states, BackwardScratch& b) {
-  multiply<Part::all, Into::set>(b.read, s.N_all, {b.grad_y, s.P_pad, 1}, states, s.N_all, q,
+  multiply<Part::all, Into::set>(b.product, s.N_all, {b.grad_y, s.I_pad, 1}, states, s.N_all, q,
                                  s.N_all, s.P);
   split_state_product(s, q, b.decays.kept, b.decays.gate, b.activated + s.C_channel(),
                       b.grad_channels + s.C_channel(), b);
@@ -181,8 +143,8 @@ inline void advance_backward(const Sizes& s, int64_t head, int64_t q, const floa
                              BackwardScratch& b) {
   float* grad_states = b.grad_states + head * s.N_all * s.P_pad;
   const Decays& d = b.decays;
-  transpose(b.grad_states_transposed, s.N_all, grad_states, s.P_pad, s.N_all, s.P_pad);
-  multiply<Part::all, Into::set>(b.read, s.N_all, {b.u, s.P_pad, 1}, b.grad_states_transposed,
+  transpose(b.grad_states_turned, s.N_all, grad_states, s.P_pad, s.N_all, s.P_pad);
+  multiply<Part::all, Into::set>(b.product, s.N_all, {b.u, s.P_pad, 1}, b.grad_states_turned,
                                  s.N_all, q, s.N_all, s.P);
   split_state_product(s, q, d.left, d.anchor, b.activated + s.B_channel(),
                       b.grad_channels + s.B_channel(), b);
@@ -196,11 +158,11 @@ inline void advance_backward(const Sizes& s, int64_t head, int64_t q, const floa
     Vec dots{};
     for (int64_t p = 0; p < s.P_pad; ++p)
       for (int64_t n = 0; n < s.N_pad; n += LANES)
-        dots += load(states + p * s.N_all + n) * load(b.grad_states_transposed + p * s.N_all + n);
+        dots += load(states + p * s.N_all + n) * load(b.grad_states_turned + p * s.N_all + n);
     end += d.chunk_kept * sum(dots);
   }
   b.grad_log[q - 1] += end;
-  scale_rows(s, q, b.activated + s.B_channel(), s.channels_pad, d.left, d.anchor, b.scaled);
+  scale_rows(s, q, b.activated + s.B_channel(), d.left, d.anchor, b.scaled);
   multiply<Part::all, Into::add>(b.grad_u, s.P_pad, {b.scaled, s.N_all, 1}, grad_states, s.P_pad,
                                  q, s.P_pad, s.N_all);
 }
@@ -210,14 +172,14 @@ inline void states_backward(const Sizes& s, int64_t head, int64_t q, bool more,
                             BackwardScratch& b) {
   float* grad_states = b.grad_states + head * s.N_all * s.P_pad;
   const Decays& d = b.decays;
-  scale_rows(s, q, b.activated + s.C_channel(), s.channels_pad, d.kept, d.gate, b.scaled);
+  scale_rows(s, q, b.activated + s.C_channel(), d.kept, d.gate, b.scaled);
   const Left C{b.scaled, 1, s.N_all};
   if (more) {
     for (int64_t i = 0; i < s.N_pad * s.P_pad; i += LANES)
       store(grad_states + i, load(grad_states + i) * d.chunk_kept);
-    multiply<Part::all, Into::add>(grad_states, s.P_pad, C, b.grad_y, s.P_pad, s.N_all, s.P_pad, q);
+    multiply<Part::all, Into::add>(grad_states, s.P_pad, C, b.grad_y, s.I_pad, s.N_all, s.P_pad, q);
   } else {
-    multiply<Part::all, Into::set>(grad_states, s.P_pad, C, b.grad_y, s.P_pad, s.N_all, s.P_pad, q);
+    multiply<Part::all, Into::set>(grad_states, s.P_pad, C, b.grad_y, s.I_pad, s.N_all, s.P_pad, q);
   }
 }
 
@@ -250,7 +212,7 @@ inline void drive_backward(const Sizes& s, int64_t head, int64_t q, BackwardScra
   for (int64_t t = 0; t < q; ++t) {
     Vec dots{};
     for (int64_t p = 0; p < s.P_pad; p += LANES) {
-      const Vec own = load(x + t * s.channels_pad + p), dy = load(b.grad_y + t * s.P_pad + p);
+      const Vec own = load(x + t * s.channels_pad + p), dy = load(b.grad_y + t * s.I_pad + p);
       const Vec du = load(b.grad_u + t * s.P_pad + p);
       dots += own * du;
       grad_D += own * dy;
@@ -262,11 +224,11 @@ inline void drive_backward(const Sizes& s, int64_t head, int64_t q, BackwardScra
   gradients.D[head] += sum(grad_D);
 }
 
-// The columns of dt and of the gate's logits, and their biases.
+// The columns of dt and of the gate's logits (`steps`, rows of stride width), and their biases.
 inline void steps_backward(const Sizes& s, int64_t head, int64_t q, BackwardScratch& b,
-                           float* grad_input, Gradients& gradients) {
+                           float* steps, Gradients& gradients) {
   const Decays& d = b.decays;
-  float* to = grad_input + s.dt_column() + head;
+  float* to = steps + head;
   Vec bias{}, gate_bias{};
   for (int64_t t = 0; t < q; t += LANES) {
     const Vec through = first_lanes(
@@ -286,26 +248,26 @@ inline void steps_backward(const Sizes& s, int64_t head, int64_t q, BackwardScra
 }
 
 inline void backward_head(const Sizes& s, int64_t head, Chunk chunk, bool more,
-                          const float* states, BackwardScratch& b, float* grad_input,
+                          const float* states, BackwardScratch& b, float* steps,
                           Gradients& gradients) {
   const int64_t q = chunk.q, end = rounded_up(q, LANES);
   find_drive(s, head, q, b.activated, b.decays.dt, b.u);
-  transpose(b.u_transposed, CHUNK, b.u, s.P_pad, end, s.P_pad);
-  multiply<Part::lower_columns, Into::set>(b.pairs, CHUNK, {b.grad_y, s.P_pad, 1}, b.u_transposed,
+  transpose(b.u_turned, CHUNK, b.u, s.P_pad, end, s.P_pad);
+  multiply<Part::lower_columns, Into::set>(b.pairs, CHUNK, {b.grad_y, s.I_pad, 1}, b.u_turned,
                                            CHUNK, q, end, s.P);
   differentiate_mixing(s, q, b);
   for (int64_t t = 0; t < q; ++t) {
     b.grad_log[t] = b.row_forward.total[t] - b.column_forward[t];
     b.grad_gate[t] = b.row_anchored.total[t];
   }
-  multiply<Part::from_row, Into::set>(b.grad_u, s.P_pad, {b.mixing, 1, CHUNK}, b.grad_y, s.P_pad,
+  multiply<Part::from_row, Into::set>(b.grad_u, s.P_pad, {b.mixing, 1, CHUNK}, b.grad_y, s.I_pad,
                                       q, s.P_pad, q);
   if (states) read_backward(s, q, states, b);
   if (more) advance_backward(s, head, q, states, b);
   if (states) states_backward(s, head, q, more, b);
   decays_backward(s, head, q, b, gradients);
   drive_backward(s, head, q, b, gradients);
-  steps_backward(s, head, q, b, grad_input, gradients);
+  steps_backward(s, head, q, b, steps, gradients);
 }
 
 // Gradients of B and C within the chunk, of all heads at once.
@@ -318,41 +280,35 @@ inline void gram_backward(const Sizes& s, int64_t q, BackwardScratch& b) {
                                       s.channels_pad, q, s.N_pad, q);
 }
 
-// Through silu and the convolution. Rows q .. q + K - 2 of grad_channels hold the first rows of the
-// chunk behind this one, already through silu; this chunk's first rows take their place at the end.
-// grad_BC (row stride 2N), unless null, takes the columns of B and C instead of grad_input.
-inline void convolve_backward(const Sizes& s, Heads heads, Chunk chunk, BackwardScratch& b,
-                              float* grad_input, float* grad_BC, Gradients& gradients) {
-  const int64_t q = chunk.q, stride = s.channels_pad;
-  each_segment(s, heads, [&](int64_t at, int64_t plain, int64_t count) {
-    const bool elsewhere = grad_BC && plain >= s.I;
-    float* to = elsewhere ? grad_BC + plain - s.I : grad_input + s.x_column() + plain;
-    const int64_t to_stride = elsewhere ? 2 * s.N : s.width;
-    for (int64_t i = 0; i < count; i += LANES) {
-      float* gradient = b.grad_channels + at + i;
-      Vec bias{};
-      for (int64_t t = 0; t < q; ++t) {
-        const Vec g = load(gradient + t * stride) * load(b.slope + at + i + t * stride);
-        store(gradient + t * stride, g);
-        bias += g;
-      }
-      store(gradients.bias + at + i, load(gradients.bias + at + i) + bias);
-      for (int64_t k = 0; k < s.K; ++k) {
-        Vec tap{};
-        for (int64_t t = 0; t < q; ++t)
-          tap += load(gradient + t * stride) * load(b.window + at + i + (t + k) * stride);
-        float* of_tap = gradients.taps + k * stride + at + i;
-        store(of_tap, load(of_tap) + tap);
-      }
-      for (int64_t t = 0; t < q; ++t) {
-        Vec v{};
-        for (int64_t k = 0; k < s.K; ++k)
-          v += load(b.weights.taps + k * stride + at + i) *
-               load(gradient + (t + s.K - 1 - k) * stride);
-        store_part(to + t * to_stride + i, v, count - i);
-      }
+// Through silu and the convolution, channels first .. first + count, to rows of `to`. Rows
+// q .. q + K - 2 of grad_channels hold the first rows of the chunk behind, already through silu.
+inline void convolve_backward(const Sizes& s, int64_t first, int64_t count, int64_t q,
+                              BackwardScratch& b, const float* projected, float* to,
+                              int64_t to_stride, Gradients& gradients) {
+  const int64_t stride = s.channels_pad;
+  for (int64_t c = first; c < first + count; c += LANES) {
+    float* gradient = b.grad_channels + c;
+    const float* input = projected + s.x_column() + c;
+    Vec bias{};
+    for (int64_t t = 0; t < q; ++t) {
+      const Vec g = load(gradient + t * stride) * load(b.slope + c + t * stride);
+      store(gradient + t * stride, g);
+      bias += g;
     }
-  });
+    store(gradients.bias + c, load(gradients.bias + c) + bias);
+    for (int64_t k = 0; k < s.K; ++k) {
+      Vec tap{};
+      for (int64_t t = 0; t < q; ++t)
+        tap += load(gradient + t * stride) * load(input + (t + k) * s.width);
+      store(gradients.taps + k * stride + c, load(gradients.taps + k * stride + c) + tap);
+    }
+    for (int64_t t = 0; t < q; ++t) {
+      Vec v{};
+      for (int64_t k = 0; k < s.K; ++k)
+        v += load(b.weights.taps + k * stride + c) * load(gradient + (t + s.K - 1 - k) * stride);
+      store(to + t * to_stride + c - first, v);
+    }
+  }
 }
 
 // grad_channels before a chunk: its first K - 1 rows become those behind the new chunk's q rows,
@@ -363,7 +319,7 @@ inline void move_to_chunk(const Sizes& s, int64_t q, bool last, BackwardScratch&
     if (last)
       fill(to, 0, s.channels_pad);
     else
-      std::memmove(to, b.grad_channels + k * s.channels_pad, sizeof(float) * s.channels_pad);
+      copy(to, b.grad_channels + k * s.channels_pad, s.channels_pad);
   }
   for (int64_t t = 0; t < q; ++t)
     fill(b.grad_channels + t * s.channels_pad + s.B_channel(), 0, 2 * s.N_pad);

@@ -1,4 +1,5 @@
-// The forward pass of a unit: convolution, both directions of the dual form, gate and norm.
+// The forward pass: projection, convolution, both directions of the dual form, gate, norm and
+// projection, chunk by chunk.
 #pragma once
 
 #include "parts.h"
@@ -7,16 +8,17 @@ namespace {
 
 struct ForwardScratch {
   ForwardScratch(const Sizes& s, Arena& arena)
-      : weights(s, arena), decays(arena), window(arena.take((CHUNK + s.K) * s.channels_pad)),
-        activated(arena.take(CHUNK * s.channels_pad)), B_transposed(arena.take(s.N_pad * CHUNK)),
+      : weights(s, arena), decays(arena), projected(arena.take((CHUNK + s.K) * s.width)),
+        activated(arena.take(CHUNK * s.channels_pad)), B_turned(arena.take(s.N_pad * CHUNK)),
         gram(arena.take(CHUNK * CHUNK)), mixing(arena.take(CHUNK * CHUNK)),
         scaled(arena.take(CHUNK * s.N_all)), u(arena.take(CHUNK * s.P_pad)),
-        y(arena.take(CHUNK * s.P_pad)), states(arena.take(s.H * s.N_all * s.P_pad)),
+        y(arena.take(CHUNK * s.I_pad)), normed(arena.take(CHUNK * s.I_pad)),
+        out(arena.take(CHUNK * s.D_pad)), states(arena.take(s.H * s.N_all * s.P_pad)),
         c(arena.take(s.H)) {}
 
   Weights weights;
   Decays decays;
-  float *window, *activated, *B_transposed, *gram, *mixing, *scaled, *u, *y;
+  float *projected, *activated, *B_turned, *gram, *mixing, *scaled, *u, *y, *normed, *out;
   float *states, *c;  // per head: h and S, (N_all, P_pad), and the sum of dt
 };
 
@@ -35,7 +37,7 @@ inline void find_mixing(const Sizes& s, int64_t q, const Decays& d, const float*
 inline void advance_states(const Sizes& s, int64_t head, Chunk chunk, ForwardScratch& f) {
   const Decays& d = f.decays;
   float* states = f.states + head * s.N_all * s.P_pad;
-  scale_rows(s, chunk.q, f.activated + s.B_channel(), s.channels_pad, d.left, d.anchor, f.scaled);
+  scale_rows(s, chunk.q, f.activated + s.B_channel(), d.left, d.anchor, f.scaled);
   const Left B{f.scaled, 1, s.N_all};
   if (chunk.first()) {
     multiply<Part::all, Into::set>(states, s.P_pad, B, f.u, s.P_pad, s.N_all, s.P_pad, chunk.q);
@@ -46,84 +48,121 @@ inline void advance_states(const Sizes& s, int64_t head, Chunk chunk, ForwardScr
   multiply<Part::all, Into::add>(states, s.P_pad, B, f.u, s.P_pad, s.N_all, s.P_pad, chunk.q);
 }
 
-// y (q, P) of one head, with the skip term, to the columns of `to` (row stride I).
+// One head's columns of y (q, I_pad), with the skip term; then the states, if there is `more`.
 inline void forward_head(const Sizes& s, int64_t head, Chunk chunk, bool more, ForwardScratch& f,
-                         float* to) {
-  const int64_t q = chunk.q;
-  const float* x = f.activated + head * s.P_pad;
+                         float* y) {
+  const int64_t q = chunk.q, column = head * s.P_pad;
   find_drive(s, head, q, f.activated, f.decays.dt, f.u);
   find_mixing(s, q, f.decays, f.gram, f.mixing);
-  multiply<Part::until_row, Into::set>(f.y, s.P_pad, {f.mixing, CHUNK, 1}, f.u, s.P_pad, q,
+  for (int64_t t = 0; t < q; ++t)
+    for (int64_t p = column; p < column + s.P_pad; p += LANES)
+      store(y + t * s.I_pad + p, f.weights.D[head] * load(f.activated + t * s.channels_pad + p));
+  multiply<Part::until_row, Into::add>(y + column, s.I_pad, {f.mixing, CHUNK, 1}, f.u, s.P_pad, q,
                                        s.P_pad, q);
   if (!chunk.first()) {
-    scale_rows(s, q, f.activated + s.C_channel(), s.channels_pad, f.decays.kept, f.decays.gate,
-               f.scaled);
-    multiply<Part::all, Into::add>(f.y, s.P_pad, {f.scaled, s.N_all, 1},
+    scale_rows(s, q, f.activated + s.C_channel(), f.decays.kept, f.decays.gate, f.scaled);
+    multiply<Part::all, Into::add>(y + column, s.I_pad, {f.scaled, s.N_all, 1},
                                    f.states + head * s.N_all * s.P_pad, s.P_pad, q, s.P_pad,
                                    s.N_all);
   }
-  for (int64_t t = 0; t < q; ++t)
-    for (int64_t p = 0; p < s.P; p += LANES)
-      store_part(to + t * s.I + head * s.P + p,
-                 load(f.y + t * s.P_pad + p) +
-                     f.weights.D[head] * load(x + t * s.channels_pad + p),
-                 s.P - p);
   if (more) advance_states(s, head, chunk, f);
 }
 
-// out = rmsnorm(y silu(z)) for q positions; out may be y.
-inline void gate_and_norm(const Sizes& s, int64_t q, double eps, const float* norm, const float* z,
-                          const float* y, float* out) {
-  for (int64_t t = 0; t < q; ++t, z += s.width, y += s.I, out += s.I) {
-    Vec squares{};
-    for (int64_t i = 0; i < s.I; i += LANES) {
-      const Vec v = load_part(z + i, s.I - i);
-      const Vec gated = load_part(y + i, s.I - i) * v * sigmoid(v);
-      squares += gated * gated;
-      store_part(out + i, gated, s.I - i);
-    }
-    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(s.I) + static_cast<float>(eps));
-    for (int64_t i = 0; i < s.I; i += LANES)
-      store_part(out + i, load_part(out + i, s.I - i) * load_part(norm + i, s.I - i) * scale,
-                 s.I - i);
-  }
-}
-
-// The states before the next chunk, transposed to (P_pad, N_all), and c.
-inline void keep_states(const Sizes& s, int64_t head, int64_t next, const ForwardScratch& f,
+// The states before the chunk that follows, transposed to (P_pad, N_all), and c.
+inline void keep_states(const Sizes& s, int64_t head, Chunk chunk, const ForwardScratch& f,
                         float* kept) {
-  float* to = kept + ((next - 1) * s.H + head) * s.state_floats;
+  float* to = kept + s.kept_y_floats() + (chunk.start / CHUNK * s.H + head) * s.state_floats;
   transpose(to, s.N_all, f.states + head * s.N_all * s.P_pad, s.P_pad, s.N_all, s.P_pad);
   to[s.P_pad * s.N_all] = f.c[head];
 }
 
+// y (q, I_pad) of a range of heads; `projected` begins K - 1 positions before the chunk.
+inline void forward_chunk(const Sizes& s, Heads heads, Chunk chunk, bool more,
+                          const float* projected, float* y, float* kept, ForwardScratch& f) {
+  convolve<false>(s, heads, chunk.q, f.weights, projected, f.activated, nullptr);
+  find_gram(s, chunk.q, f.activated, f.B_turned, f.gram);
+  const float* steps = projected + (s.K - 1) * s.width + s.steps_column;
+  for (int64_t h = heads.first; h < heads.last; ++h) {
+    find_decays(s, h, chunk.q, f.weights, steps, f.c[h], f.decays);
+    forward_head(s, h, chunk, more, f, y);
+    f.c[h] += f.decays.chunk_dt;
+    if (more && kept) keep_states(s, h, chunk, f, kept);
+  }
+}
+
+// normed (q, I_pad) = rmsnorm(y silu(z)); `z` has rows of stride width.
+inline void gate_and_norm(const Sizes& s, int64_t q, const float* norm, const float* z,
+                          const float* y, float* normed) {
+  for (int64_t t = 0; t < q; ++t, z += s.width, y += s.I_pad, normed += s.I_pad) {
+    Vec squares{};
+    for (int64_t i = 0; i < s.I_pad; i += LANES) {
+      const Vec v = load(z + i), gated = load(y + i) * v * sigmoid(v);
+      squares += gated * gated;
+      store(normed + i, gated);
+    }
+    const float mean = sum(squares) / static_cast<float>(s.I);
+    const float scale = 1.0f / __builtin_sqrtf(mean + s.eps);
+    for (int64_t i = 0; i < s.I_pad; i += LANES)
+      store(normed + i, load(normed + i) * load(norm + i) * scale);
+  }
+}
+
+// y and z to the chunk's rows of the output (q, D).
+inline void leave_chunk(const Sizes& s, Chunk chunk, const float* z, const float* y,
+                        float* row_out, ForwardScratch& f) {
+  gate_and_norm(s, chunk.q, f.weights.norm, z, y, f.normed);
+  multiply<Part::all, Into::set>(f.out, s.D_pad, {f.normed, s.I_pad, 1}, f.weights.out_turned,
+                                 s.D_pad, chunk.q, s.D_pad, s.I_pad);
+  narrow(row_out + chunk.start * s.D, f.out, chunk.q, s.D);
+}
+
+// Where y (L, I_pad) of a row lies, or null for a chunk's scratch.
+PFSR_INLINE float* y_of(const Sizes& s, const Job& job, const Unit& unit, int64_t row) {
+  if (job.kept) return job.kept + row * s.kept_floats();
+  return unit.exchange.y ? unit.exchange.y + row * s.L * s.I_pad : nullptr;
+}
+
+// Where projected rows lie, beginning K - 1 positions before the row's first.
+PFSR_INLINE float* projected_of(const Sizes& s, const Unit& unit, int64_t row) {
+  return unit.exchange.projected + row * (s.K - 1 + s.L) * s.width;
+}
+
+// All of a row, or those of its heads that the unit has.
 inline void forward_row(const Sizes& s, const Job& job, const Unit& unit, int64_t row,
                         ForwardScratch& f) {
-  const Heads heads{unit.first_head, unit.last_head};
-  const bool whole = heads.last - heads.first == s.H;
-  const int64_t length = job.lengths ? job.lengths[row] : s.L;
-  const float* input = job.projected + row * s.L * s.width;
-  float* out = job.out + row * s.L * s.I;
-  float* y = job.y ? job.y + row * s.L * s.I : out;
-  float* kept = job.kept ? job.kept + row * s.kept_floats() : nullptr;
+  const bool divided = unit.exchange.projected;
+  const int64_t length = length_of(job, row);
+  float *out = job.out + row * s.L * s.D, *y_row = y_of(s, job, unit, row);
   fill(f.c, 0, s.H);
-  for (int64_t start = 0; start < length; start += CHUNK) {
-    const Chunk chunk{start, length - start < CHUNK ? length - start : CHUNK};
-    const bool more = start + CHUNK < length;
-    bring_in(s, heads, chunk, input, f.window);
-    convolve<false>(s, heads, chunk.q, f.weights, f.window, f.activated, nullptr);
-    find_gram(s, chunk.q, f.activated, f.B_transposed, f.gram);
-    for (int64_t h = heads.first; h < heads.last; ++h) {
-      find_decays(s, h, chunk, f.weights, input, f.c[h], f.decays);
-      forward_head(s, h, chunk, more, f, y + start * s.I);
-      f.c[h] += f.decays.chunk_dt;
-      if (more && kept) keep_states(s, h, start / CHUNK + 1, f, kept);
-    }
-    if (whole)
-      gate_and_norm(s, chunk.q, job.shape.eps, f.weights.norm, input + start * s.width,
-                    y + start * s.I, out + start * s.I);
-  }
-  if (heads.first == 0) fill(out + length * s.I, 0, (s.L - length) * s.I);
+  each_chunk(0, length, [&](Chunk chunk) {
+    float* y = y_row ? y_row + chunk.start * s.I_pad : f.y;
+    float* projected = f.projected;
+    if (divided)
+      projected = projected_of(s, unit, row) + chunk.start * s.width;
+    else
+      project(s, chunk, f.weights, job.u + row * s.L * s.D, projected);
+    forward_chunk(s, {unit.first_head, unit.last_head}, chunk, chunk.start + CHUNK < length,
+                  projected, y, job.kept ? job.kept + row * s.kept_floats() : nullptr, f);
+    if (!divided) leave_chunk(s, chunk, projected + (s.K - 1) * s.width, y, out, f);
+  });
+  if (unit.first_head == 0) fill(out + length * s.D, 0, (s.L - length) * s.D);
+}
+
+// For divided heads: positions of one row before and after forward_row.
+inline void enter_span(const Sizes& s, const Job& job, const Unit& unit, const Weights& weights) {
+  const int64_t row = unit.first_row;
+  project_rows(s, unit.first, unit.last, weights, job.u + row * s.L * s.D,
+               projected_of(s, unit, row) + (s.K - 1 + unit.first) * s.width);
+}
+
+inline void leave_span(const Sizes& s, const Job& job, const Unit& unit, ForwardScratch& f) {
+  const int64_t row = unit.first_row;
+  const float* z = projected_of(s, unit, row) + (s.K - 1) * s.width;
+  const float* y = y_of(s, job, unit, row);
+  each_chunk(unit.first, unit.last, [&](Chunk chunk) {
+    leave_chunk(s, chunk, z + chunk.start * s.width, y + chunk.start * s.I_pad,
+                job.out + row * s.L * s.D, f);
+  });
 }
 
 }  // namespace

@@ -1,117 +1,72 @@
-// What both passes do to a chunk: bring it in, convolve it, and turn its step sizes into decays.
+// What both passes do to a chunk of positions: project and convolve it, turn its step sizes into
+// decays, and multiply its B and C.
 #pragma once
 
 #include "mixer.h"
 #include "product.h"
 #include "vector.h"
+#include "weights.h"
 
 namespace {
-
-using namespace pfsr;
-
-class Arena {  // hands out aligned pieces of the thread's scratch memory; counts without any
- public:
-  explicit Arena(float* start) : start_(start) {}
-  float* take(int64_t floats) {
-    float* piece = start_ ? start_ + taken_ : nullptr;
-    taken_ += padded(floats);
-    return piece;
-  }
-  int64_t taken() const { return taken_; }
-
- private:
-  float* start_;
-  int64_t taken_ = 0;
-};
 
 struct Heads {  // a range of heads
   int64_t first, last;
 };
 
-// Calls visit(padded channel, plain channel, count) for the heads' parts of x, then for B and C.
-template <class Visit>
-PFSR_INLINE void each_segment(const Sizes& s, Heads heads, Visit visit) {
-  for (int64_t h = heads.first; h < heads.last; ++h) visit(h * s.P_pad, h * s.P, s.P);
-  visit(s.B_channel(), s.I, s.N);
-  visit(s.C_channel(), s.I + s.N, s.N);
-}
-
-// Copies `count` numbers and zeros behind them up to the next multiple of PAD.
-PFSR_INLINE void copy_padded(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < padded(count); i += LANES)
-    store(to + i, i < count ? load_part(from + i, count - i) : Vec{});
-}
-
-PFSR_INLINE void fill(float* to, float value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = value;
-}
-
-// --- a group's parameters, padded ---------------------------------------------------------------
-
-struct Weights {
-  Weights(const Sizes& s, Arena& arena)
-      : taps(arena.take(s.K * s.channels_pad)), bias(arena.take(s.channels_pad)) {}
-
-  void read(const Sizes& s, const pfsr_parameters& p, int64_t group) {
-    const float* weight = p.conv_weight + group * s.channels * s.K;
-    const float* plain_bias = p.conv_bias + group * s.channels;
-    fill(taps, 0, s.K * s.channels_pad);
-    fill(bias, 0, s.channels_pad);
-    each_segment(s, {0, s.H}, [&](int64_t at, int64_t from, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) bias[at + i] = plain_bias[from + i];
-      for (int64_t k = 0; k < s.K; ++k)
-        for (int64_t i = 0; i < count; ++i)
-          taps[k * s.channels_pad + at + i] = weight[(from + i) * s.K + k];
-    });
-    norm = p.norm_weight + group * s.I;
-    dt_bias = p.dt_bias + group * s.H;
-    D = p.D + group * s.H;
-    A_log = p.A_log + group * s.H;
-    A_log_anchored = s.anchored ? p.A_log_anchored + group * s.H : nullptr;
-    gate_bias = s.anchored ? p.gate_bias + group * s.H : nullptr;
-  }
-
-  float *taps, *bias;  // (K, channels_pad), (channels_pad,)
-  const float *norm, *dt_bias, *D, *A_log, *A_log_anchored, *gate_bias;
-};
-
-// --- a chunk of q positions ---------------------------------------------------------------------
-
-struct Chunk {
+struct Chunk {  // positions start .. start + q of a row
   int64_t start, q;
   bool first() const { return start == 0; }
 };
 
-// Rows K - 1 .. K - 1 + q of `window` are the chunk's x, B, C; the K - 1 rows before them are what
-// stands before the chunk in the sequence, or zeros.
-PFSR_INLINE void bring_in(const Sizes& s, Heads heads, Chunk chunk, const float* row,
-                          float* window) {
-  for (int64_t i = 0; i < chunk.q + s.K - 1; ++i) {
-    const int64_t t = chunk.start + i - (s.K - 1);
-    float* to = window + i * s.channels_pad;
-    if (t < 0) {
-      fill(to, 0, s.channels_pad);
-      continue;
-    }
-    const float* from = row + t * s.width + s.x_column();
-    each_segment(s, heads, [&](int64_t at, int64_t plain, int64_t count) {
-      copy_padded(to + at, from + plain, count);
-    });
+// Calls visit(first channel, channels), padded, for the heads' parts of x, then for B and C.
+template <class Visit>
+PFSR_INLINE void each_part(const Sizes& s, Heads heads, Visit visit) {
+  visit(heads.first * s.P_pad, (heads.last - heads.first) * s.P_pad);
+  visit(s.B_channel(), 2 * s.N_pad);
+}
+
+// rows of `count` numbers and stride `from_stride` to rows of padded(count), zeros behind.
+PFSR_INLINE void widen(float* to, const float* from, int64_t from_stride, int64_t rows,
+                       int64_t count) {
+  for (int64_t t = 0; t < rows; ++t) {
+    copy(to + t * padded(count), from + t * from_stride, count);
+    fill(to + t * padded(count) + count, 0, padded(count) - count);
   }
 }
 
-// activated (q, channels_pad) = silu(causal convolution of the window); the rows up to the next
-// multiple of LANES become zeros. slope, unless null, gets the derivative of silu.
+PFSR_INLINE void narrow(float* to, const float* from, int64_t rows, int64_t count) {
+  for (int64_t t = 0; t < rows; ++t) copy(to + t * count, from + t * padded(count), count);
+}
+
+// Positions first .. last of a row's u (L, D) to projected rows (last - first, width).
+inline void project_rows(const Sizes& s, int64_t first, int64_t last, const Weights& weights,
+                         const float* row, float* projected) {
+  multiply<Part::all, Into::set>(projected, s.width, {row + first * s.D, s.D, 1},
+                                 weights.in_turned, s.width, last - first, s.width, s.D);
+}
+
+// projected (K - 1 + q, width): the chunk's positions and the K - 1 before them, which the
+// convolution reaches; zeros before the row's beginning.
+inline void project(const Sizes& s, Chunk chunk, const Weights& weights, const float* row,
+                    float* projected) {
+  const int64_t reach = s.K - 1, missing = chunk.start < reach ? reach - chunk.start : 0;
+  fill(projected, 0, missing * s.width);
+  project_rows(s, chunk.start - reach + missing, chunk.start + chunk.q, weights, row,
+               projected + missing * s.width);
+}
+
+// activated (q, channels_pad) = silu(causal convolution of the projected rows); the rows up to the
+// next multiple of LANES become zeros. slope, with SLOPE, gets the derivative of silu.
 template <bool SLOPE>
-void convolve(const Sizes& s, Heads heads, int64_t q, const Weights& weights, const float* window,
-              float* activated, float* slope) {
-  each_segment(s, heads, [&](int64_t at, int64_t, int64_t count) {
-    for (int64_t c = at; c < at + padded(count); c += LANES)
+void convolve(const Sizes& s, Heads heads, int64_t q, const Weights& weights,
+              const float* projected, float* activated, float* slope) {
+  each_part(s, heads, [&](int64_t first, int64_t count) {
+    for (int64_t c = first; c < first + count; c += LANES)
       for (int64_t t = 0; t < q; ++t) {
         Vec v = load(weights.bias + c);
         for (int64_t k = 0; k < s.K; ++k)
           v += load(weights.taps + k * s.channels_pad + c) *
-               load(window + (t + k) * s.channels_pad + c);
+               load(projected + (t + k) * s.width + s.x_column() + c);
         const Vec open = sigmoid(v);
         store(activated + t * s.channels_pad + c, v * open);
         if (SLOPE) store(slope + t * s.channels_pad + c, open * (1.0f + v * (1.0f - open)));
@@ -136,20 +91,24 @@ struct Decays {
   float* anchor;    // exp(a' c_{t-1})
   float* gate;
   float a, a_anchored;
-  float chunk_dt;  // r_q
+  float chunk_dt;    // r_q
   float chunk_kept;  // exp(a r_q)
 };
 
 PFSR_INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
 
-// `c` is the sum of dt before the chunk.
-inline void find_decays(const Sizes& s, int64_t head, Chunk chunk, const Weights& weights,
-                        const float* row, float c, Decays& d) {
-  const int64_t q = chunk.q, end = rounded_up(q, LANES);
-  const float* from = row + chunk.start * s.width;
-  fill(d.raw + q, 0, end - q);
-  for (int64_t t = 0; t < q; ++t)
-    d.raw[t] = from[t * s.width + s.dt_column() + head] + weights.dt_bias[head];
+// A column of q positions plus `bias`, zeros up to `end`.
+PFSR_INLINE void gather(float* to, const float* from, int64_t stride, float bias, int64_t q,
+                        int64_t end) {
+  for (int64_t t = 0; t < q; ++t) to[t] = from[t * stride] + bias;
+  fill(to + q, 0, end - q);
+}
+
+// `steps` is the column of dt at the chunk's first position, `c` the sum of dt before the chunk.
+inline void find_decays(const Sizes& s, int64_t head, int64_t q, const Weights& weights,
+                        const float* steps, float c, Decays& d) {
+  const int64_t end = rounded_up(q, LANES);
+  gather(d.raw, steps + head, s.width, weights.dt_bias[head], q, end);
   for (int64_t t = 0; t < end; t += LANES) store(d.dt + t, softplus(load(d.raw + t)));
   d.a = -exponential_of(weights.A_log[head]);
   float r = 0;
@@ -169,9 +128,7 @@ inline void find_decays(const Sizes& s, int64_t head, Chunk chunk, const Weights
   }
   if (!s.anchored) return;
   d.a_anchored = -exponential_of(weights.A_log_anchored[head]);
-  fill(d.gate + q, 0, end - q);
-  for (int64_t t = 0; t < q; ++t)
-    d.gate[t] = from[t * s.width + s.gate_column() + head] + weights.gate_bias[head];
+  gather(d.gate, steps + s.H + head, s.width, weights.gate_bias[head], q, end);
   for (int64_t t = 0; t < end; t += LANES) {
     store(d.gate + t, sigmoid(load(d.gate + t)));
     store(d.anchor + t, exponential(d.a_anchored * load(d.before + t)));
@@ -179,22 +136,22 @@ inline void find_decays(const Sizes& s, int64_t head, Chunk chunk, const Weights
 }
 
 // gram (q, CHUNK): C_t . B_s for s <= t; both directions and all heads read it.
-inline void find_gram(const Sizes& s, int64_t q, const float* activated, float* B_transposed,
+inline void find_gram(const Sizes& s, int64_t q, const float* activated, float* B_turned,
                       float* gram) {
-  transpose(B_transposed, CHUNK, activated + s.B_channel(), s.channels_pad, rounded_up(q, LANES),
-            s.N_pad);
+  const int64_t end = rounded_up(q, LANES);
+  transpose(B_turned, CHUNK, activated + s.B_channel(), s.channels_pad, end, s.N_pad);
   multiply<Part::lower_columns, Into::set>(gram, CHUNK,
                                            {activated + s.C_channel(), s.channels_pad, 1},
-                                           B_transposed, CHUNK, q, rounded_up(q, LANES), s.N);
+                                           B_turned, CHUNK, q, end, s.N);
 }
 
-// scaled (q, N_all): rows of B or C (stride `from_stride`), once times `forward` and, anchored,
-// once times `anchored`.
-PFSR_INLINE void scale_rows(const Sizes& s, int64_t q, const float* from, int64_t from_stride,
-                            const float* forward, const float* anchored, float* scaled) {
+// scaled (q, N_all): rows of B or C (their first channel at `from`), once times `forward` and,
+// anchored, once times `anchored`.
+PFSR_INLINE void scale_rows(const Sizes& s, int64_t q, const float* from, const float* forward,
+                            const float* anchored, float* scaled) {
   for (int64_t t = 0; t < q; ++t)
     for (int64_t n = 0; n < s.N_pad; n += LANES) {
-      const Vec v = load(from + t * from_stride + n);
+      const Vec v = load(from + t * s.channels_pad + n);
       store(scaled + t * s.N_all + n, v * forward[t]);
       if (s.anchored) store(scaled + t * s.N_all + s.N_pad + n, v * anchored[t]);
     }
@@ -207,6 +164,17 @@ PFSR_INLINE void find_drive(const Sizes& s, int64_t head, int64_t q, const float
     for (int64_t p = 0; p < s.P_pad; p += LANES)
       store(u + t * s.P_pad + p,
             load(activated + t * s.channels_pad + head * s.P_pad + p) * (t < q ? dt[t] : 0.0f));
+}
+
+PFSR_INLINE int64_t length_of(const Job& job, int64_t row) {
+  return job.lengths ? job.lengths[row] : job.shape.length;
+}
+
+// Calls visit(chunk) for the positions [first, last) of a row in chunks.
+template <class Visit>
+PFSR_INLINE void each_chunk(int64_t first, int64_t last, Visit visit) {
+  for (int64_t start = first; start < last; start += CHUNK)
+    visit(Chunk{start, last - start < CHUNK ? last - start : CHUNK});
 }
 
 }  // namespace

@@ -1,51 +1,77 @@
 // The passes for one instruction set: built once for each, with PFSR_PASSES as the table's name.
 #include "backward_unit.h"
 #include "forward.h"
+#include "step.h"
 
 namespace {
 
+template <class Scratch>
+int64_t floats_of(const Sizes& s) {
+  Arena arena(nullptr);
+  Scratch{s, arena};
+  return arena.taken();
+}
+
 int64_t scratch_floats(const pfsr_shape& shape) {
   const Sizes s(shape);
-  Arena forward(nullptr), backward(nullptr);
-  ForwardScratch{s, forward};
-  BackwardScratch{s, backward};
-  return forward.taken() > backward.taken() ? forward.taken() : backward.taken();
+  const int64_t forward = floats_of<ForwardScratch>(s), backward = floats_of<BackwardScratch>(s);
+  const int64_t step = floats_of<StepScratch>(s), most = forward > backward ? forward : backward;
+  return most > step ? most : step;
 }
 
-void forward(const Job& job, const Unit& unit, float* scratch) {
+// run(sizes, scratch) with scratch memory laid out and the unit's parameters read.
+template <class Scratch, class Run>
+PFSR_INLINE void prepared(const Job& job, const Unit& unit, float* memory, Run run) {
   const Sizes s(job.shape);
-  Arena arena(scratch);
-  ForwardScratch f(s, arena);
-  f.weights.read(s, job.parameters, unit.group);
-  for (int64_t row = unit.first_row; row < unit.last_row; ++row) forward_row(s, job, unit, row, f);
+  Arena arena(memory);
+  Scratch scratch(s, arena);
+  scratch.weights.read(s, job.parameters, unit.group);
+  run(s, scratch);
 }
 
-void backward(const Job& job, const Unit& unit, float* scratch) {
-  const Sizes s(job.shape);
-  Arena arena(scratch);
-  BackwardScratch b(s, arena);
-  Gradients gradients(s, unit.gradients);
-  b.weights.read(s, job.parameters, unit.group);
-  for (int64_t row = unit.first_row; row < unit.last_row; ++row)
-    backward_row(s, job, unit, row, b, gradients);
+void forward_enter(const Job& job, const Unit& unit, float* memory) {
+  prepared<ForwardScratch>(job, unit, memory, [&](const Sizes& s, ForwardScratch& f) {
+    enter_span(s, job, unit, f.weights);
+  });
 }
 
-void gate(const Job& job, const Span& span) {
-  const Sizes s(job.shape);
-  const int64_t at = span.row * s.L + span.first;
-  gate_and_norm(s, span.last - span.first, job.shape.eps,
-                job.parameters.norm_weight + span.group * s.I, job.projected + at * s.width,
-                span.y + at * s.I, job.out + at * s.I);
+void forward(const Job& job, const Unit& unit, float* memory) {
+  prepared<ForwardScratch>(job, unit, memory, [&](const Sizes& s, ForwardScratch& f) {
+    for (int64_t row = unit.first_row; row < unit.last_row; ++row)
+      forward_row(s, job, unit, row, f);
+  });
 }
 
-void gate_backward(const Job& job, const Span& span) {
-  const Sizes s(job.shape);
-  const int64_t at = span.row * s.L + span.first;
-  gate_and_norm_backward(s, span.last - span.first, job.shape.eps,
-                         job.parameters.norm_weight + span.group * s.I,
-                         job.projected + at * s.width, job.y + at * s.I, job.grad_out + at * s.I,
-                         job.grad_projected + at * s.width, span.grad_y + at * s.I,
-                         Gradients(s, span.gradients).norm);
+void forward_leave(const Job& job, const Unit& unit, float* memory) {
+  prepared<ForwardScratch>(
+      job, unit, memory, [&](const Sizes& s, ForwardScratch& f) { leave_span(s, job, unit, f); });
+}
+
+void backward_enter(const Job& job, const Unit& unit, float* memory) {
+  prepared<BackwardScratch>(job, unit, memory, [&](const Sizes& s, BackwardScratch& b) {
+    Gradients gradients(s, unit.gradients);
+    enter_span_backward(s, job, unit, b, gradients);
+  });
+}
+
+void backward(const Job& job, const Unit& unit, float* memory) {
+  prepared<BackwardScratch>(job, unit, memory, [&](const Sizes& s, BackwardScratch& b) {
+    Gradients gradients(s, unit.gradients);
+    fill(b.grad_projected, 0, CHUNK * s.width);  // some padding is never written
+    for (int64_t row = unit.first_row; row < unit.last_row; ++row)
+      backward_row(s, job, unit, row, b, gradients);
+  });
+}
+
+void backward_leave(const Job& job, const Unit& unit, float* memory) {
+  prepared<BackwardScratch>(job, unit, memory, [&](const Sizes& s, BackwardScratch& b) {
+    Gradients gradients(s, unit.gradients);
+    leave_span_backward(s, job, unit, b, gradients);
+  });
+}
+
+void step(const Job& job, const pfsr_state& before, const pfsr_state& after, float* memory) {
+  step_rows(job, before, after, memory);
 }
 
 }  // namespace
@@ -53,6 +79,7 @@ void gate_backward(const Job& job, const Span& span) {
 namespace pfsr {
 
 extern const Passes PFSR_PASSES;
-const Passes PFSR_PASSES = {LANES, scratch_floats, forward, backward, gate, gate_backward};
+const Passes PFSR_PASSES = {LANES,          scratch_floats, forward_enter,  forward, forward_leave,
+                            backward_enter, backward,       backward_leave, step};
 
 }  // namespace pfsr

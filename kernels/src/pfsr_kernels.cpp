@@ -6,12 +6,13 @@
 
 #include "mixer.h"
 #include "threads.h"
+#include "weights.h"
 
 namespace pfsr {
 namespace {
 
-constexpr int64_t UNIT_POSITIONS = 256;  // rows go together until they have so many
-constexpr int64_t SPAN_POSITIONS = 512;
+constexpr int64_t UNIT_POSITIONS = 512;  // rows go together until they have so many
+constexpr int64_t MOST_UNITS = 8;        // of a group: every unit has all gradients for itself
 
 const Passes* widest(int64_t most) {
 #if defined(PFSR_X86)
@@ -38,138 +39,145 @@ const Passes& passes() {
 }
 
 bool usable(const pfsr_shape& s) {
-  return s.rows >= 0 && s.length >= 0 && s.groups > 0 && s.rows % s.groups == 0 && s.heads > 0 &&
-         s.inner > 0 && s.inner % s.heads == 0 && s.state > 0 && s.taps > 0;
+  return s.rows >= 0 && s.length >= 0 && s.groups > 0 && s.rows % s.groups == 0 && s.dim > 0 &&
+         s.heads > 0 && s.inner > 0 && s.inner % s.heads == 0 && s.state > 0 && s.taps > 0;
 }
+
+int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+using Units = std::vector<Unit>;
 
 // Where there are fewer rows than threads, the heads of a row are divided too.
 int64_t head_parts(const pfsr_shape& s) {
   if (s.rows == 0 || s.rows >= s.threads) return 1;
-  return std::min(s.heads, (s.threads + s.rows - 1) / s.rows);
+  return std::min(s.heads, divided_up(s.threads, s.rows));
 }
 
 // A group's rows in pieces that depend on the shape alone, so that sums do not depend on threads.
-std::vector<Unit> divided(const pfsr_shape& s) {
-  std::vector<Unit> units;
+Units row_units(const pfsr_shape& s) {
+  Units units;
   const int64_t in_group = s.rows / s.groups, parts = head_parts(s);
-  const int64_t together = parts > 1 ? 1 : std::max<int64_t>(1, UNIT_POSITIONS / s.length);
+  const int64_t together =
+      std::max(divided_up(UNIT_POSITIONS, s.length), divided_up(in_group, MOST_UNITS));
   for (int64_t row = 0; row < s.rows;) {
-    const int64_t group = row / in_group;
-    const int64_t end = std::min(row + together, (group + 1) * in_group);
+    const int64_t group = row / in_group, end = std::min(row + together, (group + 1) * in_group);
     for (int64_t i = 0; i < parts; ++i)
-      units.push_back({row, end, group, s.heads * i / parts, s.heads * (i + 1) / parts,
-                       nullptr, nullptr, nullptr});
+      units.push_back({group, row, end, s.heads * i / parts, s.heads * (i + 1) / parts, 0,
+                       s.length, nullptr, {}});
     row = end;
   }
   return units;
 }
 
-std::vector<Span> spans(const Job& job) {
-  std::vector<Span> all;
+// For divided heads: pieces of rows, with all heads.
+Units span_units(const Job& job) {
+  Units units;
   const pfsr_shape& s = job.shape;
+  const int64_t span = CHUNK * divided_up(std::max(UNIT_POSITIONS, s.length / MOST_UNITS), CHUNK);
   for (int64_t row = 0; row < s.rows; ++row) {
     const int64_t length = job.lengths ? job.lengths[row] : s.length;
-    for (int64_t t = 0; t < length; t += SPAN_POSITIONS)
-      all.push_back({row, row / (s.rows / s.groups), t, std::min(t + SPAN_POSITIONS, length),
-                     nullptr, job.y ? job.y : job.out, nullptr});
+    for (int64_t t = 0; t < length; t += span)
+      units.push_back({row / (s.rows / s.groups), row, row + 1, 0, s.heads, t,
+                       std::min(t + span, length), nullptr, {}});
   }
-  return all;
+  return units;
+}
+
+// Memory that the parts of divided heads exchange (see Exchange).
+struct Exchanged {
+  Exchanged(const Job& job, bool backward, Units& parts, Units& spans) {
+    const Sizes s(job.shape);
+    const int64_t positions = job.shape.rows * s.L, count = head_parts(job.shape);
+    projected.resize(job.shape.rows * (s.K - 1 + s.L) * s.width);
+    if (!job.kept) y.resize(positions * s.I_pad);
+    if (backward) {
+      grad_projected.resize(positions * s.width);
+      grad_y.resize(positions * s.I_pad);
+      grad_BC.resize((count - 1) * positions * 2 * s.N_pad);
+    }
+    const Exchange common{projected.data(), y.data(), grad_projected.data(), grad_y.data(),
+                          nullptr};
+    for (Unit& unit : spans) unit.exchange = common;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const int64_t part = static_cast<int64_t>(i) % count;
+      parts[i].exchange = common;
+      if (backward && part)
+        parts[i].exchange.grad_BC = grad_BC.data() + (part - 1) * positions * 2 * s.N_pad;
+    }
+  }
+
+  std::vector<float> projected, y, grad_projected, grad_y, grad_BC;
+};
+
+using Pass = void (*)(const Job&, const Unit&, float* scratch);
+
+void run_all(Pass pass, const Job& job, const Units& units) {
+  parallel(static_cast<int64_t>(units.size()), job.shape.threads,
+           passes().scratch_floats(job.shape),
+           [&](int64_t i, float* scratch) { pass(job, units[i], scratch); });
 }
 
 void run_forward(const Job& job) {
-  const Passes& run = passes();
-  const std::vector<Unit> units = divided(job.shape);
-  const int64_t threads = job.shape.threads;
-  parallel(static_cast<int64_t>(units.size()), threads, run.scratch_floats(job.shape),
-           [&](int64_t i, float* memory) { run.forward(job, units[i], memory); });
-  if (head_parts(job.shape) == 1) return;
-  const std::vector<Span> all = spans(job);
-  parallel(static_cast<int64_t>(all.size()), threads, 0,
-           [&](int64_t i, float*) { run.gate(job, all[i]); });
+  Units units = row_units(job.shape);
+  if (head_parts(job.shape) == 1) return run_all(passes().forward, job, units);
+  Units spans = span_units(job);
+  const Exchanged exchanged(job, false, units, spans);
+  run_all(passes().forward_enter, job, spans);
+  run_all(passes().forward, job, units);
+  run_all(passes().forward_leave, job, spans);
 }
 
-// The gradients of one group from those of its units, which are in a fixed order.
-void add_up(const Sizes& s, const std::vector<const float*>& parts, int64_t group,
-            const pfsr_gradients& to) {
-  std::vector<double> total(gradient_floats(s));
-  for (const float* part : parts)
-    for (std::size_t i = 0; i < total.size(); ++i) total[i] += part[i];
-  const double *taps = total.data(), *bias = taps + s.K * s.channels_pad;
-  const double* rest = bias + s.channels_pad;
-  const auto channel = [&](int64_t at, int64_t plain, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t out = group * s.channels + plain + i;
-      to.conv_bias[out] = static_cast<float>(bias[at + i]);
-      for (int64_t k = 0; k < s.K; ++k)
-        to.conv_weight[out * s.K + k] = static_cast<float>(taps[k * s.channels_pad + at + i]);
-    }
-  };
-  for (int64_t h = 0; h < s.H; ++h) channel(h * s.P_pad, h * s.P, s.P);
-  channel(s.B_channel(), s.I, s.N);
-  channel(s.C_channel(), s.I + s.N, s.N);
-  std::copy(rest, rest + s.I, to.norm_weight + group * s.I);
-  rest += padded(s.I);
-  for (float* each : {to.dt_bias, to.A_log, to.D, to.A_log_anchored, to.gate_bias}) {
-    if (each) std::copy(rest, rest + s.H, each + group * s.H);
-    rest += padded(s.H);
-  }
-}
-
-// Memory of a backward pass: the gradients of every unit and span and, where heads are divided,
-// the gradient before the gate and the parts of B's and C's columns.
-struct BackwardMemory {
-  BackwardMemory(const Job& job, std::vector<Unit>& units, std::vector<Span>& all)
-      : size(gradient_floats(Sizes(job.shape))), gradients(size * (units.size() + all.size())) {
-    const pfsr_shape& s = job.shape;
-    const int64_t parts = head_parts(s);
-    float* next = gradients.data();
-    for (Unit& unit : units) unit.gradients = next, next += size;
-    for (Span& span : all) span.gradients = next, next += size;
-    if (parts == 1) return;
-    const int64_t positions = s.rows * s.length;
-    grad_y.resize(positions * s.inner);
-    grad_BC.resize((parts - 1) * positions * 2 * s.state);
-    for (std::size_t i = 0; i < units.size(); ++i) {
-      const int64_t part = static_cast<int64_t>(i) % parts;
-      units[i].grad_y = grad_y.data();
-      if (part) units[i].grad_BC = grad_BC.data() + (part - 1) * positions * 2 * s.state;
-    }
-    for (Span& span : all) span.grad_y = grad_y.data();
-  }
-
-  int64_t size;
-  std::vector<float> gradients, grad_y, grad_BC;
-};
-
-void add_columns(const Job& job, const std::vector<float>& grad_BC) {
+void add_BC(const Job& job, Exchanged& exchanged) {
   const Sizes s(job.shape);
-  const int64_t positions = job.shape.rows * s.L, columns = 2 * s.N;
-  for (std::size_t from = 0; from < grad_BC.size(); from += positions * columns)
-    for (int64_t row = 0; row < job.shape.rows; ++row)
-      for (int64_t t = 0; t < (job.lengths ? job.lengths[row] : s.L); ++t) {
-        const int64_t at = row * s.L + t;
-        float* to = job.grad_projected + at * s.width + 2 * s.I;
-        for (int64_t i = 0; i < columns; ++i) to[i] += grad_BC[from + at * columns + i];
-      }
+  const int64_t positions = job.shape.rows * s.L, columns = 2 * s.N_pad;
+  for (std::size_t from = 0; from < exchanged.grad_BC.size(); from += positions * columns)
+    for (int64_t t = 0; t < positions; ++t) {
+      float* to = exchanged.grad_projected.data() + t * s.width + s.x_column() + s.B_channel();
+      for (int64_t i = 0; i < columns; ++i) to[i] += exchanged.grad_BC[from + t * columns + i];
+    }
+}
+
+void run_divided_backward(const Job& job, Units& units, Units& spans) {
+  Exchanged exchanged(job, true, units, spans);
+  run_all(passes().backward_leave, job, spans);
+  run_all(passes().backward, job, units);
+  add_BC(job, exchanged);
+  run_all(passes().backward_enter, job, spans);
+}
+
+// The gradients of every group: the sums over its units, in their order.
+void add_up(const Job& job, const Units& units, const pfsr_gradients& to) {
+  const Sizes s(job.shape);
+  float* total = nullptr;
+  for (std::size_t i = 0; i < units.size(); ++i) {
+    const float* part = units[i].gradients;
+    if (!total)
+      total = units[i].gradients;
+    else
+      for (int64_t k = 0; k < s.gradient_floats(); ++k) total[k] += part[k];
+    if (i + 1 < units.size() && units[i + 1].group == units[i].group) continue;
+    Gradients(s, total).write(s, to, units[i].group);
+    total = nullptr;
+  }
 }
 
 void run_backward(const Job& job, const pfsr_gradients& gradients) {
-  const Passes& run = passes();
-  const int64_t threads = job.shape.threads;
-  const Sizes sizes(job.shape);
-  std::vector<Unit> units = divided(job.shape);
-  std::vector<Span> all = head_parts(job.shape) > 1 ? spans(job) : std::vector<Span>();
-  BackwardMemory memory(job, units, all);
-  parallel(static_cast<int64_t>(all.size()), threads, 0,
-           [&](int64_t i, float*) { run.gate_backward(job, all[i]); });
-  parallel(static_cast<int64_t>(units.size()), threads, run.scratch_floats(job.shape),
-           [&](int64_t i, float* scratch) { run.backward(job, units[i], scratch); });
-  add_columns(job, memory.grad_BC);
-  std::vector<std::vector<const float*>> parts(job.shape.groups);
-  for (const Unit& unit : units) parts[unit.group].push_back(unit.gradients);
-  for (const Span& span : all) parts[span.group].push_back(span.gradients);
-  for (int64_t group = 0; group < job.shape.groups; ++group)
-    add_up(sizes, parts[group], group, gradients);
+  Units units = row_units(job.shape), spans;
+  const bool divided = head_parts(job.shape) > 1;
+  if (divided) spans = span_units(job);
+  const int64_t size = Sizes(job.shape).gradient_floats();
+  std::vector<float> memory(size * (units.size() + spans.size()));
+  float* next = memory.data();
+  for (Units* some : {&units, &spans})
+    for (Unit& unit : *some) unit.gradients = next, next += size;
+  if (divided)
+    run_divided_backward(job, units, spans);
+  else
+    run_all(passes().backward, job, units);
+  units.insert(units.end(), spans.begin(), spans.end());
+  std::stable_sort(units.begin(), units.end(),
+                   [](const Unit& a, const Unit& b) { return a.group < b.group; });
+  add_up(job, units, gradients);
 }
 
 template <class Run>
@@ -201,23 +209,30 @@ int64_t pfsr_kept_floats(const pfsr_shape* shape) {
   return usable(*shape) ? Sizes(*shape).kept_floats() : -1;
 }
 
-int pfsr_forward(const pfsr_shape* shape, const pfsr_parameters* parameters,
-                 const float* projected, const int64_t* lengths, float* out, float* y,
-                 float* kept) {
+int pfsr_forward(const pfsr_shape* shape, const pfsr_parameters* parameters, const float* u,
+                 const int64_t* lengths, float* out, float* kept) {
   return guarded(*shape, [&] {
     if (shape->rows * shape->length == 0) return;
-    run_forward({*shape, *parameters, projected, lengths, out, y, kept, nullptr, nullptr});
+    run_forward({*shape, *parameters, u, lengths, out, kept, nullptr, nullptr});
   });
 }
 
-int pfsr_backward(const pfsr_shape* shape, const pfsr_parameters* parameters,
-                  const float* projected, const int64_t* lengths, const float* y,
-                  const float* kept, const float* grad_out, float* grad_projected,
+int pfsr_backward(const pfsr_shape* shape, const pfsr_parameters* parameters, const float* u,
+                  const int64_t* lengths, const float* kept, const float* grad_out, float* grad_u,
                   const pfsr_gradients* gradients) {
   return guarded(*shape, [&] {
     if (shape->rows * shape->length == 0) return;
-    run_backward({*shape, *parameters, projected, lengths, nullptr, const_cast<float*>(y),
-                  const_cast<float*>(kept), grad_out, grad_projected},
+    run_backward({*shape, *parameters, u, lengths, nullptr, const_cast<float*>(kept), grad_out,
+                  grad_u},
                  *gradients);
+  });
+}
+
+int pfsr_step(const pfsr_shape* shape, const pfsr_parameters* parameters, const float* u,
+              const pfsr_state* before, float* out, const pfsr_state* after) {
+  return guarded(*shape, [&] {
+    const FlushDenormals flush;
+    passes().step({*shape, *parameters, u, nullptr, out, nullptr, nullptr, nullptr}, *before,
+                  *after, scratch(passes().scratch_floats(*shape)));
   });
 }

@@ -1,4 +1,4 @@
-// The C interface of the compiled associative Mamba mixer. All numbers are float32, all arrays
+// The C interface of the compiled associative Mamba block. All numbers are float32, all arrays
 // contiguous; nothing is kept between calls and nothing but the outputs is written.
 #pragma once
 
@@ -14,27 +14,37 @@ extern "C" {
 enum { PFSR_OK = 0, PFSR_OUT_OF_MEMORY = 1, PFSR_BAD_SHAPE = 2 };
 
 // R rows (sequences) of L positions in G groups of R / G rows; every group has parameters of its
-// own. I inner width, H heads of P = I / H channels, N states, K taps of the convolution.
+// own. Model width D, inner width I, H heads of P = I / H channels, N states, K convolution taps.
 typedef struct {
-  int64_t rows, length, groups, inner, heads, state, taps;
+  int64_t rows, length, groups, dim, inner, heads, state, taps;
   int64_t anchored;  // 0 or 1: is there an anchored direction, and with it a gate
   int64_t threads;   // at most so many are used
   double eps;        // of the RMS norm
 } pfsr_shape;
 
 typedef struct {
+  const float *in_weight;    // (G, 2I + 2N + H, D): rows z, x, B, C, dt
+  const float *out_weight;   // (G, D, I)
   const float *conv_weight;  // (G, I + 2N, K), the last tap on the current position
   const float *conv_bias;    // (G, I + 2N)
+  const float *norm_weight;  // (G, I)
   const float *dt_bias;      // (G, H)
   const float *A_log;        // (G, H)
   const float *D;            // (G, H)
-  const float *norm_weight;  // (G, I)
   const float *A_log_anchored, *gate_bias;  // (G, H) each; null without the anchored direction
+  const float *gate_weight;                 // (G, H, D), or null
 } pfsr_parameters;
 
-typedef struct {  // the gradients of pfsr_parameters, in its shapes
-  float *conv_weight, *conv_bias, *dt_bias, *A_log, *D, *norm_weight, *A_log_anchored, *gate_bias;
+typedef struct {  // the gradients of pfsr_parameters, in its order and shapes
+  float *in_weight, *out_weight, *conv_weight, *conv_bias, *norm_weight, *dt_bias, *A_log, *D;
+  float *A_log_anchored, *gate_bias, *gate_weight;
 } pfsr_gradients;
+
+typedef struct {  // of R rows, before or after one interaction
+  float *conv;    // (R, I + 2N, K - 1), the last inputs of the convolution, oldest first
+  float *h;       // (R, H, P, N), the state that favours recent items
+  float *S, *c;   // (R, H, P, N), the anchored state, and (R, H), the sum of dt; or null
+} pfsr_state;
 
 int64_t pfsr_abi_version(void);
 
@@ -43,22 +53,24 @@ int64_t pfsr_abi_version(void);
 int64_t pfsr_lanes(void);
 int64_t pfsr_limit_lanes(int64_t most);
 
-// Floats that the forward pass keeps of one row for the backward pass.
+// Floats that the forward pass keeps of one row for the backward pass; -1 for a bad shape.
 int64_t pfsr_kept_floats(const pfsr_shape *shape);
 
-// projected (R, L, 2I + 2N + H [+ H]): z, x, B, C, dt and, anchored, the gate's logits without
-// their bias. lengths (R,) or null: only that many positions of a row count; behind them the
-// output and the gradients are zero. out (R, L, I): what the output projection reads.
-// y (R, L, I) and kept (R, pfsr_kept_floats) are for the backward pass; null when none follows.
-int pfsr_forward(const pfsr_shape *shape, const pfsr_parameters *parameters,
-                 const float *projected, const int64_t *lengths, float *out, float *y,
-                 float *kept);
+// u (R, L, D) to out (R, L, D). lengths (R,) in [0, L], or null: only that many positions of a row
+// count; behind them the output and the gradients are zero. kept (R, pfsr_kept_floats) is for the
+// backward pass; null when none follows.
+int pfsr_forward(const pfsr_shape *shape, const pfsr_parameters *parameters, const float *u,
+                 const int64_t *lengths, float *out, float *kept);
 
-// grad_out (R, L, I) to grad_projected (shape of projected) and the parameters' gradients.
-int pfsr_backward(const pfsr_shape *shape, const pfsr_parameters *parameters,
-                  const float *projected, const int64_t *lengths, const float *y,
-                  const float *kept, const float *grad_out, float *grad_projected,
+// grad_out (R, L, D) to grad_u (R, L, D) and the parameters' gradients.
+int pfsr_backward(const pfsr_shape *shape, const pfsr_parameters *parameters, const float *u,
+                  const int64_t *lengths, const float *kept, const float *grad_out, float *grad_u,
                   const pfsr_gradients *gradients);
+
+// One interaction: u (R, D) and the state before it to out (R, D) and the state after it. One
+// group; shape->length is not read.
+int pfsr_step(const pfsr_shape *shape, const pfsr_parameters *parameters, const float *u,
+              const pfsr_state *before, float *out, const pfsr_state *after);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -56,12 +56,21 @@ PFSR_INLINE Vec first_lanes(Vec v, int64_t count) {
   return lane_numbers() < static_cast<int32_t>(count) ? v : Vec{};
 }
 
+template <int WIDTH>
+PFSR_INLINE Vec fold(Vec v) {  // lane i and lane i + WIDTH (cyclic) added
+  IntVec turned;
+  for (int i = 0; i < LANES; ++i) turned[i] = (i + WIDTH) % LANES;
+  return v + __builtin_shuffle(v, turned);
+}
+
 PFSR_INLINE float sum(Vec v) {
-  float part[LANES];
-  store(part, v);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) part[i] += part[i + width];
-  return part[0];
+#if PFSR_LANES > 8
+  v = fold<8>(v);
+#endif
+#if PFSR_LANES > 4
+  v = fold<4>(v);
+#endif
+  return fold<1>(fold<2>(v))[0];
 }
 
 // exp(x), relative error below 2e-7. The argument is kept within [-87, 88]: no infinity and no

@@ -21,7 +21,6 @@ P width of a head (I / H), N state size, K convolution width, Q chunk length, T 
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,45 +86,38 @@ class AssociativeMamba(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
-        projected, parameters = self._project_jointly(u), self._mixer_parameters()
-        if kernels.applies_to(projected, self.D):
-            mixed = kernels.mix(projected, parameters, Mixer(NORM_EPS, self._mix))
-        else:
-            mixed = self._mix(projected, parameters)
-        return cast(Tensor, self.out_proj(mixed))
-
-    def _project_jointly(self, u: Tensor) -> Tensor:
-        """z, x, B, C, dt and the gate's logits without their bias, by one product."""
-        if not self.anchored:
-            return cast(Tensor, self.in_proj(u))
-        return F.linear(u, torch.cat([self.in_proj.weight, self.gate.weight]))
+        parameters = self._mixer_parameters()
+        if kernels.applies_to(u, self.D):
+            return kernels.mix(u, parameters, Mixer(NORM_EPS, self._mix))
+        return self._mix(u, parameters)
 
     def _mixer_parameters(self) -> MixerParameters:
-        return MixerParameters(
+        shared = (
+            self.in_proj.weight,
+            self.out_proj.weight,
             self.conv1d.weight,
             self.conv1d.bias,
+            self.norm.weight,
             self.dt_bias,
             self.A_log,
             self.D,
-            self.norm.weight,
-            self.A_log_anchored if self.anchored else None,
-            self.gate.bias if self.anchored else None,
         )
+        if not self.anchored:
+            return MixerParameters(*shared)
+        return MixerParameters(*shared, self.A_log_anchored, self.gate.bias, self.gate.weight)
 
-    def _mix(self, projected: Tensor, p: MixerParameters) -> Tensor:
-        """What the kernel does, (B, L, columns) to (B, L, I), in plain PyTorch."""
-        H, inner = self.num_heads, self.inner
-        z, xBC, dt, *logits = projected.split(
-            [inner, inner + 2 * self.state_dim, H, *([H] if self.anchored else [])], dim=-1
-        )
+    def _mix(self, u: Tensor, p: MixerParameters) -> Tensor:
+        """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
+        z, xBC, dt = F.linear(u, p.in_weight).split(self._widths(), dim=-1)
         x, B, C = self._split(F.silu(causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias)))
         dt = F.softplus(dt + p.dt_bias)
         a_anchored = gate = None
-        if p.A_log_anchored is not None and p.gate_bias is not None:
-            a_anchored, gate = -torch.exp(p.A_log_anchored), torch.sigmoid(logits[0] + p.gate_bias)
+        if p.A_log_anchored is not None and p.gate_weight is not None:
+            a_anchored = -torch.exp(p.A_log_anchored)
+            gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
         y = ssd_chunked(x, dt, B, C, -torch.exp(p.A_log), a_anchored, gate, self.chunk)
         gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
-        return F.rms_norm(gated, (inner,), p.norm_weight, NORM_EPS)
+        return F.linear(F.rms_norm(gated, (self.inner,), p.norm_weight, NORM_EPS), p.out_weight)
 
     def initial_state(self, batch_size: int) -> State:
         """Recurrent state of an empty history: convolution window, h, S and c."""
@@ -146,6 +138,8 @@ class AssociativeMamba(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
+        if kernels.applies_to(u, self.D) and not torch.is_grad_enabled():
+            return kernels.step(u, state, self._mixer_parameters(), NORM_EPS)
         z, xBC, dt = self._project(u)
         window = torch.cat([state["conv"], xBC[..., None]], dim=-1)
         convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
@@ -163,9 +157,12 @@ class AssociativeMamba(nn.Module):
         return self._finish(y + self.D[:, None] * x, z), new
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        widths = [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
-        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        z, xBC, dt = self.in_proj(u).split(self._widths(), dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
+
+    def _widths(self) -> list[int]:
+        """Columns of ``in_proj``: z; x, B and C; dt."""
+        return [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
