@@ -26,9 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfsr_core.models import kernels
 from pfsr_core.models.dual_form import ssd_chunked
+from pfsr_core.models.kernels import Mixer, MixerParameters
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
+NORM_EPS = 1e-5
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
 
 
@@ -79,15 +82,43 @@ class AssociativeMamba(nn.Module):
             self.A_log_anchored = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
             self.gate = nn.Linear(dim, num_heads)
             nn.init.constant_(self.gate.bias, GATE_BIAS)
-        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
-        z, xBC, dt = self._project(u)
-        x, B, C = self._split(F.silu(self._convolve(xBC)))
-        y = ssd_chunked(x, dt, B, C, *self._decays(), self._gate(u), self.chunk)
-        return self._finish(y + self.D[:, None] * x, z)
+        parameters = self._mixer_parameters()
+        if kernels.applies_to(u, self.D):
+            return kernels.mix(u, parameters, Mixer(NORM_EPS, self._mix))
+        return self._mix(u, parameters)
+
+    def _mixer_parameters(self) -> MixerParameters:
+        shared = (
+            self.in_proj.weight,
+            self.out_proj.weight,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.norm.weight,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+        )
+        if not self.anchored:
+            return MixerParameters(*shared)
+        return MixerParameters(*shared, self.A_log_anchored, self.gate.bias, self.gate.weight)
+
+    def _mix(self, u: Tensor, p: MixerParameters) -> Tensor:
+        """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
+        z, xBC, dt = F.linear(u, p.in_weight).split(self._widths(), dim=-1)
+        x, B, C = self._split(F.silu(causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias)))
+        dt = F.softplus(dt + p.dt_bias)
+        a_anchored = gate = None
+        if p.A_log_anchored is not None and p.gate_weight is not None:
+            a_anchored = -torch.exp(p.A_log_anchored)
+            gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
+        y = ssd_chunked(x, dt, B, C, -torch.exp(p.A_log), a_anchored, gate, self.chunk)
+        gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
+        return F.linear(F.rms_norm(gated, (self.inner,), p.norm_weight, NORM_EPS), p.out_weight)
 
     def initial_state(self, batch_size: int) -> State:
         """Recurrent state of an empty history: convolution window, h, S and c."""
@@ -108,6 +139,8 @@ class AssociativeMamba(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
+        if kernels.applies_to(u, self.D) and not torch.is_grad_enabled():
+            return kernels.step(u, state, self._mixer_parameters(), NORM_EPS)
         z, xBC, dt = self._project(u)
         window = torch.cat([state["conv"], xBC[..., None]], dim=-1)
         convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
@@ -125,12 +158,12 @@ class AssociativeMamba(nn.Module):
         return self._finish(y + self.D[:, None] * x, z), new
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        widths = [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
-        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        z, xBC, dt = self.in_proj(u).split(self._widths(), dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
 
-    def _convolve(self, xBC: Tensor) -> Tensor:
-        return causal_depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias)
+    def _widths(self) -> list[int]:
+        """Columns of ``in_proj``: z; x, B and C; dt."""
+        return [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
