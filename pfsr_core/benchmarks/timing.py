@@ -191,7 +191,7 @@ def _peak_here(work: Sized, shape: Shape) -> float:
 
 
 def _high_water() -> float:
-    """Megabytes. Linux hands ``ru_maxrss`` on to the programs a process starts; VmHWM it does not."""
+    """Megabytes. A process inherits ``ru_maxrss`` from who started it, but not VmHWM (Linux)."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
