@@ -17,7 +17,7 @@ from typing import Protocol, cast
 from torch import Tensor, addcmul, nn
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
-from pfsr_core.models.packing import Layout
+from pfsr_core.models.layout import Layout
 
 State = dict[str, Tensor]
 

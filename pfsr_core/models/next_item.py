@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
-from pfsr_core.models.packing import layout_of
+from pfsr_core.models.layout import layout_of
 from pfsr_core.params import Params
 
 ITEMS = "items.weight"

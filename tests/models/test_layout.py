@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from pfsr_core.models import packing
+from pfsr_core.models import layout
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.layout import layout_of
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import NextItemModel
-from pfsr_core.models.packing import layout_of
 
 ENCODERS = {
     "associative": lambda: associative_encoder(8, num_layers=2, dropout=0.3, state_dim=4),
@@ -54,7 +54,7 @@ def test_packed_and_padded_give_the_same(
     weights = torch.randn(8, 8)
     found = []
     for worth_it in (0.95, 0.0):
-        monkeypatch.setattr(packing, "WORTH_IT", worth_it)
+        monkeypatch.setattr(layout, "WORTH_IT", worth_it)
         hidden = model(ITEMS, bits)[ITEMS > 0]
         gradients = torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))
         found.append([hidden, *gradients])
