@@ -35,8 +35,8 @@ class MixerParameters(NamedTuple):
     in_weight: Tensor  # (2I + 2N + H, D): z, x, B, C, dt
     out_weight: Tensor  # (D, I)
     conv_weight: Tensor  # (I + 2N, 1, K)
-    conv_bias: Tensor  # (I + 2N,)
     norm_weight: Tensor  # (I,)
+    conv_bias: Tensor  # (I + 2N,)
     dt_bias: Tensor  # (H,)
     A_log: Tensor  # (H,)
     D: Tensor  # (H,)
@@ -116,53 +116,56 @@ def mix(
 # --- calls of the library ------------------------------------------------------------------------
 
 
-class _Call:
-    """Shape and addresses of one call; holds the tensors behind the addresses."""
+@cache
+def _shape(
+    rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
+) -> Any:
+    """``pfsr_shape``, as an argument; ``sizes`` are dim, inner, heads, state, taps, anchored."""
+    shape = cast(Any, compiled()).Shape(rows, length, groups, *sizes, threads, eps)
+    return byref(shape)
 
-    def __init__(self, eps: float, u: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.module = cast(Any, compiled())
-        self.library = self.module.library()
-        self.u = u.contiguous()
-        self.parameters = [tensor.contiguous() for tensor in parameters]
-        _, _, conv, _, norm, dt_bias, A_log, *_ = parameters
-        heads, inner = dt_bias.shape[-1], norm.shape[-1]
-        self.shape = self.module.Shape(
-            rows=u.shape[0],
-            length=u.shape[1],
-            groups=A_log.numel() // heads,
-            dim=u.shape[-1],
-            inner=inner,
-            heads=heads,
-            state=(conv.shape[-3] - inner) // 2,
-            taps=conv.shape[-1],
-            anchored=len(parameters) == len(MixerParameters._fields),
-            threads=torch.get_num_threads(),
-            eps=eps,
-        )
 
-    def addresses(self, tensors: Sequence[Tensor]) -> Any:
-        return byref(self.module.Parameters(*(tensor.data_ptr() for tensor in tensors)))
+def _sizes(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    out, conv, dt_bias = parameters[1], parameters[2], parameters[5]
+    dim, inner = out.shape[-2:]
+    anchored = len(parameters) == len(MixerParameters._fields)
+    return (dim, inner, dt_bias.shape[-1], (conv.shape[-3] - inner) // 2, conv.shape[-1], anchored)
 
-    def run(self, function: str, *arguments: Any) -> None:
-        call = getattr(self.library, function)
-        status = call(byref(self.shape), self.addresses(self.parameters), *arguments)
-        if status == 1:
-            raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
-        if status:
-            raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
+
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    """``pfsr_parameters`` or ``pfsr_gradients``, as an argument. The caller holds the tensors."""
+    return byref(cast(Any, compiled()).Parameters(*[tensor.data_ptr() for tensor in tensors]))
+
+
+def _run(function: str, *arguments: Any) -> None:
+    status = getattr(cast(Any, compiled()).library(), function)(*arguments)
+    if status == 1:
+        raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
+    if status:
+        raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
+
+
+def _shape_of(mixer: Mixer, u: Tensor, parameters: Sequence[Tensor]) -> Any:
+    A_log = parameters[A_LOG]
+    groups = A_log.numel() // A_log.shape[-1]
+    rows, length, _ = u.shape
+    return _shape(rows, length, groups, _sizes(parameters), mixer.eps, torch.get_num_threads())
 
 
 def _forward(
     mixer: Mixer, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output, and what the backward pass reads of every row (R, floats)."""
-    call = _Call(mixer.eps, u, parameters)
-    out = torch.empty_like(call.u)
-    floats = call.library.pfsr_kept_floats(byref(call.shape)) if keep else 0
+    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
+    shape = _shape_of(mixer, u, parameters)
+    out = torch.empty_like(u)
+    floats = cast(Any, compiled()).library().pfsr_kept_floats(shape) if keep else 0
     kept = u.new_empty(len(u), floats)
-    call.run(
+    _run(
         "pfsr_forward",
-        call.u.data_ptr(),
+        shape,
+        _addresses(parameters),
+        u.data_ptr(),
         None if lengths is None else lengths.data_ptr(),
         out.data_ptr(),
         kept.data_ptr() if keep else None,
@@ -179,37 +182,48 @@ def _backward(
     *parameters: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of u and of every parameter."""
-    call = _Call(mixer.eps, u, parameters)
+    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
     grad_out, kept = grad_out.contiguous(), kept.contiguous()
-    grad_u = torch.empty_like(call.u)
-    make = torch.empty_like if len(u) and u.shape[1] else torch.zeros_like
-    gradients = [make(tensor) for tensor in call.parameters]
-    call.run(
+    make = torch.empty_like if u.numel() else torch.zeros_like
+    gradients = [make(tensor) for tensor in (u, *parameters)]
+    _run(
         "pfsr_backward",
-        call.u.data_ptr(),
+        _shape_of(mixer, u, parameters),
+        _addresses(parameters),
+        u.data_ptr(),
         None if lengths is None else lengths.data_ptr(),
         kept.data_ptr(),
         grad_out.data_ptr(),
-        grad_u.data_ptr(),
-        call.addresses(gradients),
+        gradients[0].data_ptr(),
+        _addresses(gradients[1:]),
     )
-    return grad_u, *gradients
+    return tuple(gradients)
 
 
 def step(
     u: Tensor, state: dict[str, Tensor], parameters: Sequence[Tensor], eps: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One interaction: u (R, D) and the state before it to the output and the state after it."""
-    call = _Call(eps, u[:, None], parameters)
-    before = {name: tensor.contiguous() for name, tensor in state.items()}
-    after = {name: torch.empty_like(tensor) for name, tensor in before.items()}
-    out = torch.empty_like(call.u)
-    states = [
-        call.module.State(*(tensor.data_ptr() for tensor in some.values()))
-        for some in (before, after)
-    ]
-    call.run("pfsr_step", call.u.data_ptr(), byref(states[0]), out.data_ptr(), byref(states[1]))
-    return out[:, 0], after
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """One interaction: u (R, D) and the state before it to the output and the state after it.
+
+    Not differentiable. None where a tensor has no memory of its own (``torch.func``).
+    """
+    make = cast(Any, compiled()).State
+    after = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    out = torch.empty_like(u)
+    tensors = (u, *parameters, *state.values())
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        copied = {name: tensor.contiguous() for name, tensor in state.items()}
+        return step(u.contiguous(), copied, [p.contiguous() for p in parameters], eps)
+    try:
+        addresses = [tensor.data_ptr() for tensor in (u, out, *state.values(), *after.values())]
+        weights = _addresses(parameters)
+    except RuntimeError:
+        return None
+    shape = _shape(len(u), 1, 1, _sizes(parameters), eps, 1)
+    before_states = byref(make(*addresses[2 : 2 + len(state)]))
+    after_states = byref(make(*addresses[2 + len(state) :]))
+    _run("pfsr_step", shape, weights, addresses[0], before_states, addresses[1], after_states)
+    return out, after
 
 
 # --- autograd, and vmap by folding the mapped dimension into the groups --------------------------
@@ -250,7 +264,7 @@ class _MixBackward(torch.autograd.Function):
         return _backward(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         ctx.mixer, lengths, grad_out, _, *tensors = inputs
         ctx.save_for_backward(lengths, grad_out, *tensors)
 
@@ -260,10 +274,10 @@ class _MixBackward(torch.autograd.Function):
         lengths, grad_out, *tensors = ctx.saved_tensors
 
         def first(grad_out: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            _, pull = torch.func.vjp(lambda *t: _plain(ctx.mixer, lengths, *t), *tensors)
+            _, pull, *_ = torch.func.vjp(lambda *t: _plain(ctx.mixer, lengths, *t), *tensors)
             return cast(tuple[Tensor, ...], pull(grad_out))
 
-        _, pull = torch.func.vjp(first, grad_out, *tensors)
+        _, pull, *_ = torch.func.vjp(first, grad_out, *tensors)
         by_grad_out, *by_tensors = pull(grads)
         return None, None, by_grad_out, None, *by_tensors
 
