@@ -116,6 +116,7 @@ def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
 
     return Task(
         apply=make_apply(model),
+        noise_width=model.noise_width,
         partition=partition,
         init_shared=lambda: clone(partition.split(start)[0]),
         init_private=init_private,
@@ -142,6 +143,7 @@ def local_training(settings: Settings) -> LocalTraining:
         max_length=settings.model.max_length,
         seed=settings.run.seed,
         decay=train.round_decay,
+        negatives=train.negatives,
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
 from pfsr_core.fisher import Masks
-from pfsr_core.losses import next_item_cross_entropy
+from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
+from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 
@@ -26,9 +27,11 @@ class Task:
 
     ``candidates(data)``: sorted item codes that a client ranks (V',). With private item tables
     these are the items its own users touched; nothing is known about the others.
+    ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     """
 
     apply: Apply
+    noise_width: int
     partition: Partition
     init_shared: Callable[[], Params]
     init_private: Callable[[ClientDataset], Params]
@@ -40,6 +43,7 @@ class LocalTraining:
     """How a client trains. ``local_epochs`` passes a round over its windows.
 
     ``item_learning_rate`` is the step of the item table: small data wants it smaller.
+    ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
     """
 
     learning_rate: float
@@ -49,6 +53,7 @@ class LocalTraining:
     seed: int
     item_learning_rate: float
     decay: float = 1.0
+    negatives: int = 0
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
@@ -124,23 +129,45 @@ def train(
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
     optimizer = _fresh_adam(leaves, config)
     candidates = task.candidates(data)
-    generator = torch.Generator().manual_seed(stream)
+    generator, noise = torch.Generator().manual_seed(stream), noise_generator(stream)
     losses = LossSum()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream)  # dropout draws from the default generator, here only
-        for _ in range(config.local_epochs):
-            for batch in batches(windows, config.batch_size, generator):
-                inputs, targets = batch[:, :-1], batch[:, 1:]
-                hidden = task.apply(leaves, inputs, True)
-                loss = next_item_cross_entropy(hidden, leaves[ITEMS], targets, candidates)
-                losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
-                if extra_loss is not None:
-                    loss = loss + extra_loss(leaves)
-                optimizer.zero_grad()
-                loss.backward()
-                _freeze(leaves, frozen)
-                optimizer.step()
+    for _ in range(config.local_epochs):
+        for batch in batches(windows, config.batch_size, generator):
+            inputs, targets = batch[:, :-1], batch[:, 1:]
+            hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
+            loss = _loss(hidden, leaves[ITEMS], targets, candidates, config.negatives, generator)
+            losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
+            if extra_loss is not None:
+                loss = loss + extra_loss(leaves)
+            optimizer.zero_grad()
+            loss.backward()
+            _freeze(leaves, frozen)
+            optimizer.step()
     return {name: tensor.detach() for name, tensor in leaves.items()}, losses
+
+
+def _loss(  # noqa: PLR0913 - the parts of one formula
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    candidates: Tensor,
+    negatives: int,
+    generator: torch.Generator,
+) -> Tensor:
+    if not 0 < negatives < len(candidates):
+        return next_item_cross_entropy(hidden, table, targets, candidates)
+    drawn = candidates[torch.randperm(len(candidates), generator=generator)[:negatives]]
+    return sampled_cross_entropy(hidden, table, targets, candidates, drawn)
+
+
+def noise_generator(stream: int) -> np.random.Generator:
+    """Where the dropout of one client's training in one round comes from."""
+    return np.random.Generator(np.random.SFC64(stream_seed(stream, "dropout")))
+
+
+def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
+    """Bits for one batch of ``shape`` (B, L): (B, L, noise_width) int16, None without dropout."""
+    return draw_bits((*shape, task.noise_width), generator) if task.noise_width else None
 
 
 def _fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
@@ -180,7 +207,7 @@ def make_scorer(task: Task, params: Params, candidates: Tensor, max_length: int)
     @torch.no_grad()
     def score(histories: Sequence[ItemArray]) -> Tensor:
         items, lengths = pad_right(histories, max_length)
-        hidden = task.apply(params, items, False)
+        hidden = task.apply(params, items, None)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         table = params[ITEMS]
         scores = torch.full((len(items), len(table)), -torch.inf)

@@ -233,7 +233,7 @@ def _magnitude_loss(
 def _log_probability(task: Task, private: Params, candidates: Tensor) -> LogProbability:
     def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
         whole = {**params, **private}
-        hidden = task.apply(whole, prefix[None], False)[0]
+        hidden = task.apply(whole, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = whole[ITEMS][candidates] @ last
         label = torch.searchsorted(candidates, target.reshape(1))

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfsr_core.models import kernels
-from pfsr_core.models.kernels import Mixer, MixerParameters
+from pfsr_core.models.dual_form import ssd_chunked
+from pfsr_core.models.kernels import MixerParameters
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
 NORM_EPS = 1e-5
@@ -90,7 +91,7 @@ class AssociativeMamba(nn.Module):
         """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
         parameters = self._mixer_parameters()
         if kernels.applies_to(u, self.D):
-            return kernels.mix(u, parameters, Mixer(NORM_EPS, self._mix))
+            return kernels.mix(u, parameters, NORM_EPS)
         return self._mix(u, parameters)
 
     def _mixer_parameters(self) -> MixerParameters:
@@ -199,112 +200,3 @@ def _initial_dt_bias(num_heads: int, low: float = 1e-3, high: float = 1e-1) -> T
     """Mamba's own start: dt log-uniform in [low, high], as the inverse of softplus. (H,)"""
     dt = torch.exp(torch.rand(num_heads) * math.log(high / low) + math.log(low)).clamp(min=1e-4)
     return dt + torch.log(-torch.expm1(-dt))
-
-
-def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
-    chunk: int,
-) -> Tensor:
-    """Both directions as matrix products over chunks, linear in L.
-
-    x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
-    gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
-    exponentiated.
-    """
-    c = dt.cumsum(1)
-    dx = dt[..., None] * x
-    anchor = None if a_anchored is None else torch.exp(a_anchored * (c - dt))  # exp(a' c_{s-1})
-    outputs = []
-    h = S = None
-    for start in range(0, x.shape[1], chunk):
-        now = slice(start, start + chunk)
-        before = c[:, start - 1] if start else torch.zeros_like(c[:, 0])
-        r = c[:, now] - before[:, None]  # (B, Q, H), restarts at every chunk: small numbers
-        G = C[:, now] @ B[:, now].transpose(1, 2)  # (B, Q, Q), serves both directions
-        W = G[:, None] * _coefficients(r, a, anchor, gate, now)
-        y = (W @ dx[:, now].transpose(1, 2)).transpose(1, 2)
-        if h is not None:
-            y = y + torch.exp(a * r)[..., None] * _read(C[:, now], h)
-        if S is not None and gate is not None:
-            y = y + gate[:, now, :, None] * _read(C[:, now], S)
-        outputs.append(y)
-        if start + chunk < x.shape[1]:
-            end = r[:, -1:]
-            h = _carry(h, torch.exp(a * end[:, 0]), torch.exp(a * (end - r)), dx[:, now], B[:, now])
-            if anchor is not None:
-                S = _carry(S, torch.ones_like(end[:, 0]), anchor[:, now], dx[:, now], B[:, now])
-    return torch.cat(outputs, dim=1)
-
-
-def _coefficients(
-    r: Tensor, a: Tensor, anchor: Tensor | None, gate: Tensor | None, now: slice
-) -> Tensor:
-    """Weight of input s in output t within a chunk, both directions: (B, H, Q, Q)."""
-    Q = r.shape[1]
-    future = torch.ones(Q, Q, dtype=torch.bool, device=r.device).triu(1)
-    scaled = (a * r).transpose(1, 2)  # (B, H, Q)
-    gap = scaled[..., :, None] - scaled[..., None, :]
-    weight = torch.exp(gap.masked_fill(future, -torch.inf))
-    if anchor is None or gate is None:
-        return weight
-    from_start = (
-        gate[:, now].transpose(1, 2)[..., :, None] * anchor[:, now].transpose(1, 2)[..., None, :]
-    )
-    return weight + from_start.masked_fill(future, 0.0)
-
-
-def _read(C: Tensor, state: Tensor) -> Tensor:
-    """Outputs that a carried state adds: C (B, Q, N), state (B, H, P, N) -> (B, Q, H, P)."""
-    return torch.einsum("bqn,bhpn->bqhp", C, state)
-
-
-def _carry(state: Tensor | None, keep: Tensor, weight: Tensor, dx: Tensor, B: Tensor) -> Tensor:
-    """State after a chunk: keep (B, H), weight (B, Q, H) of the chunk's inputs."""
-    added = torch.einsum("bqhp,bqn->bhpn", weight[..., None] * dx, B)
-    return added if state is None else keep[..., None, None] * state + added
-
-
-def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
-) -> Tensor:
-    """The same map, one interaction at a time; the oracle of :func:`ssd_chunked`."""
-    batch, L, H, P = x.shape
-    h = x.new_zeros(batch, H, P, B.shape[-1])
-    S = torch.zeros_like(h)
-    product = x.new_ones(batch, H)
-    outputs = []
-    for t in range(L):
-        drive = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        h = torch.exp(a * dt[:, t])[..., None, None] * h + drive
-        y = torch.einsum("bhpn,bn->bhp", h, C[:, t])
-        if a_anchored is not None and gate is not None:
-            S = S + product[..., None, None] * drive
-            product = product * torch.exp(a_anchored * dt[:, t])
-            y = y + gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, dim=1)
-
-
-def reversed_scan_of_prefix(x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int) -> Tensor:
-    """The literal definition: read the prefix from its end to its start, return the last state.
-
-    (B, L, H, P), (B, L, H), (B, L, N), (H,) -> (B, H, P, N). Decay of the element that is read
-    next applies to what was read before it, so the product runs over the older elements.
-    """
-    state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
-    for s in reversed(range(length)):
-        drive = (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, None, None]
-        state = torch.exp(a * dt[:, s])[..., None, None] * state + drive
-    return state

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pfsr_core.models.dropout import Dropout, Noise
 from pfsr_core.models.layers import Stack, State
 
 
@@ -36,7 +37,7 @@ class GRULayer(nn.Module):
         self.bias_ih_l0 = nn.Parameter(_uniform(bound, 3 * hidden_dim))
         self.bias_hh_l0 = nn.Parameter(_uniform(bound, 3 * hidden_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _noise: Noise | None = None) -> Tensor:
         hidden = x.new_zeros(x.shape[0], self.weight_hh_l0.shape[1])
         outputs = []
         for gates in linear(x, self.weight_ih_l0, self.bias_ih_l0).unbind(1):
@@ -69,18 +70,19 @@ class GRU4Rec(nn.Module):
         super().__init__()
         sizes = [dim] + [hidden_dim] * num_layers
         self.recurrent = Stack([GRULayer(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, hidden_dim)
+        self.noise_width = self.dropout.noise_width
         self.output = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.output(self.dropout(self.recurrent(x))))
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        return cast(Tensor, self.output(self.dropout(self.recurrent(x), noise)))
 
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         x, state = self.recurrent.step(x, state)
-        return self.output(self.dropout(x)), state
+        return self.output(x), state
 
 
 def _uniform(bound: float, *shape: int) -> Tensor:

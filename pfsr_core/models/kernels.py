@@ -1,9 +1,9 @@
 """The associative Mamba block by the compiled kernel of the distribution ``pfsr-kernels``.
 
 The kernel computes a whole block, projections included, forward and backward, in float32 on the
-CPU. It is used where it is installed, and never required: without it, for other numbers or
-devices, and for second derivatives plain PyTorch does the same. ``PFSR_KERNELS=never`` in the
-environment, or ``use_kernels(False)`` around a piece of code, turns it off.
+CPU. It is used where it is installed, and never required: without it, and for other numbers or
+devices, plain PyTorch does the same. ``PFSR_KERNELS=never`` in the environment, or
+``use_kernels(False)`` around a piece of code, turns it off.
 
 Letters in shapes: R rows (sequences), G groups of R / G rows with parameters of their own,
 L length, D model width, I inner width, H heads, P = I / H, N states, K taps.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import byref
 from functools import cache
@@ -46,13 +46,6 @@ class MixerParameters(NamedTuple):
 
 
 A_LOG = MixerParameters._fields.index("A_log")
-
-
-class Mixer(NamedTuple):
-    """What is no tensor. ``plain(u, parameters)`` is the same map in plain PyTorch, one group."""
-
-    eps: float
-    plain: Callable[[Tensor, MixerParameters], Tensor]
 
 
 @contextmanager
@@ -88,6 +81,11 @@ def compiled() -> Any | None:
     return None
 
 
+def available() -> bool:
+    """Whether the kernel is installed and the environment does not turn it off."""
+    return compiled() is not None
+
+
 def applies_to(*tensors: Tensor) -> bool:
     """Whether the kernel is there, switched on, and computes with tensors like these."""
     return (
@@ -99,17 +97,17 @@ def applies_to(*tensors: Tensor) -> bool:
 
 
 def mix(
-    u: Tensor, parameters: MixerParameters, mixer: Mixer, lengths: Tensor | None = None
+    u: Tensor, parameters: MixerParameters, eps: float, lengths: Tensor | None = None
 ) -> Tensor:
-    """The block's output (R, L, D) for u (R, L, D), differentiable in u and the parameters.
+    """The block's output (R, L, D) for u (R, L, D), differentiable once in u and the parameters.
 
     ``lengths`` (R,) of int64 in [0, L]: positions from there on cost nothing, give zeros and pass
     no gradient on. Without lengths every position counts. Works under ``torch.func``'s ``grad``
-    and ``vmap``; second derivatives are those of ``mixer.plain``.
+    and ``vmap``. ``eps`` is that of the RMS norm.
     """
     present = [tensor for tensor in parameters if tensor is not None]
     keep = torch.is_grad_enabled()
-    out, _ = _Mix.apply(mixer, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
+    out, _ = _Mix.apply(eps, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
@@ -145,19 +143,19 @@ def _run(function: str, *arguments: Any) -> None:
         raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
 
 
-def _shape_of(mixer: Mixer, u: Tensor, parameters: Sequence[Tensor]) -> Any:
+def _shape_of(eps: float, u: Tensor, parameters: Sequence[Tensor]) -> Any:
     A_log = parameters[A_LOG]
     groups = A_log.numel() // A_log.shape[-1]
     rows, length, _ = u.shape
-    return _shape(rows, length, groups, _sizes(parameters), mixer.eps, torch.get_num_threads())
+    return _shape(rows, length, groups, _sizes(parameters), eps, torch.get_num_threads())
 
 
 def _forward(
-    mixer: Mixer, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
+    eps: float, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output, and what the backward pass reads of every row (R, floats)."""
     u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
-    shape = _shape_of(mixer, u, parameters)
+    shape = _shape_of(eps, u, parameters)
     out = torch.empty_like(u)
     floats = cast(Any, compiled()).library().pfsr_kept_floats(shape) if keep else 0
     kept = u.new_empty(len(u), floats)
@@ -174,7 +172,7 @@ def _forward(
 
 
 def _backward(
-    mixer: Mixer,
+    eps: float,
     lengths: Tensor | None,
     grad_out: Tensor,
     kept: Tensor,
@@ -188,7 +186,7 @@ def _backward(
     gradients = [make(tensor) for tensor in (u, *parameters)]
     _run(
         "pfsr_backward",
-        _shape_of(mixer, u, parameters),
+        _shape_of(eps, u, parameters),
         _addresses(parameters),
         u.data_ptr(),
         None if lengths is None else lengths.data_ptr(),
@@ -230,7 +228,7 @@ def step(
 
 
 class _Mix(torch.autograd.Function):
-    """Mixer, keep, lengths, u and parameters to the output and what the backward pass reads."""
+    """Eps, keep, lengths, u and parameters to the output and what the backward pass reads."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -238,7 +236,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mixer, _, lengths, *tensors = inputs
+        ctx.eps, _, lengths, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(lengths, output[1], *tensors)
@@ -248,7 +246,7 @@ class _Mix(torch.autograd.Function):
         lengths, kept, *tensors = ctx.saved_tensors
         if grad_out is None:
             return (None,) * (3 + len(tensors))
-        gradients = _MixBackward.apply(ctx.mixer, lengths, grad_out, kept, *tensors)  # type: ignore[no-untyped-call]
+        gradients = _MixBackward.apply(ctx.eps, lengths, grad_out, kept, *tensors)  # type: ignore[no-untyped-call]
         return None, None, None, *gradients
 
     @staticmethod
@@ -264,43 +262,19 @@ class _MixBackward(torch.autograd.Function):
         return _backward(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        ctx.mixer, lengths, grad_out, _, *tensors = inputs
-        ctx.save_for_backward(lengths, grad_out, *tensors)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing to keep: this is the last derivative."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Second derivatives: those of the plain path."""
-        lengths, grad_out, *tensors = ctx.saved_tensors
-
-        def first(grad_out: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            _, pull, *_ = torch.func.vjp(lambda *t: _plain(ctx.mixer, lengths, *t), *tensors)
-            return cast(tuple[Tensor, ...], pull(grad_out))
-
-        _, pull, *_ = torch.func.vjp(first, grad_out, *tensors)
-        by_grad_out, *by_tensors = pull(grads)
-        return None, None, by_grad_out, None, *by_tensors
+    def backward(_ctx: Any, *_grads: Tensor) -> Any:
+        raise RuntimeError(
+            "the compiled associative block is differentiable once; for second derivatives build"
+            " them from associative_scan_reference, in plain PyTorch"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         return _folded(_MixBackward, info.batch_size, in_dims, inputs, _Layout(5, 1))
-
-
-def _plain(mixer: Mixer, lengths: Tensor | None, u: Tensor, *parameters: Tensor) -> Tensor:
-    """The same map in plain PyTorch, groups and lengths included."""
-
-    def of_group(rows: Tensor, *parameters: Tensor) -> Tensor:
-        return mixer.plain(rows, MixerParameters(*parameters))
-
-    A_log = parameters[A_LOG]
-    if A_log.dim() > 1:
-        out = torch.func.vmap(of_group)(u.unflatten(0, (len(A_log), -1)), *parameters).flatten(0, 1)
-    else:
-        out = of_group(u, *parameters)
-    if lengths is None:
-        return out
-    live = torch.arange(out.shape[1]) < lengths[:, None]
-    return out.masked_fill(~live[..., None], 0.0)
 
 
 class _Layout(NamedTuple):

@@ -16,6 +16,8 @@ from typing import Protocol, cast
 
 from torch import Tensor, addcmul, nn
 
+from pfsr_core.models.dropout import Dropout, Noise, noise_width
+
 State = dict[str, Tensor]
 
 NORM_EPS = 1e-8  # the published 1e-12 is below what float32 resolves next to a variance
@@ -28,8 +30,8 @@ class Encoder(Protocol):
     so padding on the right never reaches an earlier position.
     """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """All positions at once: (B, L, D) to (B, L, D)."""
+    def __call__(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """All positions at once: (B, L, D) to (B, L, D). With ``noise`` its dropout acts."""
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first interaction, on the parameters' device and in their dtype.
@@ -52,19 +54,20 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(dim, 4 * dim)
         self.contract = nn.Linear(4 * dim, dim)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.hidden_dropout, self.dropout = Dropout(dropout, 4 * dim), Dropout(dropout, dim)
+        self.noise_width = noise_width(self.hidden_dropout, self.dropout)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(self.expand(x)))
-        return cast(Tensor, self.norm(self.dropout(self.contract(hidden)) + x))
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        hidden = self.hidden_dropout(self.activation(self.expand(x)), noise)
+        return cast(Tensor, self.norm(self.dropout(self.contract(hidden), noise) + x))
 
 
 class MixerLayer(nn.Module):
     """A mixer inside its residual, norm and feed-forward. (B, L, D) to (B, L, D).
 
-    ``mixer`` is an ``nn.Module`` that answers to ``Encoder``. Mamba4Rec sets ``residual`` when
-    the model has more than one layer.
+    ``mixer`` is an ``nn.Module`` that answers to ``Encoder``, without dropout of its own.
+    Mamba4Rec sets ``residual`` when the model has more than one layer.
     """
 
     mixer: Encoder
@@ -73,23 +76,25 @@ class MixerLayer(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.residual = residual
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, dim)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.feed_forward = FeedForward(dim, dropout)
+        self.noise_width = noise_width(self.dropout, self.feed_forward)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._after_mixer(self.mixer(x), x)
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        return self._after_mixer(self.mixer(x), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
         return self.mixer.initial_state(batch_size)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, state = self.mixer.step(x, state)
-        return self._after_mixer(mixed, x), state
+        return self._after_mixer(mixed, x, None), state
 
-    def _after_mixer(self, mixed: Tensor, x: Tensor) -> Tensor:
-        mixed = self.dropout(mixed)
-        return cast(Tensor, self.feed_forward(self.norm(mixed + x if self.residual else mixed)))
+    def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
+        mixed = self.dropout(mixed, noise)
+        normed = self.norm(mixed + x if self.residual else mixed)
+        return cast(Tensor, self.feed_forward(normed, noise))
 
 
 class Stack(nn.Module):
@@ -101,10 +106,11 @@ class Stack(nn.Module):
     def __init__(self, layers: Sequence[Encoder]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
+        self.noise_width = noise_width(*self.layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         for layer in self._encoders():
-            x = layer(x)
+            x = layer(x, noise)
         return x
 
     def initial_state(self, batch_size: int) -> State:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.params import Params
 
 ITEMS = "items.weight"
-Apply = Callable[[Params, Tensor, bool], Tensor]
+Apply = Callable[[Params, Tensor, Tensor | None], Tensor]
 
 
 class NextItemModel(nn.Module):
@@ -29,24 +30,25 @@ class NextItemModel(nn.Module):
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.norm = nn.LayerNorm(embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, embedding_dim)
         self.encoder = encoder
+        self.noise_width = noise_width(self.dropout, encoder)
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D)."""
-        hidden: Tensor = self.encoder(self.norm(self.dropout(self.items(items))))
+    def forward(self, items: Tensor, bits: Tensor | None = None) -> Tensor:
+        """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
+
+        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none.
+        """
+        noise = None if bits is None else Noise(bits)
+        hidden: Tensor = self.encoder(self.norm(self.dropout(self.items(items), noise)), noise)
         return hidden
 
 
 def make_apply(model: NextItemModel) -> Apply:
-    """``apply(params, items, training)``: the model as a function of its parameters.
+    """``apply(params, items, bits)``: the model as a function of its parameters."""
 
-    The module is a shell; only its dropout flag is ever set.
-    """
-
-    def apply(params: Params, items: Tensor, training: bool) -> Tensor:
-        model.train(training)
-        hidden: Tensor = functional_call(model, params, (items,), strict=True)
+    def apply(params: Params, items: Tensor, bits: Tensor | None) -> Tensor:
+        hidden: Tensor = functional_call(model, params, (items, bits), strict=True)
         return hidden
 
     return apply

@@ -22,39 +22,38 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import relu, scaled_dot_product_attention
 
+from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layers import NORM_EPS, State, of_prefix, with_prefix
 
 
 class AttentionBlock(nn.Module):
     """One SASRec block, (B, L, D) to (B, L, D); causal."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_heads: int, max_length: int, dropout: float) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads} does not divide embedding_dim={dim}: choose a divisor"
             )
-        self.num_heads, self.attention_dropout = num_heads, dropout
+        self.num_heads = num_heads
+        self.attention_dropout = Dropout(dropout, num_heads * max_length)
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.output = nn.Linear(dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(dim, dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(dim, dim),
-            nn.Dropout(dropout),
-        )  # fmt: skip
+        self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.inner_dropout, self.outer_dropout = Dropout(dropout, dim), Dropout(dropout, dim)
+        self.noise_width = noise_width(
+            self.attention_dropout, self.inner_dropout, self.outer_dropout
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         q = self.query_norm(x)
         keys, values = self._heads(self.key(x)), self._heads(self.value(x))
-        dropout = self.attention_dropout if self.training else 0.0
-        with attention_kernel():
-            mixed = scaled_dot_product_attention(
-                self._heads(self.query(q)), keys, values, dropout_p=dropout, is_causal=True
-            )
-        return self._after_attention(q, mixed.transpose(1, 2).flatten(2))
+        mixed = self._attend(self._heads(self.query(q)), keys, values, noise)
+        return self._after_attention(q, mixed.transpose(1, 2).flatten(2), noise)
 
     def step(
         self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor
@@ -68,15 +67,29 @@ class AttentionBlock(nn.Module):
         seen = (slots <= position.unsqueeze(1))[:, None, None, :]
         queries = self._heads(self.query(q).unsqueeze(1))
         mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        return self._after_attention(q, mixed.flatten(1)), keys, values
+        return self._after_attention(q, mixed.flatten(1), None), keys, values
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, H, L, K)."""
         return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
-    def _after_attention(self, q: Tensor, mixed: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, noise: Noise | None) -> Tensor:
+        """Causal attention of heads (B, H, L, K); dropout on the weights needs them in full."""
+        if noise is None or not self.attention_dropout.noise_width:
+            with attention_kernel():
+                return scaled_dot_product_attention(q, k, v, is_causal=True)
+        length = q.shape[2]
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+        bits = noise.take(self.attention_dropout.noise_width).unflatten(-1, (self.num_heads, -1))
+        kept = self.attention_dropout.mask(bits[..., :length].transpose(1, 2), q.dtype)
+        return (weights * kept) @ v
+
+    def _after_attention(self, q: Tensor, mixed: Tensor, noise: Noise | None) -> Tensor:
         f = self.feed_forward_norm(q + self.output(mixed))
-        return cast(Tensor, f + self.feed_forward(f))
+        hidden = relu(self.inner_dropout(self.inner(f), noise))
+        return cast(Tensor, f + self.outer_dropout(self.outer(hidden), noise))
 
 
 class SASRec(nn.Module):
@@ -92,17 +105,18 @@ class SASRec(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
-        self.dropout = nn.Dropout(dropout)
-        blocks = (AttentionBlock(dim, num_heads, dropout) for _ in range(num_layers))
+        self.dropout = Dropout(dropout, dim)
+        blocks = (AttentionBlock(dim, num_heads, max_length, dropout) for _ in range(num_layers))
         self.blocks = nn.ModuleList(blocks)
+        self.noise_width = noise_width(self.dropout, *self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Raises ``ValueError`` when x is longer than ``max_length``."""
         self._check_length(x.shape[1])
-        x = self.dropout(x + self.positions[: x.shape[1]])
+        x = self.dropout(x + self.positions[: x.shape[1]], noise)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, noise)
         return cast(Tensor, self.norm(x))
 
     def initial_state(self, batch_size: int) -> State:
@@ -120,7 +134,7 @@ class SASRec(nn.Module):
         position = state["position"]
         self._check_length(int(position.max()) + 1)
         next_state: State = {"position": position + 1}
-        x = self.dropout(x + self.positions[position])
+        x = x + self.positions[position]
         for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
             caches = of_prefix(state, index)
             x, keys, values = block.step(x, caches["keys"], caches["values"], position)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pfsr_core.models.associative_mamba import (
     AssociativeMamba,
     associative_encoder,
+)
+from pfsr_core.models.dropout import Noise
+from pfsr_core.models.dual_form import (
     associative_scan_reference,
     reversed_scan_of_prefix,
     ssd_chunked,
@@ -114,7 +117,7 @@ class FlippedMamba(nn.Module):
         super().__init__()
         self.inner = AssociativeMamba(dim, num_heads=2, state_dim=4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _noise: Noise | None = None) -> Tensor:
         flipped: Tensor = self.inner(x.flip(1)).flip(1)
         return self.inner(x) + flipped
 

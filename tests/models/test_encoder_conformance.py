@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from pfsr_core.models.associative_mamba import associative_encoder
+from pfsr_core.models.dropout import Noise, draw_bits
 from pfsr_core.models.gru4rec import gru4rec_encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.sasrec import sasrec_encoder
@@ -55,6 +57,10 @@ def encoder(build: Build) -> Any:
 
 def histories(*shape: int) -> Tensor:
     return torch.randn(*shape, DIM, dtype=torch.float64)
+
+
+def random_bits(encoder: Any, *shape: int, seed: int = 0) -> Tensor:
+    return draw_bits((*shape, encoder.noise_width), np.random.default_rng(seed))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -144,15 +150,27 @@ class TestStep:
 
 
 class TestDropout:
-    def test_inactive_in_evaluation(self, build: Build) -> None:
-        encoder = build(DIM, 0.5).eval()
-        x = histories(2, 6).float()
+    def test_acts_with_noise_only(self, build: Build) -> None:
+        encoder, x = build(DIM, 0.5).train(), histories(2, 6).float()
+        first, second = (Noise(random_bits(encoder, 2, 6, seed=seed)) for seed in (0, 1))
         assert torch.equal(encoder(x), encoder(x))
+        assert not torch.equal(encoder(x, first), encoder(x, second))
 
-    def test_active_in_training(self, build: Build) -> None:
-        encoder = build(DIM, 0.5).train()
-        x = histories(2, 6).float()
-        assert not torch.equal(encoder(x), encoder(x))
+    def test_same_bits_same_output_and_every_bit_is_taken(self, build: Build) -> None:
+        encoder, x = build(DIM, 0.5), histories(2, 6).float()
+        bits = random_bits(encoder, 2, 6)
+        noise = Noise(bits)
+        assert torch.equal(encoder(x, noise), encoder(x, Noise(bits)))
+        assert noise.used == encoder.noise_width > 0
+
+    def test_padding_with_further_bits_changes_nothing(self, encoder: Any) -> None:
+        x, bits = histories(2, 6), random_bits(encoder, 2, 6)
+        padded = torch.cat([x, torch.zeros(2, 3, DIM, dtype=x.dtype)], dim=1)
+        longer = torch.cat([bits, random_bits(encoder, 2, 3, seed=1)], dim=1)
+        close(encoder(padded, Noise(longer))[:, :6], encoder(x, Noise(bits)))
+
+    def test_no_noise_is_wanted_without_dropout(self, build: Build) -> None:
+        assert build(DIM, 0.0).noise_width == 0
 
 
 class TestGradients:
@@ -204,16 +222,17 @@ class TestGradients:
             for name, gradient in grad(loss)(values, x[client]).items():
                 close(batched[name][client], gradient)
 
-    def test_dropout_differs_between_mapped_clients(self, build: Build) -> None:
-        encoder = build(DIM, 0.5).train()
-        x = histories(1, 6).float().expand(2, 1, 6, DIM)
+    def test_dropout_of_mapped_clients_is_that_of_each_alone(self, encoder: Any) -> None:
+        x, bits = histories(2, 3, 6), random_bits(encoder, 2, 3, 6)
         values = {name: p.detach() for name, p in encoder.named_parameters()}
 
-        def loss(values: dict[str, Tensor], batch: Tensor) -> Tensor:
-            return functional_call(encoder, values, (batch,)).square().sum()
+        def loss(values: dict[str, Tensor], batch: Tensor, bits: Tensor) -> Tensor:
+            return functional_call(encoder, values, (batch, Noise(bits))).square().sum()
 
-        gradients = vmap(grad(loss), in_dims=(None, 0), randomness="different")(values, x)
-        assert any(not torch.equal(tensor[0], tensor[1]) for tensor in gradients.values())
+        batched = vmap(grad(loss), in_dims=(None, 0, 0))(values, x, bits)
+        for client in range(2):
+            for name, gradient in grad(loss)(values, x[client], bits[client]).items():
+                close(batched[name][client], gradient)
 
     def test_inputs_are_not_written(self, encoder: Any) -> None:
         x = histories(2, 6).requires_grad_()

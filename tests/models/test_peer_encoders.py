@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
+from pfsr_core.models.dropout import Noise
 from pfsr_core.models.gru4rec import GRULayer, gru4rec_encoder
 from pfsr_core.models.layers import FeedForward, MixerLayer, Stack, State, of_prefix, with_prefix
 from pfsr_core.models.mamba1 import mamba1_encoder
@@ -66,15 +67,22 @@ class TestLayers:
 
 class TestSASRec:
     def test_block_by_hand(self) -> None:
-        block = AttentionBlock(6, 1, 0.0).double()
+        block = AttentionBlock(6, 1, 4, 0.0).double()
         x = torch.randn(1, 4, 6, dtype=torch.float64)
         q = block.query_norm(x)
         scores = block.query(q) @ block.key(x).mT / 6**0.5
         future = torch.ones(4, 4).triu(1).bool()
         weights = softmax(scores.masked_fill(future, float("-inf")), dim=-1)
         f = block.feed_forward_norm(q + block.output(weights @ block.value(x)))
-        expected = f + block.feed_forward[3](block.feed_forward[0](f).relu())
+        expected = f + block.outer(block.inner(f).relu())
         close(block(x), expected)
+
+    def test_noise_that_drops_nothing_changes_nothing(self) -> None:
+        """With dropout attention is composed of its parts; the fused one must be the same map."""
+        encoder = sasrec_encoder(8, 2, 2, 9, 2**-16).double()
+        keep_all = torch.full((2, 7, encoder.noise_width), 2**15 - 1, dtype=torch.int16)
+        x = torch.randn(2, 7, 8, dtype=torch.float64)
+        torch.testing.assert_close(encoder(x, Noise(keep_all)), encoder(x), rtol=1e-3, atol=1e-3)
 
     def test_order_matters(self) -> None:
         """Without positions the last output would not tell apart two orders of what is before."""
