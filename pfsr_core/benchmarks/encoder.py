@@ -36,8 +36,8 @@ def measure() -> Iterator[Measurement]:
 
 
 def paths() -> list[str]:
-    """"kernel" where the compiled one is installed, and "plain"."""
-    return ["kernel", "plain"] if kernels.available() else ["plain"]
+    """ "kernel" where the compiled one is installed, and "plain"."""
+    return ["kernel", "plain"] if kernels.compiled() else ["plain"]
 
 
 def _against_peers(path: str) -> Iterator[Measurement]:

@@ -44,11 +44,15 @@ def _against_others(path: str, block: AssociativeMamba) -> Iterator[Measurement]
         step, size = steps(block, after(block, length)), float(length)
         case = f"{path}, after {length} interactions"
         yield per_call(
-            compare(NAME, case, step, "GRU cell", lambda: repeat(lambda: cell(x, hidden)), size=size)
+            compare(
+                NAME, case, step, "GRU cell", lambda: repeat(lambda: cell(x, hidden)), size=size
+            )
         )
         history = torch.randn(1, length, DIM)
         yield per_call(
-            compare(NAME, case, step, "forward over all", lambda h=history: repeat(lambda: block(h)))
+            compare(
+                NAME, case, step, "forward over all", lambda h=history: repeat(lambda: block(h))
+            )
         )
 
 
@@ -57,9 +61,7 @@ def per_call(measured: Measurement) -> Measurement:
     from dataclasses import replace
 
     assert measured.ours_ms is not None and measured.peer_ms is not None
-    return replace(
-        measured, ours_ms=measured.ours_ms / CALLS, peer_ms=measured.peer_ms / CALLS
-    )
+    return replace(measured, ours_ms=measured.ours_ms / CALLS, peer_ms=measured.peer_ms / CALLS)
 
 
 def after(block: AssociativeMamba, interactions: int) -> State:
