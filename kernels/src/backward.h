@@ -250,6 +250,10 @@ inline void steps_backward(const Sizes& s, int64_t head, int64_t q, BackwardScra
     store(b.grad_gate + t, logit);
   }
   for (int64_t t = 0; t < q; ++t) to[t * s.width] = b.grad_dt[t];
+  if (head == s.H - 1) {  // the padding behind the last head
+    const int64_t end = s.directions * s.H, count = s.width - s.steps_column - end;
+    for (int64_t t = 0; t < q; ++t) fill(steps + t * s.width + end, 0, count);
+  }
   gradients.dt_bias[head] += sum(bias);
   if (!s.anchored) return;
   for (int64_t t = 0; t < q; ++t) to[t * s.width + s.H] = b.grad_gate[t];
