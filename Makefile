@@ -13,16 +13,23 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
+KERNEL_SOURCES := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml')
+
 .PHONY: help setup run test test-slow test-deployment test-docker check format ablation clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/installed ## Make the environment in .venv
+setup: $(VENV)/installed $(VENV)/kernels ## Make the environment in .venv
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev]"
+	@touch $@
+
+# Optional: without it plain PyTorch computes the same. CXX names the compiler.
+$(VENV)/kernels: $(VENV)/installed $(KERNEL_SOURCES)
+	@CXX="$(CXX)" $(BIN)/python kernels/install.py
 	@touch $@
 
 run: setup ## Train PFSR on ML-100K through Flower and say what it is worth

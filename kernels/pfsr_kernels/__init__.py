@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).with_name("libpfsr_kernels.so")
 
 SHAPE = "rows length groups dim inner heads state taps anchored threads"
 PARAMETERS = (
-    "in_weight out_weight conv_weight conv_bias norm_weight dt_bias A_log D"
+    "in_weight out_weight conv_weight norm_weight conv_bias dt_bias A_log D"
     " A_log_anchored gate_bias gate_weight"
 )
 

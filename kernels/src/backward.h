@@ -58,29 +58,33 @@ struct BackwardScratch {
   float* grad_c;                                // per head: gradient of c after the chunk
   RowSums row_forward, row_anchored, row_dt;
   float *column_forward, *column_anchored;
+  float grad_A;      // of A_log, which is that of a log decay times the log decay
   float* grad_log;   // of a r_t
   float* grad_gate;  // g_t times the gradient of g_t
   float* grad_dt;
   const float* grad_y;  // the head's columns of dy, rows of stride I_pad
 };
 
-// From pairs = M: the weights of the forward pass (mixing), the Gram matrix's gradient, and the sums
-// over rows and columns of M G E and M G g A.
+// From pairs = M: the weights of the forward pass (mixing), the Gram matrix's gradient, the sums over
+// rows and columns of M G E and M G g A, and the first's share of the gradient of A_log. The
+// diagonal of E is 1 whatever a and dt are; leaving it out spares a difference of large sums.
 inline void differentiate_mixing(const Sizes& s, int64_t q, BackwardScratch& b) {
   const Decays& d = b.decays;
   fill(b.column_forward, 0, CHUNK);
   fill(b.column_anchored, 0, CHUNK);
+  Vec grad_A{};
   for (int64_t t = 0; t < q; ++t) {
     Vec forward_sum{}, anchored_sum{};
     for (int64_t i = 0; i <= t; i += LANES) {
       const int64_t at = t * CHUNK + i, live = t + 1 - i;
       const Vec gram = load(b.gram + at), pair = load(b.pairs + at);
-      const Vec forward =
-          first_lanes(exponential(smaller(d.log_kept[t] - load(d.log_kept + i), Vec{})), live);
+      const Vec gap = smaller(d.log_kept[t] - load(d.log_kept + i), Vec{});
+      const Vec forward = first_lanes(exponential(gap), live), both = pair * gram;
+      const Vec through = first_lanes(both * forward, live - 1);
       Vec weight = forward;
-      const Vec both = pair * gram;
-      forward_sum += both * forward;
-      store(b.column_forward + i, load(b.column_forward + i) + both * forward);
+      forward_sum += through;
+      grad_A += through * gap;
+      store(b.column_forward + i, load(b.column_forward + i) + through);
       if (s.anchored) {
         const Vec anchored = first_lanes(d.gate[t] * load(d.anchor + i), live);
         weight += anchored;
@@ -95,6 +99,7 @@ inline void differentiate_mixing(const Sizes& s, int64_t q, BackwardScratch& b) 
   }
   b.row_forward.finish(q);
   b.row_anchored.finish(q);
+  b.grad_A = sum(grad_A);
 }
 
 // What both state products share. `product` (q, N_all) are rows of dy (or u) times the states (or
@@ -133,6 +138,7 @@ inline void read_backward(const Sizes& s, int64_t q, const float* states, Backwa
                       b.grad_channels + s.C_channel(), b);
   for (int64_t t = 0; t < q; ++t) {
     b.grad_log[t] += b.row_forward.total[t];
+    b.grad_A += b.row_forward.total[t] * b.decays.log_kept[t];
     b.grad_gate[t] += b.row_anchored.total[t];
   }
 }
@@ -148,10 +154,12 @@ inline void advance_backward(const Sizes& s, int64_t head, int64_t q, const floa
                                  s.N_all, q, s.N_all, s.P);
   split_state_product(s, q, d.left, d.anchor, b.activated + s.B_channel(),
                       b.grad_channels + s.B_channel(), b);
+  const float last = d.log_kept[q - 1];
   float end = 0;
   for (int64_t t = 0; t < q; ++t) {
     b.grad_log[t] -= b.row_forward.total[t];
     end += b.row_forward.total[t];
+    b.grad_A += b.row_forward.total[t] * (last - d.log_kept[t]);
     b.column_anchored[t] += b.row_anchored.total[t];
   }
   if (states) {
@@ -159,7 +167,9 @@ inline void advance_backward(const Sizes& s, int64_t head, int64_t q, const floa
     for (int64_t p = 0; p < s.P_pad; ++p)
       for (int64_t n = 0; n < s.N_pad; n += LANES)
         dots += load(states + p * s.N_all + n) * load(b.grad_states_turned + p * s.N_all + n);
-    end += d.chunk_kept * sum(dots);
+    const float through = d.chunk_kept * sum(dots);
+    end += through;
+    b.grad_A += through * last;
   }
   b.grad_log[q - 1] += end;
   scale_rows(s, q, b.activated + s.B_channel(), d.left, d.anchor, b.scaled);
@@ -187,19 +197,18 @@ inline void states_backward(const Sizes& s, int64_t head, int64_t q, bool more,
 inline void decays_backward(const Sizes& s, int64_t head, int64_t q, BackwardScratch& b,
                             Gradients& gradients) {
   const Decays& d = b.decays;
-  float grad_a = 0, grad_a_anchored = 0, later = b.grad_c[head], within = 0;
+  double grad_a_anchored = 0, later = b.grad_c[head], within = 0;  // long sums of both signs
   for (int64_t t = q - 1; t >= 0; --t) {
     within += d.a * b.grad_log[t];
-    grad_a += b.grad_log[t] * d.log_kept[t];
-    b.grad_dt[t] = within + later;
+    b.grad_dt[t] = static_cast<float>(within + later);
     if (s.anchored) {
       later += d.a_anchored * b.column_anchored[t];
       grad_a_anchored += b.column_anchored[t] * d.before[t];
     }
   }
-  b.grad_c[head] = later;
-  gradients.A_log[head] += grad_a;  // a r_t is the gradient of a r_t by A_log, too
-  if (s.anchored) gradients.A_log_anchored[head] += d.a_anchored * grad_a_anchored;
+  b.grad_c[head] = static_cast<float>(later);
+  gradients.A_log[head] += b.grad_A;
+  if (s.anchored) gradients.A_log_anchored[head] += static_cast<float>(d.a_anchored * grad_a_anchored);
 }
 
 // du to the gradients of x (with the skip term), D and dt.
@@ -241,6 +250,10 @@ inline void steps_backward(const Sizes& s, int64_t head, int64_t q, BackwardScra
     store(b.grad_gate + t, logit);
   }
   for (int64_t t = 0; t < q; ++t) to[t * s.width] = b.grad_dt[t];
+  if (head == s.H - 1) {  // the padding behind the last head
+    const int64_t end = s.directions * s.H, count = s.width - s.steps_column - end;
+    for (int64_t t = 0; t < q; ++t) fill(steps + t * s.width + end, 0, count);
+  }
   gradients.dt_bias[head] += sum(bias);
   if (!s.anchored) return;
   for (int64_t t = 0; t < q; ++t) to[t * s.width + s.H] = b.grad_gate[t];

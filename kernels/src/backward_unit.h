@@ -125,9 +125,8 @@ inline void backward_row(const Sizes& s, const Job& job, const Unit& unit, int64
 inline void leave_span_backward(const Sizes& s, const Job& job, const Unit& unit,
                                 BackwardScratch& b, Gradients& gradients) {
   const int64_t row = unit.first_row, at = row * s.L;
-  float* projected = projected_of(s, unit, row) + (s.K - 1) * s.width;
-  project_rows(s, unit.first, unit.last, b.weights, job.u + at * s.D,
-               projected + unit.first * s.width);
+  enter_span(s, job, unit, b.weights);
+  const float* projected = projected_of(s, unit, row) + (s.K - 1) * s.width;
   each_chunk(unit.first, unit.last, [&](Chunk chunk) {
     const int64_t t = at + chunk.start;
     leave_backward(s, chunk, job.grad_out + at * s.D, projected + chunk.start * s.width,

@@ -151,8 +151,10 @@ inline void forward_row(const Sizes& s, const Job& job, const Unit& unit, int64_
 // For divided heads: positions of one row before and after forward_row.
 inline void enter_span(const Sizes& s, const Job& job, const Unit& unit, const Weights& weights) {
   const int64_t row = unit.first_row;
+  float* projected = projected_of(s, unit, row);
+  if (unit.first == 0) fill(projected, 0, (s.K - 1) * s.width);
   project_rows(s, unit.first, unit.last, weights, job.u + row * s.L * s.D,
-               projected_of(s, unit, row) + (s.K - 1 + unit.first) * s.width);
+               projected + (s.K - 1 + unit.first) * s.width);
 }
 
 inline void leave_span(const Sizes& s, const Job& job, const Unit& unit, ForwardScratch& f) {

@@ -57,7 +57,6 @@ void backward_enter(const Job& job, const Unit& unit, float* memory) {
 void backward(const Job& job, const Unit& unit, float* memory) {
   prepared<BackwardScratch>(job, unit, memory, [&](const Sizes& s, BackwardScratch& b) {
     Gradients gradients(s, unit.gradients);
-    fill(b.grad_projected, 0, CHUNK * s.width);  // some padding is never written
     for (int64_t row = unit.first_row; row < unit.last_row; ++row)
       backward_row(s, job, unit, row, b, gradients);
   });

@@ -83,31 +83,32 @@ Units span_units(const Job& job) {
   return units;
 }
 
-// Memory that the parts of divided heads exchange (see Exchange).
-struct Exchanged {
-  Exchanged(const Job& job, bool backward, Units& parts, Units& spans) {
-    const Sizes s(job.shape);
-    const int64_t positions = job.shape.rows * s.L, count = head_parts(job.shape);
-    projected.resize(job.shape.rows * (s.K - 1 + s.L) * s.width);
-    if (!job.kept) y.resize(positions * s.I_pad);
+// Gives units and spans the memory that the parts of divided heads exchange (see Exchange); not
+// set to anything. Returns B and C columns of every part but the first.
+std::vector<float*> share_memory(const Job& job, bool backward, Units& parts, Units& spans) {
+  const Sizes s(job.shape);
+  const int64_t positions = job.shape.rows * s.L, count = head_parts(job.shape);
+  const auto lay_out = [&](Arena arena, std::vector<float*>* grad_BC) {
+    Exchange common{};
+    common.projected = arena.take(job.shape.rows * (s.K - 1 + s.L) * s.width);
+    if (!job.kept) common.y = arena.take(positions * s.I_pad);
     if (backward) {
-      grad_projected.resize(positions * s.width);
-      grad_y.resize(positions * s.I_pad);
-      grad_BC.resize((count - 1) * positions * 2 * s.N_pad);
+      common.grad_projected = arena.take(positions * s.width);
+      common.grad_y = arena.take(positions * s.I_pad);
+      for (int64_t part = 1; part < count; ++part)
+        grad_BC->push_back(arena.take(positions * 2 * s.N_pad));
     }
-    const Exchange common{projected.data(), y.data(), grad_projected.data(), grad_y.data(),
-                          nullptr};
-    for (Unit& unit : spans) unit.exchange = common;
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-      const int64_t part = static_cast<int64_t>(i) % count;
-      parts[i].exchange = common;
-      if (backward && part)
-        parts[i].exchange.grad_BC = grad_BC.data() + (part - 1) * positions * 2 * s.N_pad;
-    }
-  }
-
-  std::vector<float> projected, y, grad_projected, grad_y, grad_BC;
-};
+    for (Units* some : {&parts, &spans})
+      for (Unit& unit : *some) unit.exchange = common;
+    return arena.taken();
+  };
+  std::vector<float*> sizes_only, grad_BC;
+  const int64_t floats = lay_out(Arena(nullptr), &sizes_only);
+  lay_out(Arena(exchange_memory().of(floats)), &grad_BC);
+  for (std::size_t i = 0; backward && i < parts.size(); ++i)
+    if (i % count) parts[i].exchange.grad_BC = grad_BC[i % count - 1];
+  return grad_BC;
+}
 
 using Pass = void (*)(const Job&, const Unit&, float* scratch);
 
@@ -121,27 +122,27 @@ void run_forward(const Job& job) {
   Units units = row_units(job.shape);
   if (head_parts(job.shape) == 1) return run_all(passes().forward, job, units);
   Units spans = span_units(job);
-  const Exchanged exchanged(job, false, units, spans);
+  share_memory(job, false, units, spans);
   run_all(passes().forward_enter, job, spans);
   run_all(passes().forward, job, units);
   run_all(passes().forward_leave, job, spans);
 }
 
-void add_BC(const Job& job, Exchanged& exchanged) {
+void add_BC(const Job& job, const std::vector<float*>& grad_BC, float* grad_projected) {
   const Sizes s(job.shape);
   const int64_t positions = job.shape.rows * s.L, columns = 2 * s.N_pad;
-  for (std::size_t from = 0; from < exchanged.grad_BC.size(); from += positions * columns)
+  for (const float* part : grad_BC)
     for (int64_t t = 0; t < positions; ++t) {
-      float* to = exchanged.grad_projected.data() + t * s.width + s.x_column() + s.B_channel();
-      for (int64_t i = 0; i < columns; ++i) to[i] += exchanged.grad_BC[from + t * columns + i];
+      float* to = grad_projected + t * s.width + s.x_column() + s.B_channel();
+      for (int64_t i = 0; i < columns; ++i) to[i] += part[t * columns + i];
     }
 }
 
 void run_divided_backward(const Job& job, Units& units, Units& spans) {
-  Exchanged exchanged(job, true, units, spans);
+  const std::vector<float*> grad_BC = share_memory(job, true, units, spans);
   run_all(passes().backward_leave, job, spans);
   run_all(passes().backward, job, units);
-  add_BC(job, exchanged);
+  add_BC(job, grad_BC, units.front().exchange.grad_projected);
   run_all(passes().backward_enter, job, spans);
 }
 
@@ -233,6 +234,6 @@ int pfsr_step(const pfsr_shape* shape, const pfsr_parameters* parameters, const 
   return guarded(*shape, [&] {
     const FlushDenormals flush;
     passes().step({*shape, *parameters, u, nullptr, out, nullptr, nullptr, nullptr}, *before,
-                  *after, scratch(passes().scratch_floats(*shape)));
+                  *after, scratch().of(passes().scratch_floats(*shape)));
   });
 }

@@ -26,8 +26,8 @@ typedef struct {
   const float *in_weight;    // (G, 2I + 2N + H, D): rows z, x, B, C, dt
   const float *out_weight;   // (G, D, I)
   const float *conv_weight;  // (G, I + 2N, K), the last tap on the current position
-  const float *conv_bias;    // (G, I + 2N)
   const float *norm_weight;  // (G, I)
+  const float *conv_bias;    // (G, I + 2N)
   const float *dt_bias;      // (G, H)
   const float *A_log;        // (G, H)
   const float *D;            // (G, H)
@@ -36,7 +36,7 @@ typedef struct {
 } pfsr_parameters;
 
 typedef struct {  // the gradients of pfsr_parameters, in its order and shapes
-  float *in_weight, *out_weight, *conv_weight, *conv_bias, *norm_weight, *dt_bias, *A_log, *D;
+  float *in_weight, *out_weight, *conv_weight, *norm_weight, *conv_bias, *dt_bias, *A_log, *D;
   float *A_log_anchored, *gate_bias, *gate_weight;
 } pfsr_gradients;
 

@@ -38,22 +38,38 @@ class FlushDenormals {
 #endif
 };
 
-// Memory of the calling thread, aligned to 64 bytes; it stays until the thread ends, since new
-// pages cost more than a short sequence.
-inline float* scratch(int64_t floats) {
+// Memory that only grows, aligned to 64 bytes: new pages cost more than a short sequence. What
+// stood in it is lost when it grows.
+class Memory {
+ public:
+  float* of(int64_t floats) {
+    if (size_ < floats) {
+      const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+      size_ = 0;
+      start_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+      if (!start_) throw std::bad_alloc();
+      size_ = floats;
+    }
+    return start_.get();
+  }
+
+ private:
   struct Release {
     void operator()(float* memory) const { std::free(memory); }
   };
-  thread_local std::unique_ptr<float, Release> memory;
-  thread_local int64_t size = 0;
-  if (size < floats) {
-    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    size = 0;
-    memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!memory) throw std::bad_alloc();
-    size = floats;
-  }
-  return memory.get();
+  std::unique_ptr<float, Release> start_;
+  int64_t size_ = 0;
+};
+
+// The calling thread's, until it ends: a pass's scratch memory, and what divided heads exchange.
+inline Memory& scratch() {
+  thread_local Memory memory;
+  return memory;
+}
+
+inline Memory& exchange_memory() {
+  thread_local Memory memory;
+  return memory;
 }
 
 // work(i, scratch) for every i < count, by at most `threads` threads: the calling one and others
@@ -65,7 +81,7 @@ void parallel(int64_t count, int64_t threads, int64_t scratch_floats, Work work)
   const auto run = [&] {
     try {
       const FlushDenormals flush;
-      float* memory = scratch(scratch_floats);
+      float* memory = scratch().of(scratch_floats);
       for (int64_t i = next++; i < count; i = next++) work(i, memory);
     } catch (const std::bad_alloc&) {
       failed = true;

@@ -21,6 +21,7 @@ P width of a head (I / H), N state size, K convolution width, Q chunk length, T 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,11 @@ from torch.nn import functional as F
 
 from pfsr_core.models import kernels
 from pfsr_core.models.dual_form import ssd_chunked
-from pfsr_core.models.kernels import Mixer, MixerParameters
+from pfsr_core.models.kernels import MixerParameters
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
 NORM_EPS = 1e-5
+WEIGHTED = ("in_proj", "out_proj", "conv1d", "norm")
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
 
 
@@ -92,23 +94,21 @@ class AssociativeMamba(nn.Module):
         """
         parameters = self._mixer_parameters()
         if kernels.applies_to(u, self.D):
-            return kernels.mix(u, parameters, Mixer(NORM_EPS, self._mix), lengths)
+            return kernels.mix(u, parameters, NORM_EPS, lengths)
         return self._mix(u, parameters)
 
     def _mixer_parameters(self) -> MixerParameters:
-        shared = (
-            self.in_proj.weight,
-            self.out_proj.weight,
-            self.conv1d.weight,
-            self.conv1d.bias,
-            self.norm.weight,
-            self.dt_bias,
-            self.A_log,
-            self.D,
-        )
+        """Read where ``nn.Module`` keeps them: its attributes take longer than a kernel step."""
+        modules = cast(dict[str, nn.Module], self._modules)
+        own = cast(dict[str, Tensor], self._parameters)
+        weights = [modules[name]._parameters["weight"] for name in WEIGHTED]
+        biases = [modules["conv1d"]._parameters["bias"], own["dt_bias"], own["A_log"], own["D"]]
+        shared = cast(list[Tensor], weights + biases)
         if not self.anchored:
             return MixerParameters(*shared)
-        return MixerParameters(*shared, self.A_log_anchored, self.gate.bias, self.gate.weight)
+        gate = cast(dict[str, Tensor], modules["gate"]._parameters)
+        shared += [own["A_log_anchored"], gate["bias"], gate["weight"]]
+        return MixerParameters(*shared)
 
     def _mix(self, u: Tensor, p: MixerParameters) -> Tensor:
         """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
@@ -142,8 +142,11 @@ class AssociativeMamba(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
-        if kernels.applies_to(u, self.D) and not torch.is_grad_enabled():
-            return kernels.step(u, state, self._mixer_parameters(), NORM_EPS)
+        if not torch.is_grad_enabled() and kernels.applies_to(u, *state.values()):
+            present = [tensor for tensor in self._mixer_parameters() if tensor is not None]
+            stepped = kernels.step(u, state, present, NORM_EPS)
+            if stepped is not None:
+                return stepped
         z, xBC, dt = self._project(u)
         window = torch.cat([state["conv"], xBC[..., None]], dim=-1)
         convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias

@@ -1,9 +1,9 @@
 """The associative Mamba block by the compiled kernel of the distribution ``pfsr-kernels``.
 
 The kernel computes a whole block, projections included, forward and backward, in float32 on the
-CPU. It is used where it is installed, and never required: without it, for other numbers or
-devices, and for second derivatives plain PyTorch does the same. ``PFSR_KERNELS=never`` in the
-environment, or ``use_kernels(False)`` around a piece of code, turns it off.
+CPU. It is used where it is installed, and never required: without it, and for other numbers or
+devices, plain PyTorch does the same. ``PFSR_KERNELS=never`` in the environment, or
+``use_kernels(False)`` around a piece of code, turns it off.
 
 Letters in shapes: R rows (sequences), G groups of R / G rows with parameters of their own,
 L length, D model width, I inner width, H heads, P = I / H, N states, K taps.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import byref
 from functools import cache
@@ -35,8 +35,8 @@ class MixerParameters(NamedTuple):
     in_weight: Tensor  # (2I + 2N + H, D): z, x, B, C, dt
     out_weight: Tensor  # (D, I)
     conv_weight: Tensor  # (I + 2N, 1, K)
-    conv_bias: Tensor  # (I + 2N,)
     norm_weight: Tensor  # (I,)
+    conv_bias: Tensor  # (I + 2N,)
     dt_bias: Tensor  # (H,)
     A_log: Tensor  # (H,)
     D: Tensor  # (H,)
@@ -46,13 +46,6 @@ class MixerParameters(NamedTuple):
 
 
 A_LOG = MixerParameters._fields.index("A_log")
-
-
-class Mixer(NamedTuple):
-    """What is no tensor. ``plain(u, parameters)`` is the same map in plain PyTorch, one group."""
-
-    eps: float
-    plain: Callable[[Tensor, MixerParameters], Tensor]
 
 
 @contextmanager
@@ -88,6 +81,11 @@ def compiled() -> Any | None:
     return None
 
 
+def available() -> bool:
+    """Whether the kernel is installed and the environment does not turn it off."""
+    return compiled() is not None
+
+
 def applies_to(*tensors: Tensor) -> bool:
     """Whether the kernel is there, switched on, and computes with tensors like these."""
     return (
@@ -99,70 +97,73 @@ def applies_to(*tensors: Tensor) -> bool:
 
 
 def mix(
-    u: Tensor, parameters: MixerParameters, mixer: Mixer, lengths: Tensor | None = None
+    u: Tensor, parameters: MixerParameters, eps: float, lengths: Tensor | None = None
 ) -> Tensor:
-    """The block's output (R, L, D) for u (R, L, D), differentiable in u and the parameters.
+    """The block's output (R, L, D) for u (R, L, D), differentiable once in u and the parameters.
 
     ``lengths`` (R,) of int64 in [0, L]: positions from there on cost nothing, give zeros and pass
     no gradient on. Without lengths every position counts. Works under ``torch.func``'s ``grad``
-    and ``vmap``; second derivatives are those of ``mixer.plain``.
+    and ``vmap``. ``eps`` is that of the RMS norm.
     """
     present = [tensor for tensor in parameters if tensor is not None]
     keep = torch.is_grad_enabled()
-    out, _ = _Mix.apply(mixer, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
+    out, _ = _Mix.apply(eps, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
 # --- calls of the library ------------------------------------------------------------------------
 
 
-class _Call:
-    """Shape and addresses of one call; holds the tensors behind the addresses."""
+@cache
+def _shape(
+    rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
+) -> Any:
+    """``pfsr_shape``, as an argument; ``sizes`` are dim, inner, heads, state, taps, anchored."""
+    shape = cast(Any, compiled()).Shape(rows, length, groups, *sizes, threads, eps)
+    return byref(shape)
 
-    def __init__(self, eps: float, u: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.module = cast(Any, compiled())
-        self.library = self.module.library()
-        self.u = u.contiguous()
-        self.parameters = [tensor.contiguous() for tensor in parameters]
-        _, _, conv, _, norm, dt_bias, A_log, *_ = parameters
-        heads, inner = dt_bias.shape[-1], norm.shape[-1]
-        self.shape = self.module.Shape(
-            rows=u.shape[0],
-            length=u.shape[1],
-            groups=A_log.numel() // heads,
-            dim=u.shape[-1],
-            inner=inner,
-            heads=heads,
-            state=(conv.shape[-3] - inner) // 2,
-            taps=conv.shape[-1],
-            anchored=len(parameters) == len(MixerParameters._fields),
-            threads=torch.get_num_threads(),
-            eps=eps,
-        )
 
-    def addresses(self, tensors: Sequence[Tensor]) -> Any:
-        return byref(self.module.Parameters(*(tensor.data_ptr() for tensor in tensors)))
+def _sizes(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    out, conv, dt_bias = parameters[1], parameters[2], parameters[5]
+    dim, inner = out.shape[-2:]
+    anchored = len(parameters) == len(MixerParameters._fields)
+    return (dim, inner, dt_bias.shape[-1], (conv.shape[-3] - inner) // 2, conv.shape[-1], anchored)
 
-    def run(self, function: str, *arguments: Any) -> None:
-        call = getattr(self.library, function)
-        status = call(byref(self.shape), self.addresses(self.parameters), *arguments)
-        if status == 1:
-            raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
-        if status:
-            raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
+
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    """``pfsr_parameters`` or ``pfsr_gradients``, as an argument. The caller holds the tensors."""
+    return byref(cast(Any, compiled()).Parameters(*[tensor.data_ptr() for tensor in tensors]))
+
+
+def _run(function: str, *arguments: Any) -> None:
+    status = getattr(cast(Any, compiled()).library(), function)(*arguments)
+    if status == 1:
+        raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
+    if status:
+        raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
+
+
+def _shape_of(eps: float, u: Tensor, parameters: Sequence[Tensor]) -> Any:
+    A_log = parameters[A_LOG]
+    groups = A_log.numel() // A_log.shape[-1]
+    rows, length, _ = u.shape
+    return _shape(rows, length, groups, _sizes(parameters), eps, torch.get_num_threads())
 
 
 def _forward(
-    mixer: Mixer, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
+    eps: float, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The output, and what the backward pass reads of every row (R, floats)."""
-    call = _Call(mixer.eps, u, parameters)
-    out = torch.empty_like(call.u)
-    floats = call.library.pfsr_kept_floats(byref(call.shape)) if keep else 0
+    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
+    shape = _shape_of(eps, u, parameters)
+    out = torch.empty_like(u)
+    floats = cast(Any, compiled()).library().pfsr_kept_floats(shape) if keep else 0
     kept = u.new_empty(len(u), floats)
-    call.run(
+    _run(
         "pfsr_forward",
-        call.u.data_ptr(),
+        shape,
+        _addresses(parameters),
+        u.data_ptr(),
         None if lengths is None else lengths.data_ptr(),
         out.data_ptr(),
         kept.data_ptr() if keep else None,
@@ -171,7 +172,7 @@ def _forward(
 
 
 def _backward(
-    mixer: Mixer,
+    eps: float,
     lengths: Tensor | None,
     grad_out: Tensor,
     kept: Tensor,
@@ -179,44 +180,55 @@ def _backward(
     *parameters: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of u and of every parameter."""
-    call = _Call(mixer.eps, u, parameters)
+    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
     grad_out, kept = grad_out.contiguous(), kept.contiguous()
-    grad_u = torch.empty_like(call.u)
-    make = torch.empty_like if len(u) and u.shape[1] else torch.zeros_like
-    gradients = [make(tensor) for tensor in call.parameters]
-    call.run(
+    make = torch.empty_like if u.numel() else torch.zeros_like
+    gradients = [make(tensor) for tensor in (u, *parameters)]
+    _run(
         "pfsr_backward",
-        call.u.data_ptr(),
+        _shape_of(eps, u, parameters),
+        _addresses(parameters),
+        u.data_ptr(),
         None if lengths is None else lengths.data_ptr(),
         kept.data_ptr(),
         grad_out.data_ptr(),
-        grad_u.data_ptr(),
-        call.addresses(gradients),
+        gradients[0].data_ptr(),
+        _addresses(gradients[1:]),
     )
-    return grad_u, *gradients
+    return tuple(gradients)
 
 
 def step(
     u: Tensor, state: dict[str, Tensor], parameters: Sequence[Tensor], eps: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One interaction: u (R, D) and the state before it to the output and the state after it."""
-    call = _Call(eps, u[:, None], parameters)
-    before = {name: tensor.contiguous() for name, tensor in state.items()}
-    after = {name: torch.empty_like(tensor) for name, tensor in before.items()}
-    out = torch.empty_like(call.u)
-    states = [
-        call.module.State(*(tensor.data_ptr() for tensor in some.values()))
-        for some in (before, after)
-    ]
-    call.run("pfsr_step", call.u.data_ptr(), byref(states[0]), out.data_ptr(), byref(states[1]))
-    return out[:, 0], after
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """One interaction: u (R, D) and the state before it to the output and the state after it.
+
+    Not differentiable. None where a tensor has no memory of its own (``torch.func``).
+    """
+    make = cast(Any, compiled()).State
+    after = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    out = torch.empty_like(u)
+    tensors = (u, *parameters, *state.values())
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        copied = {name: tensor.contiguous() for name, tensor in state.items()}
+        return step(u.contiguous(), copied, [p.contiguous() for p in parameters], eps)
+    try:
+        addresses = [tensor.data_ptr() for tensor in (u, out, *state.values(), *after.values())]
+        weights = _addresses(parameters)
+    except RuntimeError:
+        return None
+    shape = _shape(len(u), 1, 1, _sizes(parameters), eps, 1)
+    before_states = byref(make(*addresses[2 : 2 + len(state)]))
+    after_states = byref(make(*addresses[2 + len(state) :]))
+    _run("pfsr_step", shape, weights, addresses[0], before_states, addresses[1], after_states)
+    return out, after
 
 
 # --- autograd, and vmap by folding the mapped dimension into the groups --------------------------
 
 
 class _Mix(torch.autograd.Function):
-    """Mixer, keep, lengths, u and parameters to the output and what the backward pass reads."""
+    """Eps, keep, lengths, u and parameters to the output and what the backward pass reads."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -224,7 +236,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mixer, _, lengths, *tensors = inputs
+        ctx.eps, _, lengths, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(lengths, output[1], *tensors)
@@ -234,7 +246,7 @@ class _Mix(torch.autograd.Function):
         lengths, kept, *tensors = ctx.saved_tensors
         if grad_out is None:
             return (None,) * (3 + len(tensors))
-        gradients = _MixBackward.apply(ctx.mixer, lengths, grad_out, kept, *tensors)  # type: ignore[no-untyped-call]
+        gradients = _MixBackward.apply(ctx.eps, lengths, grad_out, kept, *tensors)  # type: ignore[no-untyped-call]
         return None, None, None, *gradients
 
     @staticmethod
@@ -251,42 +263,18 @@ class _MixBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mixer, lengths, grad_out, _, *tensors = inputs
-        ctx.save_for_backward(lengths, grad_out, *tensors)
+        """Nothing to keep: this is the last derivative."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Second derivatives: those of the plain path."""
-        lengths, grad_out, *tensors = ctx.saved_tensors
-
-        def first(grad_out: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            _, pull = torch.func.vjp(lambda *t: _plain(ctx.mixer, lengths, *t), *tensors)
-            return cast(tuple[Tensor, ...], pull(grad_out))
-
-        _, pull = torch.func.vjp(first, grad_out, *tensors)
-        by_grad_out, *by_tensors = pull(grads)
-        return None, None, by_grad_out, None, *by_tensors
+    def backward(_ctx: Any, *_grads: Tensor) -> Any:
+        raise RuntimeError(
+            "the compiled associative block is differentiable once; for second derivatives build"
+            " them from associative_scan_reference, in plain PyTorch"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         return _folded(_MixBackward, info.batch_size, in_dims, inputs, _Layout(5, 1))
-
-
-def _plain(mixer: Mixer, lengths: Tensor | None, u: Tensor, *parameters: Tensor) -> Tensor:
-    """The same map in plain PyTorch, groups and lengths included."""
-
-    def of_group(rows: Tensor, *parameters: Tensor) -> Tensor:
-        return mixer.plain(rows, MixerParameters(*parameters))
-
-    A_log = parameters[A_LOG]
-    if A_log.dim() > 1:
-        out = torch.func.vmap(of_group)(u.unflatten(0, (len(A_log), -1)), *parameters).flatten(0, 1)
-    else:
-        out = of_group(u, *parameters)
-    if lengths is None:
-        return out
-    live = torch.arange(out.shape[1]) < lengths[:, None]
-    return out.masked_fill(~live[..., None], 0.0)
 
 
 class _Layout(NamedTuple):
