@@ -15,6 +15,7 @@ from pfsr_core.evaluation.client import Scorer
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy
 from pfsr_core.models.dropout import draw_bits
+from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 
@@ -27,8 +28,10 @@ POOL = 16  # batches whose windows are sorted by length together
 class Task:
     """A model as an algorithm sees it: functions of parameters, and who owns which of them.
 
-    ``candidates(data)``: sorted item codes that a client ranks (V',). With private item tables
-    these are the items its own users touched; nothing is known about the others.
+    ``candidates(data)``: sorted item codes that a client ranks (V',), whose rows follow the padding
+    row in its item table (V' + 1, D). With private item tables these are the items its own users
+    touched. ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, would
+    start with.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     """
 
@@ -38,6 +41,7 @@ class Task:
     init_shared: Callable[[], Params]
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
+    unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,20 +134,19 @@ def train(
     ``extra_loss(params)`` is added to the cross-entropy. ``frozen`` marks coordinates that must
     not move; tensors it does not name are free. ``stream`` seeds batches and dropout.
     """
-    windows = training_windows(data, config.max_length)
+    windows = row_numbers(training_windows(data, config.max_length), task.candidates(data))
     params = clone(params)
     if not len(windows):
         return params, LossSum()
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
     optimizer = _fresh_adam(leaves, config)
-    candidates = task.candidates(data)
     generator, noise = torch.Generator().manual_seed(stream), noise_generator(stream)
     losses = LossSum()
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, generator):
             inputs, targets = batch[:, :-1], batch[:, 1:]
             hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
-            loss = next_item_cross_entropy(hidden, leaves[ITEMS], targets, candidates)
+            loss = next_item_cross_entropy(hidden, leaves[ITEMS], targets)
             losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
             if extra_loss is not None:
                 loss = loss + extra_loss(leaves)
@@ -195,17 +198,35 @@ def prefix_samples(
     return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
 
 
-def make_scorer(task: Task, params: Params, candidates: Tensor, max_length: int) -> Scorer:
+def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
     """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
+    candidates = task.candidates(data)
 
     @torch.no_grad()
     def score(histories: Sequence[ItemArray]) -> Tensor:
-        items, lengths = pad_right(histories, max_length)
-        hidden = task.apply(params, items, None)
+        codes, lengths = pad_right(histories, max_length)
+        items, table = with_unseen(task, params[ITEMS], data, codes)
+        hidden = task.apply({**params, ITEMS: table}, items, None)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
-        table = params[ITEMS]
-        scores = torch.full((len(items), len(table)), -torch.inf)
-        scores[:, candidates] = last @ table[candidates].T
+        scores = torch.full((len(items), data.num_items + 1), -torch.inf)
+        scores[:, candidates] = last @ params[ITEMS][1:].T
         return scores
 
     return score
+
+
+def with_unseen(
+    task: Task, table: Tensor, data: ClientDataset, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``codes`` as row numbers, and the client's table with a row for each of them.
+
+    Rows of items that the client's table (V' + 1, D) lacks come after its own.
+    """
+    known = task.candidates(data).numpy()
+    unseen = np.setdiff1d(codes.numpy(), known)
+    unseen = unseen[unseen > 0]
+    numbers = torch.zeros(data.num_items + 1, dtype=torch.long)
+    numbers[np.concatenate([known, unseen])] = torch.arange(1, len(known) + len(unseen) + 1)
+    if len(unseen):
+        table = torch.cat([table, task.unseen_rows(data, unseen).to(table.dtype)])
+    return numbers[codes], table

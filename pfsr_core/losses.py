@@ -10,18 +10,15 @@ from pfsr_core.fisher import Masks
 from pfsr_core.params import Params
 
 
-def next_item_cross_entropy(
-    hidden: Tensor, table: Tensor, targets: Tensor, candidates: Tensor
-) -> Tensor:
+def next_item_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the next item at every real position.
 
-    ``hidden`` (B, L, D), ``table`` (V + 1, D), ``targets`` (B, L) item codes, 0 where there is
-    none; ``candidates`` (V',) sorted item codes that compete: every target must be among them.
+    ``hidden`` (B, L, D), ``table`` (V' + 1, D), whose rows but the first, padding, all compete;
+    ``targets`` (B, L) row numbers, 0 where there is none.
     """
     real = targets > 0
-    labels = torch.searchsorted(candidates, targets[real])
-    logits = hidden[real] @ table[candidates].T
-    return F.cross_entropy(logits, labels)
+    logits = hidden[real] @ table[1:].T
+    return F.cross_entropy(logits, targets[real] - 1)
 
 
 def proximal(params: Params, anchor: Params, strength: float) -> Tensor:

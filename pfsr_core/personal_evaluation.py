@@ -24,7 +24,7 @@ def personal_scorers(
 
     def scorer(data: ClientDataset) -> Scorer:
         whole = algorithm.personalize(shared, state_of(algorithm, states, data))
-        return make_scorer(task, whole, task.candidates(data), max_length)
+        return make_scorer(task, whole, data, max_length)
 
     return scorer
 

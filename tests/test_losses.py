@@ -8,11 +8,11 @@ import torch
 from pfsr_core.losses import keep_local, magnitude, next_item_cross_entropy, proximal
 
 
-def test_cross_entropy_over_candidates_only_at_real_positions() -> None:
-    table = torch.tensor([[9.0], [1.0], [9.0], [2.0]])  # item 2 is no candidate
+def test_cross_entropy_over_all_rows_but_padding_at_real_positions() -> None:
+    table = torch.tensor([[9.0], [1.0], [2.0]])
     hidden = torch.tensor([[[1.0], [0.0], [5.0]]])
-    targets = torch.tensor([[3, 1, 0]])
-    loss = next_item_cross_entropy(hidden, table, targets, torch.tensor([1, 3]))
+    targets = torch.tensor([[2, 1, 0]])
+    loss = next_item_cross_entropy(hidden, table, targets)
     first = math.log(math.exp(1) + math.exp(2)) - 2
     assert loss.item() == pytest.approx((first + math.log(2)) / 2, rel=1e-6)
 

@@ -52,6 +52,7 @@ from pfsr_core.local_training import (
     train,
 )
 from pfsr_core.losses import keep_local, magnitude
+from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance
 
@@ -120,7 +121,10 @@ def pfsr(
             return empty_masks(personal)
         generator = torch.Generator().manual_seed(stream_seed(stream, "fisher"))
         samples = prefix_samples(data, training.max_length, response.fisher_samples, generator)
-        log_probability = _log_probability(task, private, task.candidates(data))
+        prefixes, lengths, targets = samples
+        rows = task.candidates(data)
+        samples = row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
+        log_probability = _log_probability(task, private)
         fisher = diagonal_fisher(log_probability, personal, samples)
         if response.mask_mode == "minmax":
             return minmax_mask(fisher, response.tau)
@@ -230,14 +234,13 @@ def _magnitude_loss(
     return extra
 
 
-def _log_probability(task: Task, private: Params, candidates: Tensor) -> LogProbability:
+def _log_probability(task: Task, private: Params) -> LogProbability:
     def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
         whole = {**params, **private}
         hidden = task.apply(whole, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
-        logits = whole[ITEMS][candidates] @ last
-        label = torch.searchsorted(candidates, target.reshape(1))
-        return torch.log_softmax(logits, 0).index_select(0, label)[0]
+        logits = whole[ITEMS][1:] @ last
+        return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
 
     return log_probability
 
