@@ -156,6 +156,7 @@ def local_training(settings: Settings) -> LocalTraining:
         max_length=settings.model.max_length,
         seed=settings.run.seed,
         decay=train.round_decay,
+        negatives=train.negatives,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
 from pfsr_core.fisher import Masks
-from pfsr_core.losses import next_item_cross_entropy
+from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
@@ -49,6 +49,7 @@ class LocalTraining:
     """How a client trains. ``local_epochs`` passes a round over its windows.
 
     ``item_learning_rate`` is the step of the item table: small data wants it smaller.
+    ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
     """
 
     learning_rate: float
@@ -58,6 +59,7 @@ class LocalTraining:
     seed: int
     item_learning_rate: float
     decay: float = 1.0
+    negatives: int = 0
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
@@ -146,7 +148,7 @@ def train(
         for batch in batches(windows, config.batch_size, generator):
             inputs, targets = batch[:, :-1], batch[:, 1:]
             hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
-            loss = next_item_cross_entropy(hidden, leaves[ITEMS], targets)
+            loss = _loss(hidden, leaves[ITEMS], targets, config.negatives, generator)
             losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
             if extra_loss is not None:
                 loss = loss + extra_loss(leaves)
@@ -155,6 +157,16 @@ def train(
             _freeze(leaves, frozen)
             optimizer.step()
     return {name: tensor.detach() for name, tensor in leaves.items()}, losses
+
+
+def _loss(
+    hidden: Tensor, table: Tensor, targets: Tensor, negatives: int, generator: torch.Generator
+) -> Tensor:
+    rows = len(table) - 1
+    if not 0 < negatives < rows:
+        return next_item_cross_entropy(hidden, table, targets)
+    drawn = torch.randperm(rows, generator=generator)[:negatives] + 1
+    return sampled_cross_entropy(hidden, table, targets, drawn)
 
 
 def noise_generator(stream: int) -> np.random.Generator:

@@ -1,6 +1,13 @@
-"""Losses: cross-entropy over a client's candidates, and the terms added to it."""
+"""Losses: cross-entropy over a client's candidates, and the terms added to it.
+
+The logits, positions x catalogue, are the largest tensor of a training step. They are therefore
+made, turned into gradients and dropped a chunk of positions at a time, or sampled.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +15,8 @@ from torch.nn import functional as F
 
 from pfsr_core.fisher import Masks
 from pfsr_core.params import Params
+
+CHUNK = 256  # positions whose logits live at once
 
 
 def next_item_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
@@ -17,8 +26,59 @@ def next_item_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> T
     ``targets`` (B, L) row numbers, 0 where there is none.
     """
     real = targets > 0
-    logits = hidden[real] @ table[1:].T
-    return F.cross_entropy(logits, targets[real] - 1)
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[real], table[1:], targets[real] - 1)[0]  # type: ignore[no-untyped-call]
+    return loss
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, negatives: Tensor
+) -> Tensor:
+    """The same with a sample of the rows in place of all but the target's.
+
+    ``negatives`` (n,): row numbers drawn uniformly without replacement from 1 .. V', for all
+    positions alike. Their logits are raised by log(V' / n), which makes the sum of exponentials
+    right on average (Bengio and Senecal 2008); where one is a position's target, it does not count
+    twice. With all rows drawn this is :func:`next_item_cross_entropy`.
+    """
+    real = targets > 0
+    inputs, wanted = hidden[real], targets[real]
+    positive = (inputs * table[wanted]).sum(-1, keepdim=True)
+    others = inputs @ table[negatives].T + math.log((len(table) - 1) / len(negatives))
+    others = others.masked_fill(wanted[:, None] == negatives, -torch.inf)
+    labels = torch.zeros_like(wanted)
+    return F.cross_entropy(torch.cat([positive, others], dim=1), labels)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of ``inputs @ table.T``: inputs (T, D), table (V, D), labels (T,).
+
+    Both gradients are made with the loss, a chunk at a time: (CHUNK, V) logits live, never (T, V),
+    and nothing is computed twice. Once differentiable.
+    """
+
+    @staticmethod
+    def forward(inputs: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad_inputs, grad_table = torch.empty_like(inputs), torch.zeros_like(table)
+        total = inputs.new_zeros(())
+        for rows in (slice(i, i + CHUNK) for i in range(0, len(labels), CHUNK)):
+            part, label = inputs[rows], labels[rows, None]
+            scores = torch.log_softmax(part @ table.T, dim=1)
+            total -= scores.gather(1, label).sum()
+            grad = scores.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=scores.dtype))
+            torch.mm(grad, table, out=grad_inputs[rows])
+            grad_table.addmm_(grad.T, part)
+        count = len(labels)
+        return total / count, grad_inputs.div_(count), grad_table.div_(count)
+
+    @staticmethod
+    def setup_context(ctx: Any, _inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad_inputs, grad_table = ctx.saved_tensors
+        return grads[0] * grad_inputs, grads[0] * grad_table, None
 
 
 def proximal(params: Params, anchor: Params, strength: float) -> Tensor:

@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from pfsr_core.losses import keep_local, magnitude, next_item_cross_entropy, proximal
+from pfsr_core.losses import (
+    CHUNK,
+    keep_local,
+    magnitude,
+    next_item_cross_entropy,
+    proximal,
+    sampled_cross_entropy,
+)
 
 
 def test_cross_entropy_over_all_rows_but_padding_at_real_positions() -> None:
@@ -47,3 +55,46 @@ def test_magnitude_has_a_finite_gradient_at_zero() -> None:
     mask = {"a": torch.zeros(3, dtype=torch.bool)}
     magnitude({"a": leaf}, {"a": torch.zeros(3)}, mask, 2.0, 1.0, "both").backward()
     assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
+
+
+def batch_of(count: int, items: int) -> tuple[torch.Tensor, ...]:
+    """hidden (2, count, 5), table (items + 1, 5), targets (2, count) with gaps."""
+    torch.manual_seed(0)
+    table = torch.randn(items + 1, 5, dtype=torch.float64)
+    hidden = torch.randn(2, count, 5, dtype=torch.float64)
+    targets = torch.randint(1, items + 1, (2, count))
+    return hidden, table, targets.where(torch.rand(2, count) < 0.8, 0)
+
+
+@pytest.mark.parametrize("count", [1, 40, CHUNK // 2, CHUNK + 3])
+def test_chunks_change_neither_the_loss_nor_its_gradients(count: int) -> None:
+    hidden, table, targets = batch_of(count, 30)
+    targets[0, 0] = 1
+    leaves = [hidden.clone().requires_grad_(), table.clone().requires_grad_()]
+    real = targets > 0
+    whole = 3.0 * cross_entropy(leaves[0][real] @ leaves[1][1:].T, targets[real] - 1)
+    expected = torch.autograd.grad(whole, leaves)
+    loss = 3.0 * next_item_cross_entropy(leaves[0], leaves[1], targets)
+    torch.testing.assert_close(loss, whole)
+    for found, wanted in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_all_rows_sampled_is_the_full_loss() -> None:
+    hidden, table, targets = batch_of(20, 30)
+    sampled = sampled_cross_entropy(hidden, table, targets, torch.randperm(30) + 1)
+    torch.testing.assert_close(sampled, next_item_cross_entropy(hidden, table, targets))
+
+
+def test_the_sampled_sum_of_exponentials_is_right_on_average() -> None:
+    hidden, table, targets = batch_of(1, 12)
+    targets[:] = 0
+    targets[0, 0] = 4
+    score = 0.3 * hidden[0, 0] @ table.T
+    wanted = score[1:].exp().sum() - score[4].exp()
+    found = []
+    for seed in range(4000):
+        drawn = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:4] + 1
+        loss = sampled_cross_entropy(0.3 * hidden, table, targets, drawn)
+        found.append((loss + score[4]).exp() - score[4].exp())
+    assert torch.stack(found).mean().item() == pytest.approx(wanted.item(), rel=0.03)
