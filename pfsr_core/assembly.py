@@ -157,6 +157,7 @@ def local_training(settings: Settings) -> LocalTraining:
         seed=settings.run.seed,
         decay=train.round_decay,
         negatives=train.negatives,
+        engine=train.engine,
     )
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pfsr_core.assembly import assemble
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
-from pfsr_core.local_training import make_scorer
 from pfsr_core.node_store import NodeStore, Served
+from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import Settings, parse_settings
 
 MODEL = "model"

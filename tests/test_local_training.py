@@ -12,21 +12,21 @@ from torch import Tensor
 from pfsr_core.assembly import Assembly, local_training, make_task
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.local_training import (
+    Job,
     LocalTraining,
     Task,
     batches,
     draw_noise,
-    make_scorer,
     noise_generator,
     prefix_samples,
     stream_seed,
     train,
     training_windows,
-    with_unseen,
 )
 from pfsr_core.models.item_tables import co_occurrence_start, common_item_table, mean_length
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
+from pfsr_core.scoring import make_scorer, with_unseen
 from tests.tiny import tiny_world
 
 
@@ -102,11 +102,11 @@ def test_training_repeats_bit_for_bit_and_leaves_the_global_generator_alone() ->
     params = {**task.init_shared(), **task.init_private(data)}
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, _ = train(task, local_training(settings), params, data, stream=1)
+    first, _ = train(task, local_training(settings), Job(params, data, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     torch.rand(3)
-    second, _ = train(task, local_training(settings), params, data, stream=1)
-    other, _ = train(task, local_training(settings), params, data, stream=2)
+    second, _ = train(task, local_training(settings), Job(params, data, 1))
+    other, _ = train(task, local_training(settings), Job(params, data, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -118,7 +118,7 @@ def test_frozen_coordinates_do_not_move() -> None:
     params = {**task.init_shared(), **task.init_private(data)}
     name = "encoder.layers.0.feed_forward.expand.weight"
     frozen = {name: torch.rand(params[name].shape) < 0.5}
-    trained, _ = train(task, local_training(settings), params, data, stream=1, frozen=frozen)
+    trained, _ = train(task, local_training(settings), Job(params, data, 1, frozen=frozen))
     moved = trained[name] != params[name]
     assert not bool((moved & frozen[name]).any())
     assert bool((moved & ~frozen[name]).any())
@@ -137,7 +137,7 @@ def test_own_rows_train_as_they_would_in_a_table_of_the_whole_catalogue(
     table = torch.randn(data.num_items + 1, 8, dtype=torch.float64)  # must not matter
     table[touched] = params[ITEMS][1:]
     reference = whole_table_reference(task, config, {**params, ITEMS: table}, data, touched)
-    trained, _ = train(task, config, params, data, stream=1)
+    trained, _ = train(task, config, Job(params, data, 1))
     torch.testing.assert_close(trained[ITEMS][1:], reference[ITEMS][touched], rtol=0, atol=1e-9)
     for name in task.init_shared():
         torch.testing.assert_close(trained[name], reference[name], rtol=0, atol=1e-9)

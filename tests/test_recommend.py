@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.local_training import make_scorer
 from pfsr_core.node_store import (
     NodeStore,
     NodeStoreError,
@@ -28,6 +27,7 @@ from pfsr_core.recommend import (
     open_served,
     recommend,
 )
+from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import flat_settings
 from pfsr_core.simulation import run
 from tests.tiny import tiny_world
