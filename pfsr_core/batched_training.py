@@ -37,8 +37,8 @@ from pfsr_core.local_training import (
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, clone
 
-GROUP = 64  # clients trained together, at most
-POSITIONS = 8192  # places of a group's step, padding included
+GROUP = 32  # clients trained together, at most
+POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
 LOGITS = 2**22  # logits of a group's step: 16 MB
 SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
 
