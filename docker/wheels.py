@@ -19,10 +19,13 @@ CERTIFICATES = Path("/run/secrets/ca")
 
 def install(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "pip", "install", "-c", "constraints.txt"]
-    if CERTIFICATES.is_file():
-        command += ["--cert", str(CERTIFICATES)]
     command += shlex.split(os.environ.get("PIP_ARGS", ""))
-    return subprocess.run(command + (arguments or dependencies()), check=False).returncode
+    environment = dict(os.environ)
+    if CERTIFICATES.is_file():
+        # Not --cert: pip 23 does not hand that on when it fetches what the application builds with.
+        environment["PIP_CERT"] = str(CERTIFICATES)
+    command += arguments or dependencies()
+    return subprocess.run(command, check=False, env=environment).returncode
 
 
 def dependencies() -> list[str]:

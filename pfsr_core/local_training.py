@@ -18,8 +18,6 @@ from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 
-POOL = 16  # batches whose windows are sorted by length together
-
 
 @dataclass(frozen=True)
 class Task:
@@ -147,19 +145,11 @@ def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
 
 
 def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
-    """One shuffled pass over windows (W, L + 1), each batch cut to its longest window.
-
-    Windows of similar length share a batch: within every :data:`POOL` batches of the shuffled
-    windows they are sorted by length, and the batches come in random order. What is left of
-    padding is small, and no model needs to know of it.
-    """
-    lengths = (windows > 0).sum(1)
-    pools = torch.randperm(len(windows), generator=generator).split(POOL * batch_size)
-    sorted_pools = (pool[torch.argsort(lengths[pool], stable=True)] for pool in pools)
-    together = [rows for pool in sorted_pools for rows in pool.split(batch_size)]
-    for index in torch.randperm(len(together), generator=generator).tolist():
-        rows = together[index]
-        yield windows[rows, : max(2, int(lengths[rows].max()))]
+    """One shuffled pass, each batch cut to its longest window."""
+    order = torch.randperm(len(windows), generator=generator)
+    for rows in order.split(batch_size):
+        batch = windows[rows]
+        yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
 
 
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:

@@ -244,15 +244,3 @@ def test_a_secret_start_follows_from_the_secret_not_from_the_runs_seed() -> None
         tables.append(whole_table(assembly, data))
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
-
-
-def test_windows_of_similar_length_share_a_batch() -> None:
-    rng = np.random.default_rng(0)
-    data = client(*([1] * int(length) for length in rng.integers(2, 50, 256)))
-    windows = training_windows(data, 50)
-    found = list(batches(windows, 8, torch.Generator().manual_seed(0)))
-    places = sum(batch[:, 1:].numel() for batch in found)
-    targets = int((windows[:, 1:] > 0).sum())
-    assert targets / places > 0.9  # a plain shuffle fills about half of the places
-    longest = [batch.shape[1] for batch in found]
-    assert longest != sorted(longest)

@@ -26,8 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfsr_core.models import kernels
+from pfsr_core.models.dual_form import ssd_chunked
+from pfsr_core.models.kernels import Mixer, MixerParameters
 from pfsr_core.models.layers import MixerLayer, Stack, State, causal_depthwise_conv
 
+NORM_EPS = 1e-5
 GATE_BIAS = -2.0  # the anchored direction starts almost closed: sigmoid(-2) = 0.12
 
 
@@ -78,15 +82,43 @@ class AssociativeMamba(nn.Module):
             self.A_log_anchored = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
             self.gate = nn.Linear(dim, num_heads)
             nn.init.constant_(self.gate.bias, GATE_BIAS)
-        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
-        z, xBC, dt = self._project(u)
-        x, B, C = self._split(F.silu(self._convolve(xBC)))
-        y = ssd_chunked(x, dt, B, C, *self._decays(), self._gate(u), self.chunk)
-        return self._finish(y + self.D[:, None] * x, z)
+        parameters = self._mixer_parameters()
+        if kernels.applies_to(u, self.D):
+            return kernels.mix(u, parameters, Mixer(NORM_EPS, self._mix))
+        return self._mix(u, parameters)
+
+    def _mixer_parameters(self) -> MixerParameters:
+        shared = (
+            self.in_proj.weight,
+            self.out_proj.weight,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.norm.weight,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+        )
+        if not self.anchored:
+            return MixerParameters(*shared)
+        return MixerParameters(*shared, self.A_log_anchored, self.gate.bias, self.gate.weight)
+
+    def _mix(self, u: Tensor, p: MixerParameters) -> Tensor:
+        """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
+        z, xBC, dt = F.linear(u, p.in_weight).split(self._widths(), dim=-1)
+        x, B, C = self._split(F.silu(causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias)))
+        dt = F.softplus(dt + p.dt_bias)
+        a_anchored = gate = None
+        if p.A_log_anchored is not None and p.gate_weight is not None:
+            a_anchored = -torch.exp(p.A_log_anchored)
+            gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
+        y = ssd_chunked(x, dt, B, C, -torch.exp(p.A_log), a_anchored, gate, self.chunk)
+        gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
+        return F.linear(F.rms_norm(gated, (self.inner,), p.norm_weight, NORM_EPS), p.out_weight)
 
     def initial_state(self, batch_size: int) -> State:
         """Recurrent state of an empty history: convolution window, h, S and c."""
@@ -107,6 +139,8 @@ class AssociativeMamba(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
+        if kernels.applies_to(u, self.D) and not torch.is_grad_enabled():
+            return kernels.step(u, state, self._mixer_parameters(), NORM_EPS)
         z, xBC, dt = self._project(u)
         window = torch.cat([state["conv"], xBC[..., None]], dim=-1)
         convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
@@ -124,12 +158,12 @@ class AssociativeMamba(nn.Module):
         return self._finish(y + self.D[:, None] * x, z), new
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        widths = [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
-        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        z, xBC, dt = self.in_proj(u).split(self._widths(), dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
 
-    def _convolve(self, xBC: Tensor) -> Tensor:
-        return causal_depthwise_conv(xBC, self.conv1d.weight, self.conv1d.bias)
+    def _widths(self) -> list[int]:
+        """Columns of ``in_proj``: z; x, B and C; dt."""
+        return [self.inner, self.inner + 2 * self.state_dim, self.num_heads]
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, B, C = xBC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
@@ -163,112 +197,3 @@ def _initial_dt_bias(num_heads: int, low: float = 1e-3, high: float = 1e-1) -> T
     """Mamba's own start: dt log-uniform in [low, high], as the inverse of softplus. (H,)"""
     dt = torch.exp(torch.rand(num_heads) * math.log(high / low) + math.log(low)).clamp(min=1e-4)
     return dt + torch.log(-torch.expm1(-dt))
-
-
-def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
-    chunk: int,
-) -> Tensor:
-    """Both directions as matrix products over chunks, linear in L.
-
-    x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
-    gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
-    exponentiated.
-    """
-    c = dt.cumsum(1)
-    dx = dt[..., None] * x
-    anchor = None if a_anchored is None else torch.exp(a_anchored * (c - dt))  # exp(a' c_{s-1})
-    outputs = []
-    h = S = None
-    for start in range(0, x.shape[1], chunk):
-        now = slice(start, start + chunk)
-        before = c[:, start - 1] if start else torch.zeros_like(c[:, 0])
-        r = c[:, now] - before[:, None]  # (B, Q, H), restarts at every chunk: small numbers
-        G = C[:, now] @ B[:, now].transpose(1, 2)  # (B, Q, Q), serves both directions
-        W = G[:, None] * _coefficients(r, a, anchor, gate, now)
-        y = (W @ dx[:, now].transpose(1, 2)).transpose(1, 2)
-        if h is not None:
-            y = y + torch.exp(a * r)[..., None] * _read(C[:, now], h)
-        if S is not None and gate is not None:
-            y = y + gate[:, now, :, None] * _read(C[:, now], S)
-        outputs.append(y)
-        if start + chunk < x.shape[1]:
-            end = r[:, -1:]
-            h = _carry(h, torch.exp(a * end[:, 0]), torch.exp(a * (end - r)), dx[:, now], B[:, now])
-            if anchor is not None:
-                S = _carry(S, torch.ones_like(end[:, 0]), anchor[:, now], dx[:, now], B[:, now])
-    return torch.cat(outputs, dim=1)
-
-
-def _coefficients(
-    r: Tensor, a: Tensor, anchor: Tensor | None, gate: Tensor | None, now: slice
-) -> Tensor:
-    """Weight of input s in output t within a chunk, both directions: (B, H, Q, Q)."""
-    Q = r.shape[1]
-    future = torch.ones(Q, Q, dtype=torch.bool, device=r.device).triu(1)
-    scaled = (a * r).transpose(1, 2)  # (B, H, Q)
-    gap = scaled[..., :, None] - scaled[..., None, :]
-    weight = torch.exp(gap.masked_fill(future, -torch.inf))
-    if anchor is None or gate is None:
-        return weight
-    from_start = (
-        gate[:, now].transpose(1, 2)[..., :, None] * anchor[:, now].transpose(1, 2)[..., None, :]
-    )
-    return weight + from_start.masked_fill(future, 0.0)
-
-
-def _read(C: Tensor, state: Tensor) -> Tensor:
-    """Outputs that a carried state adds: C (B, Q, N), state (B, H, P, N) -> (B, Q, H, P)."""
-    return torch.einsum("bqn,bhpn->bqhp", C, state)
-
-
-def _carry(state: Tensor | None, keep: Tensor, weight: Tensor, dx: Tensor, B: Tensor) -> Tensor:
-    """State after a chunk: keep (B, H), weight (B, Q, H) of the chunk's inputs."""
-    added = torch.einsum("bqhp,bqn->bhpn", weight[..., None] * dx, B)
-    return added if state is None else keep[..., None, None] * state + added
-
-
-def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
-) -> Tensor:
-    """The same map, one interaction at a time; the oracle of :func:`ssd_chunked`."""
-    batch, L, H, P = x.shape
-    h = x.new_zeros(batch, H, P, B.shape[-1])
-    S = torch.zeros_like(h)
-    product = x.new_ones(batch, H)
-    outputs = []
-    for t in range(L):
-        drive = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        h = torch.exp(a * dt[:, t])[..., None, None] * h + drive
-        y = torch.einsum("bhpn,bn->bhp", h, C[:, t])
-        if a_anchored is not None and gate is not None:
-            S = S + product[..., None, None] * drive
-            product = product * torch.exp(a_anchored * dt[:, t])
-            y = y + gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, dim=1)
-
-
-def reversed_scan_of_prefix(x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int) -> Tensor:
-    """The literal definition: read the prefix from its end to its start, return the last state.
-
-    (B, L, H, P), (B, L, H), (B, L, N), (H,) -> (B, H, P, N). Decay of the element that is read
-    next applies to what was read before it, so the product runs over the older elements.
-    """
-    state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
-    for s in reversed(range(length)):
-        drive = (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, None, None]
-        state = torch.exp(a * dt[:, s])[..., None, None] * state + drive
-    return state

@@ -58,16 +58,10 @@ def test_same_seed_same_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("nodes", [2, 5, 6])
 def test_the_number_of_nodes_changes_only_the_order_of_summation(name: str, nodes: int) -> None:
-    settings, federation, assembly = tiny_world(algorithm__name=name)
-    # In the second round Adam divides by the size of a gradient, so where that is next to nothing
-    # a last digit grows to a visible part of one step.
-    step = settings.train.learning_rate
-    for rounds, tolerance in ((1, 1e-6), (2, step / 50)):
-        one, _ = simulation.run(assembly.algorithm, federation.clients, rounds=rounds, seed=1)
-        many, _ = simulation.run(
-            assembly.algorithm, federation.clients, rounds=rounds, seed=1, nodes=nodes
-        )
-        torch.testing.assert_close(many.params, one.params, rtol=0.0, atol=tolerance)
+    _, federation, assembly = tiny_world(algorithm__name=name)
+    one, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1)
+    many, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1, nodes=nodes)
+    torch.testing.assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
 
 
 def test_it_learns(name: str) -> None:

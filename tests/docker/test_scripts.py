@@ -158,3 +158,27 @@ def test_the_build_installs_what_the_project_depends_on(monkeypatch: pytest.Monk
     assert not any(
         "simulation" in word or "ray" in word.split(">")[0].split("=") for word in wanted
     )
+
+
+def test_the_build_gives_the_secret_authority_to_every_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_ARGS", "--extra-index-url 'https://index.example/a b'")
+    monkeypatch.delenv("PIP_CERT", raising=False)
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(
+        command: list[str], *, env: dict[str, str], **_options: object
+    ) -> subprocess.CompletedProcess[str]:
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("subprocess.run", run)
+    install = runpy.run_path(str(FOLDER / "wheels.py"))["install"]
+    (tmp_path / "ca").touch()
+    for name in ("absent", "ca"):
+        monkeypatch.setitem(install.__globals__, "CERTIFICATES", tmp_path / name)
+        assert install(["torch"]) == 0
+    assert ["PIP_CERT" in env for _, env in calls] == [False, True]
+    words = ["--extra-index-url", "https://index.example/a b", "torch"]
+    assert calls[1][0][-3:] == words and calls[1][1]["PIP_CERT"] == str(tmp_path / "ca")

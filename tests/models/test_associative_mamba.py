@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from pfsr_core.models.associative_mamba import (
     AssociativeMamba,
     associative_encoder,
+)
+from pfsr_core.models.dropout import Noise
+from pfsr_core.models.dual_form import (
     associative_scan_reference,
     reversed_scan_of_prefix,
     ssd_chunked,
 )
-from pfsr_core.models.dropout import Noise
 from pfsr_core.models.next_item import NextItemModel
 
 

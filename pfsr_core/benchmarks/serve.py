@@ -1,0 +1,83 @@
+"""One new interaction: the block's ``step`` against reading the whole history again, and a GRU's.
+
+``step`` carries the state, so its cost does not depend on how long the history is: the case
+"after N interactions" shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from pfsr_core.benchmarks.encoder import paths
+from pfsr_core.benchmarks.timing import Measurement, Work, against_limit, compare, median_ms
+from pfsr_core.models import kernels
+from pfsr_core.models.associative_mamba import AssociativeMamba
+from pfsr_core.models.layers import State
+
+NAME = "serve"
+DIM = 64
+LIMIT_MS = 0.020
+HISTORIES = (50, 200, 1000, 5000)
+CALLS = 200  # of step in one timing: one takes microseconds
+
+
+def measure() -> Iterator[Measurement]:
+    """Both paths: against the limit, a GRU cell, and a forward pass over the history."""
+    for path in paths():
+        with kernels.use_kernels(path == "kernel"), torch.no_grad():
+            block = AssociativeMamba(DIM).eval()
+            yield _limit(path, block)
+            yield from _against_others(path, block)
+
+
+def _limit(path: str, block: AssociativeMamba) -> Measurement:
+    one = median_ms(steps(block, after(block, 50))) / CALLS
+    return against_limit(NAME, f"{path}, one step of a block, d {DIM}", one, LIMIT_MS)
+
+
+def _against_others(path: str, block: AssociativeMamba) -> Iterator[Measurement]:
+    cell, x, hidden = nn.GRUCell(DIM, DIM), torch.randn(1, DIM), torch.zeros(1, DIM)
+    for length in HISTORIES:
+        step, size = steps(block, after(block, length)), float(length)
+        case = f"{path}, after {length} interactions"
+        yield per_call(
+            compare(
+                NAME, case, step, "GRU cell", lambda: repeat(lambda: cell(x, hidden)), size=size
+            )
+        )
+        history = torch.randn(1, length, DIM)
+        yield per_call(
+            compare(
+                NAME, case, step, "forward over all", lambda h=history: repeat(lambda: block(h))
+            )
+        )
+
+
+def per_call(measured: Measurement) -> Measurement:
+    """From CALLS calls to one."""
+    from dataclasses import replace
+
+    assert measured.ours_ms is not None and measured.peer_ms is not None
+    return replace(measured, ours_ms=measured.ours_ms / CALLS, peer_ms=measured.peer_ms / CALLS)
+
+
+def after(block: AssociativeMamba, interactions: int) -> State:
+    """The state after that many."""
+    state = block.initial_state(1)
+    for x in torch.randn(interactions, 1, DIM):
+        state = block.step(x, state)[1]
+    return state
+
+
+def steps(block: AssociativeMamba, state: State) -> Work:
+    """CALLS steps from ``state``."""
+    x = torch.randn(1, DIM)
+    return lambda: repeat(lambda: block.step(x, state))
+
+
+def repeat(work: Work) -> None:
+    for _ in range(CALLS):
+        work()
