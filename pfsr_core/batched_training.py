@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ from pfsr_core.local_training import (
     train,
 )
 from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, clone
+from pfsr_core.params import Params
 
-GROUP = 32  # clients trained together, at most
+PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
 POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
 LOGITS = 2**22  # logits of a group's step: 16 MB
 SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
@@ -45,23 +46,35 @@ SMALL = 512  # places of a client's step up to which a group pays, measured in d
 Trained = tuple[Params, LossSum]
 
 
-@dataclass(frozen=True)
-class Lane:
-    """A client in a group: its job, its windows (W, L + 1), and the size of its largest step."""
+class Size(NamedTuple):
+    """A client's largest step (rows, length), its item table's rows, and all its parameters."""
 
-    job: Job
-    windows: Tensor
-    steps: int
     rows: int
     length: int
+    items: int
+    parameters: int
 
     @property
     def places(self) -> int:
         return self.rows * self.length
 
-    @property
-    def items(self) -> int:
-        return len(self.job.params[ITEMS])
+    def fits(self, count: int) -> bool:
+        """Whether ``count`` clients of this size are not too much for one group."""
+        return (
+            count * self.places <= POSITIONS
+            and count * self.places * self.items <= LOGITS
+            and count * self.parameters <= PARAMETERS
+        )
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A client in a group: its job, its windows (W, L + 1), how many steps it takes."""
+
+    job: Job
+    windows: Tensor
+    steps: int
+    size: Size
 
 
 def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> list[Trained]:
@@ -81,30 +94,30 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
     count = config.local_epochs * -(-len(windows) // config.batch_size)
-    rows = min(len(windows), config.batch_size)
-    length = int((windows > 0).sum(1).max()) - 1 if len(windows) else 0
-    return Lane(job, windows, count, rows, length)
+    size = Size(
+        rows=min(len(windows), config.batch_size),
+        length=int((windows > 0).sum(1).max()) - 1 if len(windows) else 0,
+        items=len(job.params[ITEMS]),
+        parameters=sum(tensor.numel() for tensor in job.params.values()),
+    )
+    return Lane(job, windows, count, size)
 
 
 def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
-    """Positions of the lanes that share a group, sorted by steps; larger lanes are in none."""
+    """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
     training = [i for i, lane in enumerate(lanes) if lane.steps]
-    small = [i for i in training if limit is None or lanes[i].places <= limit]
-    size = {i: (lanes[i].steps, lanes[i].rows, lanes[i].length, lanes[i].items) for i in small}
+    small = [i for i in training if limit is None or lanes[i].size.places <= limit]
     group: list[int] = []
-    for index in sorted(small, key=lambda i: size[i], reverse=True):
-        if group and not _fits([lanes[i] for i in (*group, index)]):
+    largest = Size(0, 0, 0, 0)
+    for index in sorted(small, key=lambda i: (lanes[i].steps, lanes[i].size), reverse=True):
+        joined = Size(*map(max, largest, lanes[index].size))
+        if group and not joined.fits(len(group) + 1):
             yield group
-            group = []
+            group, joined = [], lanes[index].size
         group.append(index)
+        largest = joined
     if group and (limit is None or len(group) > 1):
         yield group
-
-
-def _fits(lanes: Sequence[Lane]) -> bool:
-    places = len(lanes) * max(lane.rows for lane in lanes) * max(lane.length for lane in lanes)
-    logits = places * max(lane.items for lane in lanes)
-    return len(lanes) <= GROUP and places <= POSITIONS and logits <= LOGITS
 
 
 def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
@@ -132,7 +145,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         loss.backward()
         freeze(leaves, _rows(frozen, active))
         optimizer.step()
-    trained = unstack_params(stacks, [lane.items for lane in lanes])
+    trained = unstack_params(stacks, [lane.size.items for lane in lanes])
     return list(zip(trained, losses, strict=True))
 
 
@@ -148,12 +161,10 @@ def stack_params(params: Sequence[Params]) -> Params:
 
 
 def unstack_params(stacks: Params, rows: Sequence[int]) -> list[Params]:
-    """Undoes :func:`stack_params`; ``rows`` of each client's item table."""
-    detached = {name: stack.detach() for name, stack in stacks.items()}
-    parts = [{name: stack[k] for name, stack in detached.items()} for k in range(len(rows))]
-    return [
-        clone({**part, ITEMS: part[ITEMS][:count]}) for part, count in zip(parts, rows, strict=True)
-    ]
+    """Undoes :func:`stack_params`, in views; ``rows`` of each client's item table."""
+    columns = {name: stack.detach().unbind() for name, stack in stacks.items()}
+    columns[ITEMS] = tuple(table[:count] for table, count in zip(columns[ITEMS], rows, strict=True))
+    return [{name: column[k] for name, column in columns.items()} for k in range(len(rows))]
 
 
 def _stack_masks(masks: Sequence[Masks | None]) -> Masks:
@@ -199,7 +210,7 @@ def _rows(stacks: Params, count: int) -> Params:
 
 def _ends(lanes: Sequence[Lane], rows: int) -> Tensor:
     """(K, 1, rows - 1): -inf for the rows that a client's table lacks, 0 for its own."""
-    counts = torch.tensor([lane.items for lane in lanes])
+    counts = torch.tensor([lane.size.items for lane in lanes])
     beyond = torch.arange(1, rows) >= counts[:, None]
     return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)[:, None]
 

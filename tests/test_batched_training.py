@@ -10,7 +10,7 @@ import torch
 
 from pfsr_core import batched_training
 from pfsr_core.assembly import ALGORITHMS, ENCODERS, Assembly, local_training
-from pfsr_core.batched_training import _fits, _groups, _lane, train_clients
+from pfsr_core.batched_training import Lane, Size, _groups, _lane, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate
 from pfsr_core.local_training import Job, train
@@ -121,24 +121,29 @@ def test_small_clients_share_a_group_large_ones_train_alone() -> None:
     ]
     everyone = sorted(index for group in _groups(lanes, None) for index in group)
     assert everyone == list(range(len(lanes)))
-    limit = int(np.median([lane.places for lane in lanes]))
+    limit = int(np.median([lane.size.places for lane in lanes]))
     for group in _groups(lanes, limit):
         counts = [lanes[index].steps for index in group]
         assert counts == sorted(counts, reverse=True)
-        assert all(lanes[index].places <= limit for index in group) and len(group) > 1
+        assert all(lanes[index].size.places <= limit for index in group) and len(group) > 1
 
 
-@pytest.mark.parametrize("bound", ["GROUP", "POSITIONS", "LOGITS"])
+def fits(lanes: list[Lane], group: list[int]) -> bool:
+    sizes = [lanes[index].size for index in group]
+    return Size(*(max(parts) for parts in zip(*sizes, strict=True))).fits(len(group))
+
+
+@pytest.mark.parametrize("bound", ["PARAMETERS", "POSITIONS", "LOGITS"])
 def test_memory_bounds_the_groups(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     settings, federation, assembly = tiny_world(**SMALL_STEPS)
     jobs = jobs_of(assembly, list(federation.clients))
     lanes = [_lane(assembly.task, local_training(settings), job) for job in jobs]
     assert len(list(_groups(lanes, None))) == 1
     monkeypatch.setattr(
-        batched_training, bound, {"GROUP": 5, "POSITIONS": 90, "LOGITS": 900}[bound]
+        batched_training, bound, {"PARAMETERS": 9000, "POSITIONS": 90, "LOGITS": 900}[bound]
     )
     groups = list(_groups(lanes, None))
-    assert len(groups) > 1 and all(_fits([lanes[i] for i in group]) for group in groups)
+    assert len(groups) > 1 and all(fits(lanes, group) for group in groups)
     assert sorted(index for group in groups for index in group) == list(range(len(lanes)))
 
 
