@@ -126,7 +126,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
     optimizer = fresh_adam(leaves, config)
     frozen = _stack_masks([lane.job.frozen for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
-    ends = _ends(lanes, len(stacks[ITEMS][0]))
+    beyond = beyond_tables([lane.job.params for lane in lanes])
     streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
     losses = [LossSum() for _ in lanes]
     for number in range(lanes[0].steps):
@@ -134,7 +134,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         if active < len(leaves[ITEMS]):
             leaves, optimizer = _first(active, leaves, optimizer, config)
         step = _collate([next(stream) for stream in streams[:active]])
-        means, counts = _cross_entropies(task, leaves, step, ends[:active])
+        means, counts = _cross_entropies(task, leaves, step, beyond[:active])
         for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
             losses[k] = losses[k].add(mean, count)
         loss = means.sum()
@@ -208,11 +208,11 @@ def _rows(stacks: Params, count: int) -> Params:
     return {name: stack[:count] for name, stack in stacks.items()}
 
 
-def _ends(lanes: Sequence[Lane], rows: int) -> Tensor:
-    """(K, 1, rows - 1): -inf for the rows that a client's table lacks, 0 for its own."""
-    counts = torch.tensor([lane.size.items for lane in lanes])
-    beyond = torch.arange(1, rows) >= counts[:, None]
-    return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)[:, None]
+def beyond_tables(params: Sequence[Params]) -> Tensor:
+    """0 for the rows of every client's item table, -inf for those that fill it up: (K, V')."""
+    counts = torch.tensor([len(one[ITEMS]) for one in params])
+    beyond = torch.arange(1, int(counts.max())) >= counts[:, None]
+    return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)
 
 
 def _collate(found: Sequence[Step]) -> Step:
@@ -235,11 +235,15 @@ def _pad(parts: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-def _cross_entropies(task: Task, leaves: Params, step: Step, ends: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropies(
+    task: Task, leaves: Params, step: Step, beyond: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
     dims = (0, 0, None if step.bits is None else 0)
     hidden = vmap(task.apply, in_dims=dims)(leaves, step.inputs, step.bits).flatten(1, 2)
-    logits = torch.baddbmm(ends.to(hidden.dtype), hidden, leaves[ITEMS][:, 1:].transpose(1, 2))
+    logits = torch.baddbmm(
+        beyond.to(hidden.dtype)[:, None], hidden, leaves[ITEMS][:, 1:].transpose(1, 2)
+    )
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"

@@ -68,9 +68,9 @@ def test_a_batch_equals_the_loop(algorithm: str, encoder: str) -> None:
     loop, batched = (updates(engine, **changes) for engine in ("loop", "batched"))
     for expected_round, found_round in zip(loop, batched, strict=True):
         for expected, found in zip(expected_round, found_round, strict=True):
-            assert_close(found.params, expected.params, 1e-9)
-            assert_close(found.state, expected.state, 1e-9)
-            assert found.metrics == pytest.approx(expected.metrics, rel=1e-9)
+            assert_close(found.params, expected.params, 1e-7)
+            assert_close(found.state, expected.state, 1e-7)
+            assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
             assert found.norm == pytest.approx(expected.norm, rel=1e-4)  # noise included
 
 
@@ -88,8 +88,8 @@ def test_a_batch_equals_the_loop(algorithm: str, encoder: str) -> None:
 def test_variants_of_pfsr_equal_the_loop(changes: dict[str, Value]) -> None:
     loop, batched = (updates(engine, **changes) for engine in ("loop", "batched"))
     for expected, found in zip(loop[-1], batched[-1], strict=True):
-        assert_close(found.params, expected.params, 1e-9)
-        assert_close(found.state, expected.state, 1e-9)
+        assert_close(found.params, expected.params, 1e-7)
+        assert_close(found.state, expected.state, 1e-7)
 
 
 def jobs_of(assembly: Assembly, clients: list[ClientDataset]) -> list[Job]:

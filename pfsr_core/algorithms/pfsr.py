@@ -32,13 +32,13 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
+from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
 from pfsr_core.fisher import (
     LogProbability,
     Masks,
-    diagonal_fisher,
     empty_masks,
     kept_share,
     merge_by_mask,
@@ -79,6 +79,12 @@ class Response:
     tau: float = 0.4
     fisher_samples: int = 256
     serve: str = "merged"
+
+    def mask(self, fisher: Params) -> Masks:
+        """The mask of one client's Fisher information, by quantile or by FedDPA's bar."""
+        if self.mask_mode == "minmax":
+            return minmax_mask(fisher, self.tau)
+        return quantile_mask(fisher, self.rho)
 
 
 @dataclass(frozen=True)
@@ -123,19 +129,20 @@ def pfsr(
     """PFSR over a task whose item table is private or shared."""
     base, whole = fed_avg(task, training), response.serve == "personal"
 
-    def masks_of(personal: Params, private: Params, data: ClientDataset, stream: int) -> Masks:
-        if response.mask_mode == "none" or data.num_interactions <= len(data.users):
-            return empty_masks(personal)
-        generator = torch.Generator().manual_seed(stream_seed(stream, "fisher"))
-        samples = prefix_samples(data, training.max_length, response.fisher_samples, generator)
-        prefixes, lengths, targets = samples
-        rows = task.candidates(data)
-        samples = row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
-        log_probability = _log_probability(task, private)
-        fisher = diagonal_fisher(log_probability, personal, samples)
-        if response.mask_mode == "minmax":
-            return minmax_mask(fisher, response.tau)
-        return quantile_mask(fisher, response.rho)
+    def masks_of(trained: Sequence[Params], jobs: Sequence[Job]) -> list[Masks]:
+        parts = [task.partition.split(whole) for whole in trained]
+        masks = [empty_masks(encoder) for encoder, _ in parts]
+        if response.mask_mode == "none":
+            return masks
+        taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
+        sampled = [
+            Sampled(*parts[i], fisher_samples(task, training, jobs[i], response.fisher_samples))
+            for i in taught
+        ]
+        fishers = client_fishers(_log_probability(task), sampled, training.engine)
+        for i, fisher in zip(taught, fishers, strict=True):
+            masks[i] = response.mask(fisher)
+        return masks
 
     def local(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -154,14 +161,11 @@ def pfsr(
         train_all = partial(train_clients, task, training.in_round(broadcast.round))
         masks = [old.masks for old in olds]
         found = _phases(train_all, jobs, masks) if loss.two_phases else train_all(jobs)
+        next_masks = masks_of([whole for whole, _ in found], jobs)
         return [
-            (personal(whole, job), job_masks, losses)
-            for (whole, losses), job, job_masks in zip(found, jobs, masks, strict=True)
+            (Personal(*task.partition.split(whole), next_mask), mask, losses)
+            for (whole, losses), next_mask, mask in zip(found, next_masks, masks, strict=True)
         ]
-
-    def personal(whole: Params, job: Job) -> Personal:
-        encoder, private = task.partition.split(whole)
-        return Personal(encoder, private, masks_of(encoder, private, job.data, job.stream))
 
     def client_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -285,12 +289,29 @@ def _magnitude_term(
     return term
 
 
-def _log_probability(task: Task, private: Params) -> LogProbability:
-    def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
-        whole = {**params, **private}
+def can_be_sampled(data: ClientDataset) -> bool:
+    """Whether a user has an item to predict."""
+    return data.num_interactions > len(data.users)
+
+
+def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
+    """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
+    generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
+    prefixes, lengths, targets = prefix_samples(job.data, training.max_length, count, generator)
+    rows = task.candidates(job.data)
+    return row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
+
+
+def _log_probability(task: Task) -> LogProbability:
+    def log_probability(
+        params: Params, private: Params, prefix: Tensor, length: Tensor, target: Tensor
+    ) -> Tensor:
+        whole = {**params, **{name: part for name, part in private.items() if name != ROWS}}
         hidden = task.apply(whole, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = whole[ITEMS][1:] @ last
+        if ROWS in private:
+            logits = logits + private[ROWS]
         return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
 
     return log_probability
