@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pfsr_core.assembly import Assembly
-from pfsr_core.data.client_dataset import ClientDataset, HeldOut
+from pfsr_core.batched_evaluation import SMALL, Evaluated, evaluate_together
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.params import Params
@@ -27,6 +28,30 @@ def personal_scorers(
         return make_scorer(task, whole, data, max_length)
 
     return scorer
+
+
+def evaluate_models(
+    assembly: Assembly,
+    max_length: int,
+    shared: Params,
+    states: Mapping[str, Params],
+    clients: Sequence[ClientDataset],
+) -> list[Evaluated]:
+    """Both splits of every client with its personalised model, small clients together.
+
+    As :func:`evaluate_clients` with :func:`personal_scorers`.
+    """
+    task, algorithm = assembly.task, assembly.algorithm
+    small = [i for i, data in enumerate(clients) if len(data.users) <= SMALL]
+    models = [algorithm.personalize(shared, state_of(algorithm, states, clients[i])) for i in small]
+    together = evaluate_together(task, models, [clients[i] for i in small], max_length)
+    results = dict(zip(small, together, strict=True))
+    scorer_of = personal_scorers(assembly, max_length, shared, states)
+    for index in set(range(len(clients))) - set(small):
+        data = clients[index]
+        scorer = scorer_of(data)
+        results[index] = {split: evaluate_client(scorer, data, split) for split in SPLITS}
+    return [results[index] for index in range(len(clients))]
 
 
 def evaluate_clients(
