@@ -19,11 +19,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 
+from pfsr_core.allocator import keep_freed_memory
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.node_store import NodeStore, default_state_directory
@@ -47,32 +48,37 @@ class Node:
     name: str  # empty for a part of a common data set
     settings: Settings
     federation: Federation
-    clients: tuple[ClientDataset, ...]
+    hosted: Mapping[str, ClientDataset]  # by name, in the order of the names
     store: NodeStore
+
+    @cached_property
+    def clients(self) -> tuple[ClientDataset, ...]:
+        """All clients, in the order of their names."""
+        return tuple(self.hosted.values())
 
     def named(self, names: Sequence[str]) -> list[ClientDataset]:
         """The clients of ``names``, in the node's order; raises NodeError for a stranger."""
-        strangers = set(names) - {data.client for data in self.clients}
+        strangers = [name for name in names if name not in self.hosted]
         if strangers:
             label = self.name or self.partition
             raise NodeError(f"node {label} does not host {', '.join(sorted(strangers))}")
-        return [data for data in self.clients if data.client in names]
+        return [self.hosted[name] for name in sorted(set(names))]
 
 
 def make_node(settings: Settings, config: Config) -> Node:
     """The node that Flower's node config describes. Raises NodeError, DataError, SettingsError."""
     torch.set_num_threads(int(os.environ.get("PFSR_THREADS", "1")))
+    keep_freed_memory()
     own = bool(config.get("data-path", ""))
     partition, name = int(config.get("partition-id", 0)), _name(config, own)
     settings = _own_data(settings, config) if own else settings
-    federation = _federation(_data_settings(settings))
+    data_settings = _data_settings(settings)
     partitions = 0 if own else int(config.get("num-partitions", 1))
-    clients = _hosted(federation, partition, partitions, name if own else "")
     store = NodeStore(_state_directory(config) / f"node-{name or partition}.sqlite")
-    if settings.model.item_start == "secret":
-        secret = store.secret()
-        clients = tuple(replace(data, secret=secret) for data in clients)
-    return Node(partition, partitions, name, settings, federation, clients, store)
+    secret = store.secret() if settings.model.item_start == "secret" else b""
+    hosted = _hosted(data_settings, partition, partitions, name if own else "", secret)
+    federation = _federation(data_settings)
+    return Node(partition, partitions, name, settings, federation, hosted, store)
 
 
 def _name(config: Config, own: bool) -> str:
@@ -98,15 +104,24 @@ def _own_data(settings: Settings, config: Config) -> Settings:
     )
 
 
+@lru_cache(maxsize=2)
 def _hosted(
-    federation: Federation, partition: int, partitions: int, owner: str
-) -> tuple[ClientDataset, ...]:
-    """The clients that live here, by name; the names of an owner's clients begin with its own."""
-    clients = tuple(sorted(federation.clients, key=lambda data: data.client))
+    settings: Settings, partition: int, partitions: int, owner: str, secret: bytes
+) -> dict[str, ClientDataset]:
+    """The clients that live here, by name; the names of an owner's clients begin with its own.
+
+    Kept, as the data are, while the process lives: a node may host very many.
+    """
+    everybody = _federation(settings).clients
+    clients = {data.client: data for data in sorted(everybody, key=lambda data: data.client)}
     if owner:
-        return tuple(replace(data, client=f"{owner}/{data.client}") for data in clients)
-    here = set(hosted_by([data.client for data in clients], partition, partitions))
-    return tuple(data for data in clients if data.client in here)
+        clients = {f"{owner}/{name}": data for name, data in clients.items()}
+    else:
+        here = hosted_by(tuple(clients), partition, partitions)
+        clients = {name: clients[name] for name in here}
+    if not owner and not secret:
+        return clients
+    return {name: replace(d, client=name, secret=secret) for name, d in clients.items()}
 
 
 def with_algorithm(settings: Settings, name: str) -> Settings:

@@ -8,24 +8,26 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from client_app.hosting import Node, assembly_of, with_algorithm
 from pfsr_core.assembly import Assembly
-from pfsr_core.data.client_dataset import SPLITS, ClientDataset
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import merge
-from pfsr_core.federated import Broadcast, Reply
+from pfsr_core.federated import Broadcast, Reply, Sums
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
 from pfsr_core.params import Params, Shapes, shapes_of
-from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, personal_scorers
+from pfsr_core.personal_evaluation import evaluate_clients, evaluate_models
 from pfsr_core.protocol import (
     CLIENT,
     FINETUNED,
@@ -41,7 +43,16 @@ from pfsr_core.protocol import (
     prefixed,
 )
 from pfsr_core.settings import flat_settings
-from pfsr_core.simulation import States, finetune_clients, node_update, state_of
+from pfsr_core.simulation import (
+    States,
+    finetune_clients,
+    portions,
+    state_of,
+    update_clients,
+)
+
+Evaluation = dict[str, dict[HeldOut, Sums]]
+"""Sums by client and split."""
 
 
 def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
@@ -73,7 +84,11 @@ def baselines(node: Node) -> Metrics:
     """Sums of every baseline, fitted on each client alone, and the sums of each client."""
     sums: Metrics = {}
     for name, scorer_of in BASELINES.items():
-        sums |= _evaluate(node, scorer_of, f"{name}/", per_client=True)
+        found: Evaluation = {data.client: {} for data in node.clients}
+        for split in SPLITS:
+            for one in evaluate_clients(scorer_of, node.clients, split):
+                found[one.client][split] = one.sums()
+        sums |= _evaluation_metrics(found, f"{name}/", node.clients)
     return sums
 
 
@@ -82,15 +97,19 @@ def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
     started = time.perf_counter()
     assembly, broadcast = _begin(node, order, received)
     asked = node.named(order.clients)
-    states = _states(node, order, assembly, node.clients if order.evaluate else asked)
+    load = partial(_states, node, order, assembly)
     metrics: Metrics = {}
     if order.evaluate:
-        metrics |= _evaluate_models(node, assembly, broadcast, states)
+        everybody = node.settings.run.evaluate_clients == "all"
+        chosen = node.clients if everybody else asked
+        found: Evaluation = {}
+        for portion in portions(assembly.algorithm, broadcast.params, chosen):
+            found |= _evaluated(node, assembly, broadcast, portion, load(portion))
+        metrics |= _evaluation_metrics(found)
     flat = pack({})
     if asked:
-        reply, new = node_update(assembly.algorithm, broadcast, states, asked)
-        marks = {data.client: assembly.fingerprint_of(data) for data in asked}
-        node.store.save(order.run, order.algorithm, order.round, marks, new, order.last_rounds)
+        save = partial(_save, node, order, assembly)
+        reply = update_clients(assembly.algorithm, broadcast, asked, load, save)
         flat = pack(reply.params)
         metrics |= _reply_metrics(reply)
     return flat, {**metrics, **_cost(started)}
@@ -100,15 +119,29 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving."""
     started = time.perf_counter()
     assembly, broadcast = _begin(node, order, received)
-    states = _states(node, order, assembly, node.clients)
-    metrics = _evaluate_models(node, assembly, broadcast, states, per_client=True)
-    if order.finetune:
-        states = finetune_clients(assembly.algorithm, broadcast, states, node.clients)
-        metrics |= _evaluate_models(
-            node, assembly, broadcast, states, prefix=FINETUNED, per_client=True
-        )
+    last: Evaluation = {}
+    finetuned: Evaluation = {}
+
+    def served_clients() -> Iterator[tuple[str, ServedClient]]:
+        """One portion of clients at a time, so that their number does not matter."""
+        for portion in portions(assembly.algorithm, broadcast.params, node.clients):
+            states = _states(node, order, assembly, portion)
+            last.update(_evaluated(node, assembly, broadcast, portion, states))
+            if order.finetune:
+                states = finetune_clients(assembly.algorithm, broadcast, states, portion)
+                finetuned.update(_evaluated(node, assembly, broadcast, portion, states))
+            for data in portion:
+                histories = {user.user: user.full.tolist() for user in data.users}
+                state = state_of(assembly.algorithm, states, data)
+                yield data.client, ServedClient(state, histories)
+
     if order.install:
-        node.store.install(_served(node, order, assembly, broadcast.params, states))
+        node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
+    else:
+        deque(served_clients(), maxlen=0)
+    metrics = _evaluation_metrics(last, clients=node.clients)
+    if order.finetune:
+        metrics |= _evaluation_metrics(finetuned, FINETUNED, node.clients)
     return {**metrics, **_cost(started)}
 
 
@@ -126,33 +159,44 @@ def _begin(node: Node, order: Order, received: Flat) -> tuple[Assembly, Broadcas
 def _states(
     node: Node, order: Order, assembly: Assembly, clients: Sequence[ClientDataset]
 ) -> States:
-    rounds = {data.client: order.last_rounds[data.client] for data in clients}
+    rounds = {data.client: order.last_rounds.get(data.client, 0) for data in clients}
     marks = {data.client: assembly.fingerprint_of(data) for data in clients}
     return node.store.load_many(order.run, order.algorithm, rounds, marks)
 
 
-def _evaluate_models(  # noqa: PLR0913 - the last two only vary the names
+def _save(node: Node, order: Order, assembly: Assembly, states: States) -> None:
+    marks = {name: assembly.fingerprint_of(node.hosted[name]) for name in states}
+    node.store.save(order.run, order.algorithm, order.round, marks, states, order.last_rounds)
+
+
+def _evaluated(
     node: Node,
     assembly: Assembly,
     broadcast: Broadcast,
+    clients: Sequence[ClientDataset],
     states: States,
-    *,
-    prefix: str = "",
-    per_client: bool = False,
-) -> Metrics:
+) -> Evaluation:
+    """Sums of both splits by client, with the model that each would recommend with."""
     length = node.settings.model.max_length
-    scorer_of = personal_scorers(assembly, length, broadcast.params, states)
-    return _evaluate(node, scorer_of, prefix, per_client=per_client)
+    found = evaluate_models(assembly, length, broadcast.params, states, clients)
+    return {
+        data.client: {split: one[split].sums() for split in SPLITS}
+        for data, one in zip(clients, found, strict=True)
+    }
 
 
-def _evaluate(node: Node, scorer_of: ScorerOf, prefix: str, *, per_client: bool) -> Metrics:
+def _evaluation_metrics(
+    found: Evaluation, prefix: str = "", clients: Sequence[ClientDataset] | None = None
+) -> Metrics:
+    """The sums of all, and lists with one number for each of ``clients``."""
     metrics: Metrics = {}
     for split in SPLITS:
-        sums = [one.sums() for one in evaluate_clients(scorer_of, node.clients, split)]
-        metrics |= prefixed(f"{prefix}{split}/", merge(_nobody(), *sums))
-        if per_client:
+        total = merge(_nobody(), *(found[name][split] for name in sorted(found)))
+        metrics |= prefixed(f"{prefix}{split}/", total)
+        if clients is not None:
+            parts = [found[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
-            metrics |= {start + name: [part[name] for part in sums] for name in PER_CLIENT}
+            metrics |= {start + name: [part[name] for part in parts] for name in PER_CLIENT}
     return metrics
 
 
@@ -175,14 +219,8 @@ def _cost(started: float) -> Metrics:
     return {SECONDS: time.perf_counter() - started, PEAK_MEMORY: peak}
 
 
-def _served(node: Node, order: Order, assembly: Assembly, shared: Params, states: States) -> Served:
-    clients = {
-        data.client: ServedClient(
-            state_of(assembly.algorithm, states, data),
-            {user.user: user.full.tolist() for user in data.users},
-        )
-        for data in node.clients
-    }
+def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Served:
+    """The model without its clients, which follow one by one."""
     settings = with_algorithm(node.settings, order.algorithm)
     return Served(
         run=order.run,
@@ -193,5 +231,4 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params, states
         shared=shared,
         item_ids=node.federation.split.item_ids,
         titles=node.federation.interactions.titles,
-        clients=clients,
     )

@@ -12,7 +12,7 @@ training are the first ones: a client that is done is not touched any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,16 +107,25 @@ def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
     """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
     training = [i for i, lane in enumerate(lanes) if lane.steps]
     small = [i for i in training if limit is None or lanes[i].size.places <= limit]
+    for group in similar({i: lanes[i].size for i in small}, lambda i: lanes[i].steps):
+        if limit is None or len(group) > 1:
+            yield group
+
+
+def similar(
+    sizes: Mapping[int, Size], first: Callable[[int], int] = lambda _index: 0
+) -> Iterator[list[int]]:
+    """The keys in groups that fit; sorted by ``first``, then by size, the largest first."""
     group: list[int] = []
     largest = Size(0, 0, 0, 0)
-    for index in sorted(small, key=lambda i: (lanes[i].steps, lanes[i].size), reverse=True):
-        joined = Size(*map(max, largest, lanes[index].size))
+    for index in sorted(sizes, key=lambda i: (first(i), sizes[i]), reverse=True):
+        joined = Size(*map(max, largest, sizes[index]))
         if group and not joined.fits(len(group) + 1):
             yield group
-            group, joined = [], lanes[index].size
+            group, joined = [], sizes[index]
         group.append(index)
         largest = joined
-    if group and (limit is None or len(group) > 1):
+    if group:
         yield group
 
 
@@ -219,14 +228,14 @@ def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
     bits = [step.bits for step in found if step.bits is not None]
     return Step(
-        inputs=_pad([step.inputs for step in found]),
-        targets=_pad([step.targets for step in found]),
-        bits=_pad(bits) if bits else None,
+        inputs=pad_together([step.inputs for step in found]),
+        targets=pad_together([step.targets for step in found]),
+        bits=pad_together(bits) if bits else None,
         negatives=None,
     )
 
 
-def _pad(parts: Sequence[Tensor]) -> Tensor:
+def pad_together(parts: Sequence[Tensor]) -> Tensor:
     """Parts (B_k, L_k, ...) in one (K, B, L, ...), filled up with zeros."""
     rows, length = (max(part.shape[i] for part in parts) for i in (0, 1))
     whole = parts[0].new_zeros(len(parts), rows, length, *parts[0].shape[2:])

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.params import Params, Shapes, weighted_sum
+from pfsr_core.params import Params, Shapes
 
 Sums = dict[str, float]
 
@@ -132,18 +133,42 @@ def as_reply(update: ClientUpdate) -> Reply:
     return Reply(update.params, update.weight, update.metrics, (update.norm,))
 
 
-def merge_replies(replies: Sequence[Reply]) -> Reply:
-    """Weighted mean of means, sums of sums: exact, up to the order of the summation.
+class ReplySum:
+    """Replies added up one by one, so that a node of thousands of clients holds one sum.
 
-    Accumulates in float64 and answers in float32. Raises ValueError without replies.
+    Weighted mean of means, sums of sums: exact, up to the order of the summation. Accumulates in
+    float64 and answers in float32.
     """
-    if not replies:
-        raise ValueError("no reply to merge")
-    weight = sum(reply.weight for reply in replies)
-    total = weighted_sum((reply.weight / weight, reply.params) for reply in replies)
-    norms = tuple(norm for reply in replies for norm in reply.norms)
-    params = {name: tensor.float() for name, tensor in total.items()}
-    return Reply(params, weight, merge_sums(reply.metrics for reply in replies), norms)
+
+    def __init__(self) -> None:
+        self._total: Params = {}
+        self._weight = 0.0
+        self._metrics: Sums = {}
+        self._norms: list[float] = []
+
+    def add(self, reply: Reply) -> None:
+        for name, tensor in reply.params.items():
+            if name not in self._total:
+                self._total[name] = torch.zeros_like(tensor, dtype=torch.float64)
+            self._total[name].add_(tensor, alpha=reply.weight)
+        self._weight += reply.weight
+        self._metrics = merge_sums((self._metrics, reply.metrics))
+        self._norms.extend(reply.norms)
+
+    def mean(self) -> Reply:
+        """Everything added so far as one reply. Raises ValueError when that is nothing."""
+        if not self._norms:
+            raise ValueError("no reply to merge")
+        params = {name: (total / self._weight).float() for name, total in self._total.items()}
+        return Reply(params, self._weight, self._metrics, tuple(self._norms))
+
+
+def merge_replies(replies: Sequence[Reply]) -> Reply:
+    """All of them as one, see :class:`ReplySum`. Raises ValueError without replies."""
+    total = ReplySum()
+    for reply in replies:
+        total.add(reply)
+    return total.mean()
 
 
 def merge_sums(sums: Iterable[Mapping[str, float]]) -> Sums:

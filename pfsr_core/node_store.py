@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,8 +217,14 @@ class NodeStore:
             file.execute("DELETE FROM served WHERE run = ?", (run,))
             return file.execute("DELETE FROM states WHERE run = ?", (run,)).rowcount
 
-    def install(self, served: Served) -> None:
-        """Keeps a model for serving; it replaces the one of the same run and algorithm."""
+    def install(
+        self, served: Served, clients: Iterable[tuple[str, ServedClient]] | None = None
+    ) -> None:
+        """Keeps a model for serving; it replaces the one of the same run and algorithm.
+
+        ``clients``: its clients one after the other, in place of those in ``served``.
+        """
+        clients = served.clients.items() if clients is None else clients
         catalogue = json.dumps({"item_ids": list(served.item_ids), "titles": dict(served.titles)})
         names = (served.run, served.algorithm)
         facts = (served.round, served.fingerprint, json.dumps(dict(served.settings)), catalogue)
@@ -228,12 +234,8 @@ class NodeStore:
                 "INSERT INTO served VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*names, *facts, *_packed(served.shared)),
             ).lastrowid
-            for client, part in served.clients.items():
-                histories = {user: list(map(int, codes)) for user, codes in part.histories.items()}
-                file.execute(
-                    "INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)",
-                    (number, client, json.dumps(histories), *_packed(part.state)),
-                )
+            rows = ((number, client, *_served_row(part)) for client, part in clients)
+            file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", rows)
 
     def served(self, run: str = "") -> Served:
         """The model installed last, or that of ``run``, with all clients of this node.
@@ -361,6 +363,12 @@ def _make_private(path: Path) -> None:
     """Creates the file before SQLite does: only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _served_row(part: ServedClient) -> tuple[str, str, bytes]:
+    """(histories as JSON, SHA-256 and bytes of the state)."""
+    histories = {user: list(map(int, codes)) for user, codes in part.histories.items()}
+    return json.dumps(histories), *_packed(part.state)
 
 
 def _packed(tensors: Params) -> tuple[str, bytes]:

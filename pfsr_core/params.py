@@ -98,16 +98,6 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return norm
 
 
-def weighted_sum(items: Iterable[tuple[float, Mapping[str, Tensor]]]) -> Params:
-    """Sum of weight * tensors in float64, name by name, in the order given."""
-    total: Params = {}
-    for weight, params in items:
-        for name, tensor in params.items():
-            term = tensor.double() * weight
-            total[name] = total[name] + term if name in total else term
-    return total
-
-
 def fingerprint(shapes: Mapping[str, tuple[int, ...]], *facts: str) -> str:
     """Short hash of a model's names and shapes and of further facts: what a state belongs to."""
     text = repr(sorted(shapes.items())) + repr(facts)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pfsr_core.assembly import Assembly
-from pfsr_core.data.client_dataset import ClientDataset, HeldOut
+from pfsr_core.batched_evaluation import SMALL, Evaluated, evaluate_together
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
 from pfsr_core.evaluation.ranking import means, merge
+from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.params import Params
 from pfsr_core.scoring import make_scorer
-from pfsr_core.simulation import state_of
+from pfsr_core.simulation import portions, state_of
 
 ScorerOf = Callable[[ClientDataset], Scorer]
 """The scorer of one client; every baseline of ``BASELINES`` is one too."""
@@ -20,13 +22,45 @@ def personal_scorers(
     assembly: Assembly, max_length: int, shared: Params, states: Mapping[str, Params]
 ) -> ScorerOf:
     """Scorers of the personalised models; a client without a state has its first one."""
-    task, algorithm = assembly.task, assembly.algorithm
 
     def scorer(data: ClientDataset) -> Scorer:
-        whole = algorithm.personalize(shared, state_of(algorithm, states, data))
-        return make_scorer(task, whole, data, max_length)
+        whole = _personal(assembly.algorithm, shared, states, data)
+        return make_scorer(assembly.task, whole, data, max_length)
 
     return scorer
+
+
+def evaluate_models(
+    assembly: Assembly,
+    max_length: int,
+    shared: Params,
+    states: Mapping[str, Params],
+    clients: Sequence[ClientDataset],
+) -> list[Evaluated]:
+    """Both splits of every client with its personalised model, small clients together.
+
+    As :func:`evaluate_clients` with :func:`personal_scorers`.
+    """
+    found: dict[str, Evaluated] = {}
+    scorer_of = personal_scorers(assembly, max_length, shared, states)
+    for portion in portions(assembly.algorithm, shared, clients):
+        small = [data for data in portion if len(data.users) <= SMALL]
+        models = [_personal(assembly.algorithm, shared, states, data) for data in small]
+        together = evaluate_together(assembly.task, models, small, max_length)
+        found |= {data.client: one for data, one in zip(small, together, strict=True)}
+        for data in portion:
+            if data.client not in found:
+                scorer = scorer_of(data)
+                found[data.client] = {
+                    split: evaluate_client(scorer, data, split) for split in SPLITS
+                }
+    return [found[data.client] for data in clients]
+
+
+def _personal(
+    algorithm: FederatedAlgorithm, shared: Params, states: Mapping[str, Params], data: ClientDataset
+) -> Params:
+    return algorithm.personalize(shared, state_of(algorithm, states, data))
 
 
 def evaluate_clients(

@@ -52,9 +52,10 @@ class ProtocolError(ValueError):
 class Order:
     """What a node is asked to do in ``train`` and ``query.finish``.
 
-    ``last_rounds``: for every client of the node the last round whose answer was aggregated (0:
-    none), which is the version of its private state to continue from. ``clients``: those to train.
-    ``evaluate``: rank the held-out items with what was received, before training.
+    ``last_rounds``: the last round whose answer was aggregated of each client that the order
+    concerns and that has one, which is the version of its private state to continue from.
+    ``clients``: those to train. ``evaluate``: rank the held-out items with what was received,
+    before training; of the node's clients, or of those to train, as run.evaluate-clients says.
     ``finetune`` and ``install`` belong to ``finish``.
     """
 

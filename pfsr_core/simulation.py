@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from pfsr_core.federated import (
     Broadcast,
     FederatedAlgorithm,
     Reply,
+    ReplySum,
     ServerState,
     as_reply,
     merge_replies,
@@ -20,6 +21,10 @@ from pfsr_core.local_training import stream_seed
 from pfsr_core.params import Params
 
 States = dict[str, Params]
+Load = Callable[[Sequence[ClientDataset]], Mapping[str, Params]]
+Save = Callable[[States], None]
+
+VALUES_AT_ONCE = 2**23  # of shared and private parameters of the clients in memory together
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,23 @@ def state_of(
     return algorithm.init_client(data) if known is None else known
 
 
+def portions(
+    algorithm: FederatedAlgorithm, shared: Params, datasets: Sequence[ClientDataset]
+) -> Iterator[Sequence[ClientDataset]]:
+    """The clients, those of similar size together, in portions that bound the memory.
+
+    What a portion needs, a few models a client, does not depend on how many clients there are.
+    """
+    if not datasets:
+        return
+    first = algorithm.init_client(datasets[0])
+    size = sum(tensor.numel() for tensor in (*shared.values(), *first.values()))
+    count = max(1, VALUES_AT_ONCE // max(1, size))
+    ordered = sorted(datasets, key=lambda data: data.num_interactions)
+    for start in range(0, len(ordered), count):
+        yield ordered[start : start + count]
+
+
 def finetune_clients(
     algorithm: FederatedAlgorithm,
     broadcast: Broadcast,
@@ -65,10 +87,35 @@ def finetune_clients(
     datasets: Sequence[ClientDataset],
 ) -> States:
     """Every client's private state after its last training, which is not sent."""
-    return {
-        data.client: algorithm.finetune(broadcast, state_of(algorithm, states, data), data)
-        for data in datasets
-    }
+    new: States = {}
+    for portion in portions(algorithm, broadcast.params, datasets):
+        before = [state_of(algorithm, states, data) for data in portion]
+        after = algorithm.finetunes(broadcast, before, portion)
+        new |= zip((data.client for data in portion), after, strict=True)
+    return new
+
+
+def update_clients(
+    algorithm: FederatedAlgorithm,
+    broadcast: Broadcast,
+    datasets: Sequence[ClientDataset],
+    load: Load,
+    save: Save,
+) -> Reply:
+    """Trains a node's clients, a portion after the other: their merged reply.
+
+    ``load`` gives the states that some clients have, ``save`` takes their new ones. A client
+    without a state starts with ``init_client``.
+    """
+    total = ReplySum()
+    for portion in portions(algorithm, broadcast.params, datasets):
+        states = load(portion)
+        before = [state_of(algorithm, states, data) for data in portion]
+        updates = algorithm.client_updates(broadcast, before, portion)
+        for update in updates:
+            total.add(as_reply(update))
+        save({data.client: one.state for data, one in zip(portion, updates, strict=True)})
+    return total.mean()
 
 
 def node_update(
@@ -77,16 +124,10 @@ def node_update(
     states: Mapping[str, Params],
     datasets: Sequence[ClientDataset],
 ) -> tuple[Reply, States]:
-    """Trains a node's clients one after the other: their merged reply and their new states.
-
-    A client without a state starts with ``init_client``.
-    """
-    replies, new = [], {}
-    for data in datasets:
-        update = algorithm.client_update(broadcast, state_of(algorithm, states, data), data)
-        new[data.client] = update.state
-        replies.append(as_reply(update))
-    return merge_replies(replies), new
+    """:func:`update_clients` with all states in memory: the reply and the new states."""
+    new: States = {}
+    reply = update_clients(algorithm, broadcast, datasets, lambda _portion: states, new.update)
+    return reply, new
 
 
 def run(
@@ -105,13 +146,14 @@ def run(
     order as over a network, and equal it tensor for tensor.
     """
     by_name = {data.client: data for data in datasets}
+    names = tuple(by_name)
     server = algorithm.init()
     states: States = {}
     for round_ in range(1, rounds + 1):
-        asked = sample_clients(list(by_name), participation, seed, round_)
-        replies = []
+        asked = sample_clients(names, participation, seed, round_)
+        chosen, replies = set(asked), []
         for node in range(nodes):
-            hosted = [name for name in hosted_by(list(by_name), node, nodes) if name in asked]
+            hosted = [name for name in hosted_by(names, node, nodes) if name in chosen]
             if not hosted:
                 continue
             here = [by_name[name] for name in hosted]

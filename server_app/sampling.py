@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from flwr.app import RecordDict
@@ -81,15 +81,15 @@ class Roster:
     @cached_property
     def clients(self) -> tuple[str, ...]:
         """Names of all clients, sorted."""
-        return tuple(sorted(name for member in self.members for name in member.clients))
+        return _names(self.members)
 
     @cached_property
     def facts(self) -> dict[str, ClientFacts]:
         return {name: facts for member in self.members for name, facts in member.clients.items()}
 
-    @property
+    @cached_property
     def users(self) -> int:
-        return sum(facts.users for facts in self.facts.values())
+        return _users(self.members)
 
     @property
     def split_digest(self) -> str:
@@ -100,6 +100,17 @@ class Roster:
         """Share of the held-out items that their own client has ever seen."""
         covered = sum(facts.covered[split] for facts in self.facts.values())
         return covered / self.users if self.users else 0.0
+
+
+@lru_cache(maxsize=2)
+def _names(members: tuple[Member, ...]) -> tuple[str, ...]:
+    """Kept from round to round: the roster is made anew each time, its members are not."""
+    return tuple(sorted(name for member in members for name in member.clients))
+
+
+@lru_cache(maxsize=2)
+def _users(members: tuple[Member, ...]) -> int:
+    return sum(facts.users for member in members for facts in member.clients.values())
 
 
 def read_hello(node: int, content: RecordDict) -> Member:

@@ -7,7 +7,7 @@ arrive with the round after it, and those of the last round with :func:`finish`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -67,6 +67,7 @@ class Round:
     """What one exchange brought: usable answers by partition, and what was dropped."""
 
     asked: tuple[str, ...]
+    orders: Mapping[Member, Order]
     answers: Mapping[Member, TrainAnswer]
     dropped: tuple[Mapping[str, Any], ...]
     bytes_down: int
@@ -82,8 +83,7 @@ class Round:
 
     def answered(self) -> list[str]:
         """Clients whose update counts."""
-        asked = set(self.asked)
-        return [name for member in self.answers for name in member.clients if name in asked]
+        return [name for member in self.answers for name in self.orders[member].clients]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def finish(training: Training, roster: Roster, progress: Progress, *, install: b
         member: _order(
             training,
             progress,
-            member,
+            member.clients,
             finetune=training.settings.algorithm.finetune,
             install=install,
         )
@@ -187,22 +187,26 @@ def _exchange(training: Training, roster: Roster, progress: Progress, deadline: 
     seed = training.settings.run.seed
     asked = sample_clients(roster.clients, federation.participation, seed, round_)
     evaluate = progress.server.round % training.settings.run.evaluate_every == 0
+    everybody = evaluate and training.settings.run.evaluate_clients == "all"
     orders = {}
     for member in roster.members:
         clients = tuple(name for name in asked if name in member.clients)
-        if clients or evaluate:
-            orders[member] = _order(training, progress, member, clients=clients, evaluate=evaluate)
+        if clients or everybody:
+            concerned = member.clients if everybody else clients
+            parts = {"clients": clients, "evaluate": evaluate}
+            orders[member] = _order(training, progress, concerned, **parts)
     result = _send(training, TRAIN, orders, progress, deadline - time.monotonic())
     answers, dropped = _read_train(training, result, orders, progress.server.params)
-    return Round(asked, answers, tuple(dropped), result.bytes_down, result.bytes_up)
+    return Round(asked, orders, answers, tuple(dropped), result.bytes_down, result.bytes_up)
 
 
-def _order(training: Training, progress: Progress, member: Member, **parts: Any) -> Order:
+def _order(training: Training, progress: Progress, concerned: Iterable[str], **parts: Any) -> Order:
+    known = progress.last_rounds
     return Order(
         run=training.run,
         algorithm=training.name,
         round=progress.server.round + 1,
-        last_rounds={name: progress.last_rounds.get(name, 0) for name in member.clients},
+        last_rounds={name: known[name] for name in concerned if name in known},
         signals=progress.server.broadcast().signals,
         **parts,
     )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.federated import Reply, merge_replies, merge_sums, reply_problem
+from pfsr_core.federated import Reply, ReplySum, merge_replies, merge_sums, reply_problem
 
 SHAPES = {"a": (2,)}
 SENT = {"a": torch.zeros(2)}
@@ -35,6 +35,15 @@ def test_a_mean_of_means_is_the_mean(pairs: list[tuple[float, float]], data: st.
     torch.testing.assert_close(whole.params, parts.params, rtol=1e-5, atol=1e-5)
     assert parts.weight == pytest.approx(whole.weight)
     assert parts.norms == whole.norms
+
+
+def test_sums_are_in_float64() -> None:
+    """Small changes beside a large one: float32 would lose each of them."""
+    total = ReplySum()
+    total.add(reply([2.0**26, 0.0], 1.0))
+    for _ in range(8):
+        total.add(reply([1.0, 0.0], 1.0))
+    assert total.mean().params["a"][0].item() == pytest.approx((2.0**26 + 8) / 9, rel=1e-7)
 
 
 def test_no_reply_is_an_error() -> None:

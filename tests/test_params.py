@@ -14,7 +14,6 @@ from pfsr_core.params import (
     flatten,
     shapes_of,
     unflatten,
-    weighted_sum,
 )
 
 
@@ -65,11 +64,6 @@ def test_distance_by_hand_and_its_gradient_at_zero() -> None:
     leaf = torch.zeros(2, requires_grad=True)
     distance({"a": leaf}, {"a": torch.zeros(2)}).backward()
     assert leaf.grad is not None and leaf.grad.tolist() == [0.0, 0.0]
-
-
-def test_weighted_sum_is_in_float64() -> None:
-    total = weighted_sum([(0.25, {"a": torch.tensor([4.0])}), (0.5, {"a": torch.tensor([2.0])})])
-    assert total["a"].dtype == torch.float64 and total["a"].item() == 2.0
 
 
 def test_clone_is_detached() -> None:

@@ -41,20 +41,28 @@ class World:
     taste: Array
 
 
-def generate(
-    users: int, items: int, seed: int, clusters: int = 10, markets: int = 1, mean_length: int = 30
+def generate(  # noqa: PLR0913 - the options of the data source
+    users: int,
+    items: int,
+    seed: int,
+    clusters: int = 10,
+    markets: int = 1,
+    mean_length: int = 30,
+    shortest: int = SHORTEST,
 ) -> Interactions:
     """A log of ``users`` histories over at most ``items`` items, ordered by time.
 
-    Nobody meets an item twice. ``columns["market"]`` is the market of the user. Raises DataError
-    when the numbers do not fit each other.
+    Lengths begin at ``shortest``; what they exceed it by falls off exponentially, so that they are
+    all alike where ``mean_length`` is no more. Like ML-1M's are those of ``mean_length=165,
+    shortest=18``. Nobody meets an item twice. ``columns["market"]`` is the market of the user.
+    Raises DataError when the numbers do not fit each other.
     """
-    _check(users, items, clusters, markets, mean_length)
+    _check(users, items, clusters, markets, mean_length, shortest)
     world_rng, walk_rng = (np.random.default_rng((seed, stream)) for stream in range(2))
     world = make_world(world_rng, items, clusters, markets)
     market_of = np.arange(users) % markets
-    lengths = SHORTEST + walk_rng.poisson(walk_rng.exponential(mean_length - SHORTEST, users))
-    lengths = np.minimum(lengths, max(SHORTEST, items // 2))
+    lengths = shortest + walk_rng.poisson(walk_rng.exponential(mean_length - shortest, users))
+    lengths = np.minimum(lengths, max(shortest, items // 2))
     walks = _walk(walk_rng, world, market_of, 2 * int(lengths.max()))
     rows_user, rows_item = _without_repeats(walks, lengths, items)
     times = _times(walk_rng, rows_user)
@@ -175,12 +183,15 @@ def _title(item: int, world: World) -> str:
     return f"{cluster}{f' {number + 1}' if number else ''}, part {item + 1}"
 
 
-def _check(users: int, items: int, clusters: int, markets: int, mean_length: int) -> None:
+def _check(
+    users: int, items: int, clusters: int, markets: int, mean_length: int, shortest: int
+) -> None:
     demands = (
         (1 <= markets <= users, f"1 to {users} markets for {users} users, not {markets}"),
         (1 <= clusters <= items, f"1 to {items} clusters for {items} items, not {clusters}"),
-        (items >= 4 * SHORTEST, f"at least {4 * SHORTEST} items, not {items}"),
-        (mean_length > SHORTEST, f"a mean length over {SHORTEST}, not {mean_length}"),
+        (shortest >= SHORTEST, f"a shortest length of at least {SHORTEST}, not {shortest}"),
+        (items >= 4 * shortest, f"at least {4 * shortest} items, not {items}"),
+        (mean_length >= shortest, f"a mean length of at least {shortest}, not {mean_length}"),
     )
     for holds, demand in demands:
         if not holds:

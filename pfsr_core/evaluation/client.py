@@ -84,7 +84,16 @@ def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> Clien
     """
     batches = [_rank_batch(score, data, users, split) for users in _batches(data.users)]
     empty = np.empty((2, 0), np.int64)
-    ranks_excluded, ranks_kept = np.concatenate([empty, *batches], axis=1)
+    return evaluation_of(data, split, *np.concatenate([empty, *batches], axis=1))
+
+
+def evaluation_of(
+    data: ClientDataset,
+    split: HeldOut,
+    ranks_excluded: NDArray[np.int64],
+    ranks_kept: NDArray[np.int64],
+) -> ClientEvaluation:
+    """The evaluation with these ranks (U,) of the held-out items of ``split``."""
     return ClientEvaluation(
         client=data.client,
         users=tuple(user.user for user in data.users),

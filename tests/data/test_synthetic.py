@@ -121,9 +121,23 @@ def test_titles_name_more_clusters_than_there_are_words() -> None:
         ({"markets": 6}, "1 to 5 markets for 5 users, not 6"),
         ({"clusters": 31}, "1 to 30 clusters for 30 items, not 31"),
         ({"items": 19}, "at least 20 items, not 19"),
-        ({"mean_length": 5}, "a mean length over 5, not 5"),
+        ({"mean_length": 4}, "a mean length of at least 5, not 4"),
+        ({"shortest": 4}, "a shortest length of at least 5, not 4"),
+        ({"shortest": 18, "items": 60}, "at least 72 items, not 60"),
     ],
 )
 def test_numbers_that_do_not_fit(numbers: dict[str, int], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         generate(**{"users": 5, "items": 30, "seed": 0, "clusters": 3, **numbers})
+
+
+def test_lengths_begin_at_the_shortest_and_have_a_long_tail() -> None:
+    log = generate(users=500, items=3000, seed=0, mean_length=165, shortest=18)
+    lengths = np.bincount(log.users)
+    assert lengths.min() >= 18 and 150 < lengths.mean() < 180 and lengths.max() > 500
+
+
+def test_all_histories_are_alike_where_the_mean_is_the_shortest() -> None:
+    assert set(
+        np.bincount(generate(users=50, items=200, seed=0, mean_length=20, shortest=20).users)
+    ) == {20}

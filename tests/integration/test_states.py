@@ -148,7 +148,7 @@ def test_a_warm_start_begins_with_the_states_of_an_earlier_run(tmp_path):
     def look(partition, message):
         if message.metadata.message_type == TRAIN:
             store = NodeStore(tmp_path / "state" / f"node-{partition}.sqlite")
-            for name in message.content.config_records["config"]["hosted"]:
+            for name in message.content.config_records["config"]["clients"]:
                 run = message.content.config_records["config"]["run"]
                 loaded[name] = store.rounds(run, "pfsr", name)
 
