@@ -89,9 +89,8 @@ def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
     flat = pack({})
     if asked:
         reply, new = node_update(assembly.algorithm, broadcast, states, asked)
-        node.store.save(
-            order.run, order.algorithm, order.round, assembly.fingerprint, new, order.last_rounds
-        )
+        marks = {data.client: assembly.fingerprint_of(data) for data in asked}
+        node.store.save(order.run, order.algorithm, order.round, marks, new, order.last_rounds)
         flat = pack(reply.params)
         metrics |= _reply_metrics(reply)
     return flat, {**metrics, **_cost(started)}
@@ -127,17 +126,9 @@ def _begin(node: Node, order: Order, received: Flat) -> tuple[Assembly, Broadcas
 def _states(
     node: Node, order: Order, assembly: Assembly, clients: Sequence[ClientDataset]
 ) -> States:
-    found = {
-        data.client: node.store.load(
-            order.run,
-            order.algorithm,
-            data.client,
-            order.last_rounds[data.client],
-            assembly.fingerprint,
-        )
-        for data in clients
-    }
-    return {client: state for client, state in found.items() if state is not None}
+    rounds = {data.client: order.last_rounds[data.client] for data in clients}
+    marks = {data.client: assembly.fingerprint_of(data) for data in clients}
+    return node.store.load_many(order.run, order.algorithm, rounds, marks)
 
 
 def _evaluate_models(  # noqa: PLR0913 - the last two only vary the names

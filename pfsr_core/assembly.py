@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pfsr_core.algorithms.local_only import local_only
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
@@ -28,12 +29,17 @@ from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
-from pfsr_core.models.item_tables import co_occurrence_start, common_item_table
+from pfsr_core.models.item_tables import co_occurrence_start, common_item_table, mean_length
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
+
+STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
+
+ItemStart = Callable[[ClientDataset, ItemArray, Sequence[ItemArray]], Tensor]
+"""(client, item codes (n,), histories of these items) -> the rows (n, D) they start with."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,19 @@ class Federation:
 class Assembly:
     """A task and an algorithm over it.
 
-    ``shapes`` of the whole model; ``fingerprint`` names the model that a state belongs to.
+    ``shapes`` of the model with the table of the whole catalogue; ``fingerprint`` names the model.
     """
 
     task: Task
     algorithm: FederatedAlgorithm
     shapes: Shapes
     fingerprint: str
+
+    def fingerprint_of(self, data: ClientDataset) -> str:
+        """Names the model and the rows of the item table that a client's state belongs to."""
+        if ITEMS not in self.task.partition.private:
+            return self.fingerprint
+        return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
 
 
 def load_federation(settings: Settings) -> Federation:
@@ -92,7 +104,8 @@ def assemble(settings: Settings, item_ids: Sequence[str]) -> Assembly:
     task = make_task(settings, item_ids)
     algorithm = ALGORITHMS[settings.algorithm.name](task, settings)
     shapes = {**shapes_of(task.init_shared()), ITEMS: (len(item_ids) + 1, _dim(settings))}
-    facts = (settings.model.encoder, settings.model.items, settings.algorithm.name, *item_ids)
+    model = settings.model
+    facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, *item_ids)
     return Assembly(task, algorithm, shapes, fingerprint(shapes, *facts))
 
 
@@ -104,15 +117,14 @@ def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
     start[ITEMS] = table
     private = PRIVATE_NAMES[settings.model.items]
     partition = Partition.of(start, private=private)
-    everything = torch.arange(1, len(item_ids) + 1)
+    everything, own_rows = torch.arange(1, len(item_ids) + 1), ITEMS in partition.private
+    start_of = _item_start(settings, table)
 
     def init_private(data: ClientDataset) -> Params:
-        if ITEMS not in partition.private:
+        if not own_rows:
             return {}
-        return {ITEMS: _item_start(settings, table, data)}
-
-    def candidates(data: ClientDataset) -> Tensor:
-        return torch.from_numpy(data.touched) if ITEMS in partition.private else everything
+        rows = start_of(data, data.touched, [user.train for user in data.users])
+        return {ITEMS: torch.cat([torch.zeros(1, rows.shape[1]), rows])}
 
     return Task(
         apply=make_apply(model),
@@ -120,7 +132,8 @@ def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
         partition=partition,
         init_shared=lambda: clone(partition.split(start)[0]),
         init_private=init_private,
-        candidates=candidates,
+        candidates=lambda data: torch.from_numpy(data.touched) if own_rows else everything,
+        unseen_rows=lambda data, codes: start_of(data, codes, []),
     )
 
 
@@ -144,6 +157,7 @@ def local_training(settings: Settings) -> LocalTraining:
         seed=settings.run.seed,
         decay=train.round_decay,
         negatives=train.negatives,
+        engine=train.engine,
     )
 
 
@@ -151,14 +165,20 @@ def _dim(settings: Settings) -> int:
     return settings.model.embedding_dim
 
 
-def _item_start(settings: Settings, table: Tensor, data: ClientDataset) -> Tensor:
+def _item_start(settings: Settings, table: Tensor) -> ItemStart:
+    """How the rows of private tables start; ``table`` (V + 1, D) is the common start."""
     kind, dim, seed = settings.model.item_start, _dim(settings), settings.run.seed
-    std = settings.model.item_std
-    if kind == "secret":
-        return common_item_table(data.item_ids, dim, private_seed(data, seed), std)
-    if kind == "co-occurrence":
-        return co_occurrence_start(table, [user.train for user in data.users])
-    return table.clone()
+    std, length = settings.model.item_std, mean_length(table)
+
+    def start(data: ClientDataset, items: ItemArray, histories: Sequence[ItemArray]) -> Tensor:
+        if kind == "secret":
+            names = [data.item_ids[code - 1] for code in items]
+            return common_item_table(names, dim, private_seed(data, seed), std)[1:]
+        if kind == "co-occurrence":
+            return co_occurrence_start(table, length, items, histories)
+        return table[torch.from_numpy(items)]
+
+    return start
 
 
 def private_seed(data: ClientDataset, seed: int) -> int:

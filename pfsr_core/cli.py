@@ -175,6 +175,34 @@ def baselines(recipe: Recipe = None, settings: Set = None) -> None:
     cli_training.baselines(recipe, settings or [], typer.echo)
 
 
+def _bench_errors() -> tuple[type[Exception], ...]:
+    from pfsr_core.benchmarks.command import UnknownBenchmarkError
+
+    return (UnknownBenchmarkError, OSError)
+
+
+@app.command()
+@plain_errors(_bench_errors)
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="scan, encoder, serve, round, scale; or all.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Directory of performance.md; its older lines stay."),
+    ] = None,
+) -> None:
+    """Time ours against peers, in pairs on this machine: one JSON line for every case.
+
+    Peers that are packages come with `pip install "pfsr[bench]"`; a missing one is named.
+
+    Example: `pfsr bench encoder serve`
+    """
+    from pfsr_core.benchmarks import command
+
+    command.run(names or [], out, typer.echo)
+
+
 @app.command()
 @plain_errors(_core_errors)
 def recommend(

@@ -1,6 +1,6 @@
 """The one interface: a federated algorithm is a value, and a round is arithmetic on such values.
 
-After FedJAX (Ro et al., 2021), cut at the network: ``client_update`` runs where the data is,
+After FedJAX (Ro et al., 2021), cut at the network: ``client_updates`` runs where the data is,
 ``server_update`` where the means meet. Nothing here knows how the two are connected.
 
 Two things go beyond a weighted mean of parameters and are part of the interface for that reason:
@@ -66,9 +66,29 @@ class Reply:
     norms: tuple[float, ...]
 
 
-def keep_state(_broadcast: Broadcast, state: Params, _data: ClientDataset) -> Params:
-    """The default ``finetune``: nothing changes."""
-    return state
+ClientUpdates = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[ClientUpdate]]
+Finetunes = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[Params]]
+
+
+def keep_states(
+    _broadcast: Broadcast, states: Sequence[Params], _datasets: Sequence[ClientDataset]
+) -> list[Params]:
+    """The default ``finetunes``: nothing changes."""
+    return list(states)
+
+
+def one_by_one(
+    client_update: Callable[[Broadcast, Params, ClientDataset], ClientUpdate],
+) -> ClientUpdates:
+    """``client_updates`` of an algorithm that trains its clients one after the other."""
+
+    def client_updates(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[ClientUpdate]:
+        pairs = zip(states, datasets, strict=True)
+        return [client_update(broadcast, state, data) for state, data in pairs]
+
+    return client_updates
 
 
 @dataclass(frozen=True)
@@ -77,20 +97,34 @@ class FederatedAlgorithm:
 
     ``init()``                                  the server's first state
     ``init_client(data)``                       a client's first private state
-    ``client_update(broadcast, state, data)``   one round on one client; writes none of its inputs
+    ``client_updates(broadcast, states, datasets)``
+                                                one round on some clients, each apart from the
+                                                others; writes none of its inputs
     ``server_update(server, reply)``            the next server state from the mean of the replies
     ``personalize(shared, state)``              the whole model that a client recommends with
-    ``finetune(broadcast, state, data)``        private state after the last round, nothing is sent
+    ``finetunes(broadcast, states, datasets)``  private states after the last round, nothing is sent
     ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
+
+    It is given several clients at once because training small ones together is much cheaper.
     """
 
     init: Callable[[], ServerState]
     init_client: Callable[[ClientDataset], Params]
-    client_update: Callable[[Broadcast, Params, ClientDataset], ClientUpdate]
+    client_updates: ClientUpdates
     server_update: Callable[[ServerState, Reply], ServerState]
     personalize: Callable[[Params, Params], Params]
     reply_shapes: Shapes
-    finetune: Callable[[Broadcast, Params, ClientDataset], Params] = keep_state
+    finetunes: Finetunes = keep_states
+
+    def client_update(
+        self, broadcast: Broadcast, state: Params, data: ClientDataset
+    ) -> ClientUpdate:
+        """One round on one client."""
+        return self.client_updates(broadcast, [state], [data])[0]
+
+    def finetune(self, broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
+        """One client's private state after the last round."""
+        return self.finetunes(broadcast, [state], [data])[0]
 
 
 def as_reply(update: ClientUpdate) -> Reply:

@@ -18,28 +18,31 @@ from torch.func import grad, vmap
 from pfsr_core.params import Params
 
 Masks = dict[str, Tensor]
-LogProbability = Callable[[Params, Tensor, Tensor, Tensor], Tensor]
+LogProbability = Callable[[Params, Params, Tensor, Tensor, Tensor], Tensor]
+"""(parameters, constants, prefix (L,), length (), target ()) -> log p(target), a scalar."""
 
 
 def diagonal_fisher(
     log_probability: LogProbability,
     params: Params,
+    constants: Params,
     samples: tuple[Tensor, Tensor, Tensor],
     chunk: int = 32,
 ) -> Params:
     """Mean squared per-sample gradient of ``params``.
 
     ``samples``: prefixes (S, L) right-padded, their lengths (S,), targets (S,).
-    ``log_probability(params, prefix (L,), length (), target ())`` is a scalar. The samples go
-    through in chunks sorted by length, so that short prefixes do not pay for long ones.
+    ``constants``: what the log-probability depends on besides. The samples go through in chunks
+    sorted by length, so that short prefixes do not pay for long ones.
     """
     prefixes, lengths, targets = samples
     order = torch.argsort(lengths, stable=True)
-    per_sample = vmap(grad(log_probability), in_dims=(None, 0, 0, 0))
+    per_sample = vmap(grad(log_probability), in_dims=(None, None, 0, 0, 0))
     total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
     for rows in order.split(chunk):
         longest = int(lengths[rows].max())
-        grads = per_sample(params, prefixes[rows, :longest], lengths[rows], targets[rows])
+        prefix = prefixes[rows, :longest]
+        grads = per_sample(params, constants, prefix, lengths[rows], targets[rows])
         for name, gradient in grads.items():
             total[name] = total[name] + gradient.detach().square().sum(0)
     return {name: tensor / max(1, len(order)) for name, tensor in total.items()}

@@ -1,9 +1,9 @@
-"""Training on one client: windows, batches, one optimiser loop that every algorithm calls."""
+"""Training on one client: windows, steps, and the plain optimiser loop."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.evaluation.client import Scorer
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
+from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
-
-ExtraLoss = Callable[[Params], Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
     """A model as an algorithm sees it: functions of parameters, and who owns which of them.
 
-    ``candidates(data)``: sorted item codes that a client ranks (V',). With private item tables
-    these are the items its own users touched; nothing is known about the others.
+    ``candidates(data)``: sorted item codes that a client ranks (V',), whose rows follow the padding
+    row in its item table (V' + 1, D). With private item tables these are the items its own users
+    touched. ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, would
+    start with.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     """
 
@@ -36,6 +36,7 @@ class Task:
     init_shared: Callable[[], Params]
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
+    unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class LocalTraining:
 
     ``item_learning_rate`` is the step of the item table: small data wants it smaller.
     ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
+    ``engine``: a node's clients are trained one by one ("loop"), as one program ("batched"), or the
+    small ones so ("auto").
     """
 
     learning_rate: float
@@ -54,6 +57,7 @@ class LocalTraining:
     item_learning_rate: float
     decay: float = 1.0
     negatives: int = 0
+    engine: str = "auto"
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
@@ -63,6 +67,47 @@ class LocalTraining:
             learning_rate=self.learning_rate * scale,
             item_learning_rate=self.item_learning_rate * scale,
         )
+
+
+@dataclass(frozen=True)
+class ExtraLoss:
+    """A loss added to the cross-entropy: ``term(params, context)``, a scalar.
+
+    ``context``: named groups of tensors, what the term knows of this client alone. In a round all
+    clients have the same ``term``.
+    """
+
+    term: Callable[[Params, Mapping[str, Params]], Tensor]
+    context: Mapping[str, Params]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's training: where it starts, on which data, with which stream of randomness.
+
+    ``frozen`` marks coordinates that must not move; tensors it does not name are free. ``stream``
+    seeds batches and dropout.
+    """
+
+    params: Params
+    data: ClientDataset
+    stream: int
+    extra_loss: ExtraLoss | None = None
+    frozen: Masks | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
+
+    ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
+    ``negatives`` (n,): sampled rows in place of all others, None without sampling.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    bits: Tensor | None
+    negatives: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -107,57 +152,51 @@ def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Ite
         yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
 
 
-def train(
-    task: Task,
-    config: LocalTraining,
-    params: Params,
-    data: ClientDataset,
-    *,
-    stream: int,
-    extra_loss: ExtraLoss | None = None,
-    frozen: Masks | None = None,
-) -> tuple[Params, LossSum]:
+def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
+    """:func:`training_windows` with items as row numbers of the client's table: (W, L + 1)."""
+    return row_numbers(training_windows(data, config.max_length), task.candidates(data))
+
+
+def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
+    """All steps of a client's training, in order; the same for any way of taking them."""
+    shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
+    rows = len(job.params[ITEMS]) - 1
+    for _ in range(config.local_epochs):
+        for batch in batches(windows, config.batch_size, shuffle):
+            inputs, targets = batch[:, :-1], batch[:, 1:]
+            bits, negatives = draw_noise(task, inputs.shape, noise), None
+            if 0 < config.negatives < rows:
+                negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
+            yield Step(inputs, targets, bits, negatives)
+
+
+def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
     """``local_epochs`` passes with a fresh Adam; returns new parameters, writes none of its inputs.
 
-    ``extra_loss(params)`` is added to the cross-entropy. ``frozen`` marks coordinates that must
-    not move; tensors it does not name are free. ``stream`` seeds batches and dropout.
+    The reference: other ways to train must end with the same parameters.
     """
-    windows = training_windows(data, config.max_length)
-    params = clone(params)
+    windows = client_windows(task, config, job.data)
+    params, losses = clone(job.params), LossSum()
     if not len(windows):
-        return params, LossSum()
+        return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer = _fresh_adam(leaves, config)
-    candidates = task.candidates(data)
-    generator, noise = torch.Generator().manual_seed(stream), noise_generator(stream)
-    losses = LossSum()
-    for _ in range(config.local_epochs):
-        for batch in batches(windows, config.batch_size, generator):
-            inputs, targets = batch[:, :-1], batch[:, 1:]
-            hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
-            loss = _loss(hidden, leaves[ITEMS], targets, candidates, config.negatives, generator)
-            losses = losses.add(float(loss.detach()), float((targets > 0).sum()))
-            if extra_loss is not None:
-                loss = loss + extra_loss(leaves)
-            optimizer.zero_grad()
-            loss.backward()
-            _freeze(leaves, frozen)
-            optimizer.step()
+    optimizer = fresh_adam(leaves, config)
+    for step in steps(task, config, job, windows):
+        loss = _loss(task.apply(leaves, step.inputs, step.bits), leaves[ITEMS], step)
+        losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
+        if job.extra_loss is not None:
+            loss = loss + job.extra_loss.term(leaves, job.extra_loss.context)
+        optimizer.zero_grad()
+        loss.backward()
+        freeze(leaves, job.frozen)
+        optimizer.step()
     return {name: tensor.detach() for name, tensor in leaves.items()}, losses
 
 
-def _loss(  # noqa: PLR0913 - the parts of one formula
-    hidden: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    candidates: Tensor,
-    negatives: int,
-    generator: torch.Generator,
-) -> Tensor:
-    if not 0 < negatives < len(candidates):
-        return next_item_cross_entropy(hidden, table, targets, candidates)
-    drawn = candidates[torch.randperm(len(candidates), generator=generator)[:negatives]]
-    return sampled_cross_entropy(hidden, table, targets, candidates, drawn)
+def _loss(hidden: Tensor, table: Tensor, step: Step) -> Tensor:
+    if step.negatives is None:
+        return next_item_cross_entropy(hidden, table, step.targets)
+    return sampled_cross_entropy(hidden, table, step.targets, step.negatives)
 
 
 def noise_generator(stream: int) -> np.random.Generator:
@@ -170,7 +209,8 @@ def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generato
     return draw_bits((*shape, task.noise_width), generator) if task.noise_width else None
 
 
-def _fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
+def fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
+    """Adam at the encoder's and the item table's step sizes, nothing accumulated yet."""
     encoder = [tensor for name, tensor in leaves.items() if name != ITEMS]
     groups = [
         {"params": encoder, "lr": config.learning_rate},
@@ -179,7 +219,8 @@ def _fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
     return torch.optim.Adam(groups, fused=True)
 
 
-def _freeze(leaves: Params, frozen: Masks | None) -> None:
+def freeze(leaves: Params, frozen: Masks | None) -> None:
+    """No gradient at the coordinates that ``frozen`` marks."""
     for name, mask in (frozen or {}).items():
         gradient = leaves[name].grad
         if gradient is not None:
@@ -199,19 +240,3 @@ def prefix_samples(
     targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
     items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
     return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
-
-
-def make_scorer(task: Task, params: Params, candidates: Tensor, max_length: int) -> Scorer:
-    """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
-
-    @torch.no_grad()
-    def score(histories: Sequence[ItemArray]) -> Tensor:
-        items, lengths = pad_right(histories, max_length)
-        hidden = task.apply(params, items, None)
-        last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
-        table = params[ITEMS]
-        scores = torch.full((len(items), len(table)), -torch.inf)
-        scores[:, candidates] = last @ table[candidates].T
-        return scores
-
-    return score

@@ -19,34 +19,31 @@ from pfsr_core.params import Params
 CHUNK = 256  # positions whose logits live at once
 
 
-def next_item_cross_entropy(
-    hidden: Tensor, table: Tensor, targets: Tensor, candidates: Tensor
-) -> Tensor:
+def next_item_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the next item at every real position.
 
-    ``hidden`` (B, L, D), ``table`` (V + 1, D), ``targets`` (B, L) item codes, 0 where there is
-    none; ``candidates`` (V',) sorted item codes that compete: every target must be among them.
+    ``hidden`` (B, L, D), ``table`` (V' + 1, D), whose rows but the first, padding, all compete;
+    ``targets`` (B, L) row numbers, 0 where there is none.
     """
     real = targets > 0
-    labels = torch.searchsorted(candidates, targets[real])
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[real], table[candidates], labels)[0]  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[real], table[1:], targets[real] - 1)[0]  # type: ignore[no-untyped-call]
     return loss
 
 
 def sampled_cross_entropy(
-    hidden: Tensor, table: Tensor, targets: Tensor, candidates: Tensor, negatives: Tensor
+    hidden: Tensor, table: Tensor, targets: Tensor, negatives: Tensor
 ) -> Tensor:
-    """The same with a sample of the candidates in place of all but the target.
+    """The same with a sample of the rows in place of all but the target's.
 
-    ``negatives`` (n,): items drawn uniformly without replacement from ``candidates`` (V',), for all
+    ``negatives`` (n,): row numbers drawn uniformly without replacement from 1 .. V', for all
     positions alike. Their logits are raised by log(V' / n), which makes the sum of exponentials
     right on average (Bengio and Senecal 2008); where one is a position's target, it does not count
-    twice. With all candidates drawn this is :func:`next_item_cross_entropy`.
+    twice. With all rows drawn this is :func:`next_item_cross_entropy`.
     """
     real = targets > 0
     inputs, wanted = hidden[real], targets[real]
     positive = (inputs * table[wanted]).sum(-1, keepdim=True)
-    others = inputs @ table[negatives].T + math.log(len(candidates) / len(negatives))
+    others = inputs @ table[negatives].T + math.log((len(table) - 1) / len(negatives))
     others = others.masked_fill(wanted[:, None] == negatives, -torch.inf)
     labels = torch.zeros_like(wanted)
     return F.cross_entropy(torch.cat([positive, others], dim=1), labels)

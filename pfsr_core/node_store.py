@@ -78,6 +78,7 @@ class Served:
     """A model ready to recommend without a server.
 
     ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
+    ``secret``: the store's, where it has one; secret item tables start from it.
     """
 
     run: str
@@ -89,6 +90,7 @@ class Served:
     item_ids: Sequence[str]
     titles: Mapping[str, str]
     clients: Mapping[str, ServedClient] = field(default_factory=dict)
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,33 @@ class NodeStore:
 
         Raises StateMissingError, or StateMismatchError when another model made it.
         """
+        found = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
+        return found.get(client)
+
+    def load_many(
+        self, run: str, algorithm: str, rounds: Mapping[str, int], fingerprints: Mapping[str, str]
+    ) -> dict[str, Params]:
+        """The states of the clients in ``rounds``, as :meth:`load`; those without one are left out.
+
+        ``fingerprints``: by client, the model and rows that its state must belong to.
+        """
         query = "SELECT fingerprint, digest, tensors FROM states WHERE (%s) = (?, ?, ?, ?)"
-        key = (run, algorithm, client, round_)
+        query %= "run, algorithm, client, round"
+        states = {}
         with self._open() as file:
-            row = file.execute(query % "run, algorithm, client, round", key).fetchone()
-        if row is None and round_ == 0:
-            return None
-        if row is None:
-            raise StateMissingError(
-                f"{self.path} has no state of client {client!r} ({algorithm}, run {run!r}) from "
-                f"round {round_}. Fix: give this node its own store back, or start a new run."
-            )
-        self._check_model(row[0], fingerprint, client, run)
-        return self._tensors(row[2], row[1])
+            for client, round_ in rounds.items():
+                row = file.execute(query, (run, algorithm, client, round_)).fetchone()
+                if row is None and round_ == 0:
+                    continue
+                if row is None:
+                    raise StateMissingError(
+                        f"{self.path} has no state of client {client!r} ({algorithm}, run {run!r}) "
+                        f"from round {round_}. Fix: give this node its own store back, or start a "
+                        f"new run."
+                    )
+                self._check_model(row[0], fingerprints[client], client, run)
+                states[client] = self._tensors(row[2], row[1])
+        return states
 
     def secret(self) -> bytes:
         """32 random bytes that never leave this file; drawn at the first call.
@@ -138,27 +154,29 @@ class NodeStore:
         run: str,
         algorithm: str,
         round_: int,
-        fingerprint: str,
+        fingerprints: Mapping[str, str],
         states: Mapping[str, Params],
         last_rounds: Mapping[str, int],
     ) -> None:
-        """Writes the new states of all clients in one transaction.
+        """Writes the new states of all these clients in one transaction.
 
         Keeps two versions of each client: this one, and the one of ``last_rounds`` it came from,
-        in case that this one's answer is lost.
+        in case that this one's answer is lost. So a node may save a round in several portions: one
+        that is killed between two of them starts the round again from versions that are all there.
         """
+        keys = [(run, algorithm, client, round_) for client in states]
+        rows = (
+            (*key, fingerprints[client], *_packed(state))
+            for key, (client, state) in zip(keys, states.items(), strict=True)
+        )
+        older = ((*key, last_rounds.get(key[2], 0)) for key in keys)
         with self._transaction() as file:
-            for client, state in states.items():
-                key = (run, algorithm, client, round_)
-                file.execute(
-                    "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (*key, fingerprint, *_packed(state)),
-                )
-                file.execute(
-                    "DELETE FROM states WHERE run = ? AND algorithm = ? AND client = ? "
-                    "AND round < ? AND round != ?",
-                    (*key, last_rounds.get(client, 0)),
-                )
+            file.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            file.executemany(
+                "DELETE FROM states WHERE run = ? AND algorithm = ? AND client = ? "
+                "AND round < ? AND round != ?",
+                older,
+            )
 
     def rounds(self, run: str, algorithm: str, client: str) -> list[int]:
         """Rounds whose state of ``client`` is kept, ascending."""
@@ -234,6 +252,7 @@ class NodeStore:
                 )
             query = "SELECT client, histories, digest, tensors FROM served_clients WHERE number = ?"
             clients = file.execute(query, row[:1]).fetchall()
+            secret = file.execute("SELECT value FROM secret").fetchone()
         catalogue = json.loads(row[6])
         return Served(
             run=row[1],
@@ -248,14 +267,16 @@ class NodeStore:
                 name: ServedClient(self._tensors(tensors, digest), json.loads(histories))
                 for name, histories, digest, tensors in clients
             },
+            secret=secret[0] if secret else b"",
         )
 
     def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
         if found != expected:
             raise StateMismatchError(
                 f"{self.path}: the state of client {client!r} in run {run!r} belongs to model "
-                f"{found}, but this run trains model {expected}. Fix: restore the settings and "
-                f"data it was made with, choose another run name, or forget it with reset."
+                f"{found}, but this run trains model {expected}. Fix: restore the settings, the "
+                f"data and the version it was made with, choose another run name, or forget it "
+                f"with reset."
             )
 
     def _tensors(self, blob: bytes, digest: str) -> Params:

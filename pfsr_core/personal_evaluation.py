@@ -8,8 +8,8 @@ from pfsr_core.assembly import Assembly
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.local_training import make_scorer
 from pfsr_core.params import Params
+from pfsr_core.scoring import make_scorer
 from pfsr_core.simulation import state_of
 
 ScorerOf = Callable[[ClientDataset], Scorer]
@@ -24,7 +24,7 @@ def personal_scorers(
 
     def scorer(data: ClientDataset) -> Scorer:
         whole = algorithm.personalize(shared, state_of(algorithm, states, data))
-        return make_scorer(task, whole, task.candidates(data), max_length)
+        return make_scorer(task, whole, data, max_length)
 
     return scorer
 

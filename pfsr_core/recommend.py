@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pfsr_core.assembly import assemble
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
-from pfsr_core.local_training import make_scorer
 from pfsr_core.node_store import NodeStore, Served
+from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import Settings, parse_settings
 
 MODEL = "model"
@@ -165,10 +165,8 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
         )
     state = served.clients[asker.client].state
     whole = assembly.algorithm.personalize(served.shared, state)
-    candidates = assembly.task.candidates(_dataset(served, asker.client))
-    return make_scorer(assembly.task, whole, candidates, settings.model.max_length)(
-        [asker.history]
-    )[0]
+    data = _dataset(served, asker.client)
+    return make_scorer(assembly.task, whole, data, settings.model.max_length)([asker.history])[0]
 
 
 def _settings(served: Served) -> Settings:
@@ -183,7 +181,7 @@ def _dataset(served: Served, client: str) -> ClientDataset:
         for user, codes in histories.items()
         if len(codes) > HELD_OUT
     )
-    return ClientDataset(client, users, tuple(served.item_ids))
+    return ClientDataset(client, users, tuple(served.item_ids), served.secret)
 
 
 def _item_counts(served: Served, client: str) -> Tensor:

@@ -82,6 +82,11 @@ class TrainSettings:
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
     batch_size: int = setting(16, "windows in a batch", low=1)
+    engine: str = setting(
+        "auto",
+        "how a node trains its clients: one by one, as one program, or the small ones so",
+        choices=("auto", "loop", "batched"),
+    )
     negatives: int = setting(0, "items sampled for the loss of a batch; 0: all of them", low=0)
 
 

@@ -15,7 +15,9 @@ from pfsr_core.fisher import (
 from pfsr_core.params import Params
 
 
-def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
+def log_probability(
+    params: Params, _constants: Params, prefix: Tensor, length: Tensor, target: Tensor
+) -> Tensor:
     logits = params["w"].index_select(0, prefix[:1])[0] * 2.0 + params["b"] + 0.0 * length
     return torch.log_softmax(logits, 0).index_select(0, target.reshape(1))[0]
 
@@ -35,12 +37,12 @@ def test_equals_a_backward_pass_a_sample() -> None:
     expected = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
     for prefix, length, target in zip(prefixes, lengths, targets, strict=True):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
-        log_probability(leaves, prefix, length, target).backward()
+        log_probability(leaves, {}, prefix, length, target).backward()
         for name, leaf in leaves.items():
             assert leaf.grad is not None
             expected[name] += leaf.grad.square() / 17
     for chunk in (1, 4, 64):
-        got = diagonal_fisher(log_probability, params, (prefixes, lengths, targets), chunk)
+        got = diagonal_fisher(log_probability, params, {}, (prefixes, lengths, targets), chunk)
         torch.testing.assert_close(got, expected)
 
 

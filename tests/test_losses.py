@@ -16,11 +16,11 @@ from pfsr_core.losses import (
 )
 
 
-def test_cross_entropy_over_candidates_only_at_real_positions() -> None:
-    table = torch.tensor([[9.0], [1.0], [9.0], [2.0]])  # item 2 is no candidate
+def test_cross_entropy_over_all_rows_but_padding_at_real_positions() -> None:
+    table = torch.tensor([[9.0], [1.0], [2.0]])
     hidden = torch.tensor([[[1.0], [0.0], [5.0]]])
-    targets = torch.tensor([[3, 1, 0]])
-    loss = next_item_cross_entropy(hidden, table, targets, torch.tensor([1, 3]))
+    targets = torch.tensor([[2, 1, 0]])
+    loss = next_item_cross_entropy(hidden, table, targets)
     first = math.log(math.exp(1) + math.exp(2)) - 2
     assert loss.item() == pytest.approx((first + math.log(2)) / 2, rel=1e-6)
 
@@ -58,50 +58,43 @@ def test_magnitude_has_a_finite_gradient_at_zero() -> None:
 
 
 def batch_of(count: int, items: int) -> tuple[torch.Tensor, ...]:
-    """hidden (2, count, 5), table (items + 1, 5), targets (2, count) with gaps, candidates."""
+    """hidden (2, count, 5), table (items + 1, 5), targets (2, count) with gaps."""
     torch.manual_seed(0)
     table = torch.randn(items + 1, 5, dtype=torch.float64)
     hidden = torch.randn(2, count, 5, dtype=torch.float64)
-    candidates = torch.arange(1, items + 1)[torch.rand(items) < 0.7]
-    targets = candidates[torch.randint(len(candidates), (2, count))]
-    return hidden, table, targets.where(torch.rand(2, count) < 0.8, 0), candidates
+    targets = torch.randint(1, items + 1, (2, count))
+    return hidden, table, targets.where(torch.rand(2, count) < 0.8, 0)
 
 
 @pytest.mark.parametrize("count", [1, 40, CHUNK // 2, CHUNK + 3])
 def test_chunks_change_neither_the_loss_nor_its_gradients(count: int) -> None:
-    hidden, table, targets, candidates = batch_of(count, 30)
-    targets[0, 0] = candidates[0]
+    hidden, table, targets = batch_of(count, 30)
+    targets[0, 0] = 1
     leaves = [hidden.clone().requires_grad_(), table.clone().requires_grad_()]
     real = targets > 0
-    labels = torch.searchsorted(candidates, targets[real])
-    whole = 3.0 * cross_entropy(leaves[0][real] @ leaves[1][candidates].T, labels)
+    whole = 3.0 * cross_entropy(leaves[0][real] @ leaves[1][1:].T, targets[real] - 1)
     expected = torch.autograd.grad(whole, leaves)
-    loss = 3.0 * next_item_cross_entropy(leaves[0], leaves[1], targets, candidates)
+    loss = 3.0 * next_item_cross_entropy(leaves[0], leaves[1], targets)
     torch.testing.assert_close(loss, whole)
     for found, wanted in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
 
-def test_all_candidates_sampled_is_the_full_loss() -> None:
-    hidden, table, targets, candidates = batch_of(20, 30)
-    shuffled = candidates[torch.randperm(len(candidates))]
-    sampled = sampled_cross_entropy(hidden, table, targets, candidates, shuffled)
-    full = next_item_cross_entropy(hidden, table, targets, candidates)
-    torch.testing.assert_close(sampled, full)
+def test_all_rows_sampled_is_the_full_loss() -> None:
+    hidden, table, targets = batch_of(20, 30)
+    sampled = sampled_cross_entropy(hidden, table, targets, torch.randperm(30) + 1)
+    torch.testing.assert_close(sampled, next_item_cross_entropy(hidden, table, targets))
 
 
 def test_the_sampled_sum_of_exponentials_is_right_on_average() -> None:
-    hidden, table, targets, candidates = batch_of(1, 12)
+    hidden, table, targets = batch_of(1, 12)
     targets[:] = 0
-    targets[0, 0] = candidates[3]
+    targets[0, 0] = 4
     score = 0.3 * hidden[0, 0] @ table.T
-    others = candidates[candidates != candidates[3]]
-    wanted = score[others].exp().sum()
+    wanted = score[1:].exp().sum() - score[4].exp()
     found = []
     for seed in range(4000):
-        order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
-        loss = sampled_cross_entropy(
-            0.3 * hidden, table, targets, candidates, candidates[order[:4]]
-        )
-        found.append((loss + score[candidates[3]]).exp() - score[candidates[3]].exp())
+        drawn = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:4] + 1
+        loss = sampled_cross_entropy(0.3 * hidden, table, targets, drawn)
+        found.append((loss + score[4]).exp() - score[4].exp())
     assert torch.stack(found).mean().item() == pytest.approx(wanted.item(), rel=0.03)

@@ -39,12 +39,12 @@ def store(tmp_path):
 
 
 def save(store, round_, value, base, client="c", model=MODEL):
-    store.save("run", "pfsr", round_, model, {client: state(value)}, {client: base})
+    store.save("run", "pfsr", round_, {client: model}, {client: state(value)}, {client: base})
 
 
 def test_a_state_comes_back_bit_for_bit(store):
     odd = {"x": torch.tensor([1e-45, -0.0, 3.14]), "m": torch.tensor([True, False])}
-    store.save("run", "pfsr", 1, MODEL, {"c": odd}, {})
+    store.save("run", "pfsr", 1, {"c": MODEL}, {"c": odd}, {})
     assert same(store.load("run", "pfsr", "c", 1, MODEL), odd)
 
 
@@ -97,6 +97,19 @@ def test_a_round_done_again_replaces_its_version(store):
     assert same(store.load("run", "pfsr", "c", 1, MODEL), state(9.0))
 
 
+def test_states_of_many_clients_come_back_together(store):
+    states = {name: state(float(value)) for value, name in enumerate("abc")}
+    marks = dict.fromkeys("abcd", MODEL)
+    store.save("run", "pfsr", 1, marks, states, {})
+    found = store.load_many("run", "pfsr", {"a": 1, "c": 1, "d": 0}, marks)
+    assert list(found) == ["a", "c"]  # d has none yet
+    assert all(same(found[name], states[name]) for name in found)
+    with pytest.raises(StateMissingError, match="client 'd'"):
+        store.load_many("run", "pfsr", {"a": 1, "d": 1}, marks)
+    with pytest.raises(StateMismatchError, match="client 'b'"):
+        store.load_many("run", "pfsr", {"a": 1, "b": 1}, {**marks, "b": "model-b"})
+
+
 def test_the_state_of_another_model_is_refused_with_both_names(store):
     save(store, 1, 1.0, 0)
     with pytest.raises(StateMismatchError, match=r"model-a.*model-b.*reset"):
@@ -105,7 +118,7 @@ def test_the_state_of_another_model_is_refused_with_both_names(store):
 
 def test_reset_forgets_one_run(store):
     save(store, 1, 1.0, 0)
-    store.save("other", "pfsr", 1, MODEL, {"c": state(2.0)}, {})
+    store.save("other", "pfsr", 1, {"c": MODEL}, {"c": state(2.0)}, {})
     assert store.reset("run") == 1
     assert store.runs() == ["other"]
 
@@ -149,13 +162,14 @@ class Dying(dict):
             yield item
 
 states = Dying({name: {"x": torch.full((50_000,), 2.0)} for name in "abcd"})
-NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, "m", states, dict.fromkeys("abcd", 1))
+marks = dict.fromkeys("abcd", "m")
+NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, marks, states, dict.fromkeys("abcd", 1))
 """
 
 
 def test_a_kill_between_two_clients_leaves_the_round_before(store):
     before = {name: {"x": torch.full((50_000,), 1.0)} for name in "abcd"}
-    store.save("run", "pfsr", 1, "m", before, {})
+    store.save("run", "pfsr", 1, dict.fromkeys("abcd", "m"), before, {})
     root = Path(__file__).parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(store.path)]
@@ -169,7 +183,7 @@ def test_a_kill_between_two_clients_leaves_the_round_before(store):
 def test_an_error_in_the_middle_writes_nothing(store):
     broken = {"a": state(1.0), "b": {"x": "not a tensor"}}
     with pytest.raises(AttributeError):
-        store.save("run", "pfsr", 1, MODEL, broken, {})
+        store.save("run", "pfsr", 1, dict.fromkeys("ab", MODEL), broken, {})
     assert store.runs() == []
 
 
@@ -207,10 +221,10 @@ def test_a_full_disk_is_called_so_and_the_state_before_stays(store, monkeypatch)
     with monkeypatch.context() as patch:
         small_disk(patch, 20)
         with pytest.raises(NodeStoreError, match="(?s)full.*as it was.*make room") as raised:
-            store.save("run", "pfsr", 2, MODEL, large, {"c": 1})
+            store.save("run", "pfsr", 2, {"c": MODEL}, large, {"c": 1})
     assert "move it away" not in str(raised.value)
     assert same(store.load("run", "pfsr", "c", 1, MODEL), state(1.0))
-    store.save("run", "pfsr", 2, MODEL, large, {"c": 1})
+    store.save("run", "pfsr", 2, {"c": MODEL}, large, {"c": 1})
     assert store.rounds("run", "pfsr", "c") == [1, 2]
 
 

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.local_training import make_scorer
 from pfsr_core.node_store import (
     NodeStore,
     NodeStoreError,
@@ -28,6 +27,7 @@ from pfsr_core.recommend import (
     open_served,
     recommend,
 )
+from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import flat_settings
 from pfsr_core.simulation import run
 from tests.tiny import tiny_world
@@ -75,9 +75,7 @@ def test_scores_are_those_of_the_trained_model(served: Served) -> None:
     client, user, codes = some_user(served)
     (data,) = [data for data in federation.clients if data.client == client]
     whole = assembly.algorithm.personalize(served.shared, served.clients[client].state)
-    score = make_scorer(
-        assembly.task, whole, assembly.task.candidates(data), settings.model.max_length
-    )
+    score = make_scorer(assembly.task, whole, data, settings.model.max_length)
     expected = score([np.array(codes)])[0]
     answer = recommend(served, user, k=5)
     assert answer.source == MODEL

@@ -6,12 +6,16 @@ the encoder is averaged, each client keeps its own table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+from torch import Tensor
+
 from pfsr_core.algorithms.server_step import ServerStep, average
+from pfsr_core.batched_training import Trained, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
-from pfsr_core.local_training import ExtraLoss, LocalTraining, LossSum, Task, stream_seed, train
+from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
 from pfsr_core.losses import proximal
 from pfsr_core.params import Params, distance, shapes_of
 
@@ -25,37 +29,59 @@ def fed_avg(
 ) -> FederatedAlgorithm:
     """Averages the shared names, weighted by training interactions; ``step`` uses the mean."""
 
-    def local(broadcast: Broadcast, state: Params, data: ClientDataset) -> tuple[Params, LossSum]:
-        stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        extra: ExtraLoss | None = None
-        if proximal_strength:
-            extra = partial(proximal, anchor=broadcast.params, strength=proximal_strength)
-        whole = {**broadcast.params, **state}
-        config = training.in_round(broadcast.round)
-        return train(task, config, whole, data, stream=stream, extra_loss=extra)
+    def term(params: Params, _context: object, anchor: Params) -> Tensor:
+        return proximal(params, anchor, proximal_strength)
 
-    def client_update(broadcast: Broadcast, state: Params, data: ClientDataset) -> ClientUpdate:
-        whole, losses = local(broadcast, state, data)
-        shared, private = task.partition.split(whole)
-        return ClientUpdate(
-            params=shared,
-            weight=float(data.num_interactions),
-            metrics=loss_metrics(losses),
-            state=private,
-            norm=float(distance(shared, broadcast.params)),
-        )
+    def local(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Trained]:
+        pull = ExtraLoss(partial(term, anchor=broadcast.params), {}) if proximal_strength else None
+        jobs = [
+            Job(
+                params={**broadcast.params, **state},
+                data=data,
+                stream=stream_seed(training.seed, "client", data.client, broadcast.round),
+                extra_loss=pull,
+            )
+            for state, data in zip(states, datasets, strict=True)
+        ]
+        return train_clients(task, training.in_round(broadcast.round), jobs)
 
-    def finetune(broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
-        return local(broadcast, state, data)[0]
+    def client_updates(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[ClientUpdate]:
+        trained = local(broadcast, states, datasets)
+        return [
+            _update(task, broadcast, *one, data)
+            for one, data in zip(trained, datasets, strict=True)
+        ]
+
+    def finetunes(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Params]:
+        return [whole for whole, _ in local(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
         init=lambda: ServerState(task.init_shared()),
         init_client=task.init_private,
-        client_update=client_update,
+        client_updates=client_updates,
         server_update=lambda server, reply: step(server, reply.params),
         personalize=lambda shared, state: {**shared, **state},
         reply_shapes=shapes_of(task.init_shared()),
-        finetune=finetune,
+        finetunes=finetunes,
+    )
+
+
+def _update(
+    task: Task, broadcast: Broadcast, whole: Params, losses: LossSum, data: ClientDataset
+) -> ClientUpdate:
+    shared, private = task.partition.split(whole)
+    return ClientUpdate(
+        params=shared,
+        weight=float(data.num_interactions),
+        metrics=loss_metrics(losses),
+        state=private,
+        norm=float(distance(shared, broadcast.params)),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pfsr_core.algorithms.fed_avg import loss_metrics
+from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
-from pfsr_core.local_training import LocalTraining, Task, stream_seed, train
+from pfsr_core.local_training import Job, LocalTraining, Task, stream_seed
 from pfsr_core.params import Params
 
 
@@ -17,20 +19,30 @@ def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
     def init_client(data: ClientDataset) -> Params:
         return {**task.init_shared(), **task.init_private(data)}
 
-    def client_update(broadcast: Broadcast, state: Params, data: ClientDataset) -> ClientUpdate:
-        stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        whole, losses = train(task, training.in_round(broadcast.round), state, data, stream=stream)
-        return ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), whole, 0.0)
+    def client_updates(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[ClientUpdate]:
+        jobs = [
+            Job(state, data, stream_seed(training.seed, "client", data.client, broadcast.round))
+            for state, data in zip(states, datasets, strict=True)
+        ]
+        trained = train_clients(task, training.in_round(broadcast.round), jobs)
+        return [
+            ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), whole, 0.0)
+            for (whole, losses), data in zip(trained, datasets, strict=True)
+        ]
 
-    def finetune(broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
-        return client_update(broadcast, state, data).state
+    def finetunes(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Params]:
+        return [update.state for update in client_updates(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
         init=lambda: ServerState({}),
         init_client=init_client,
-        client_update=client_update,
+        client_updates=client_updates,
         server_update=lambda server, _reply: replace(server, round=server.round + 1),
         personalize=lambda _shared, state: state,
         reply_shapes={},
-        finetune=finetune,
+        finetunes=finetunes,
     )

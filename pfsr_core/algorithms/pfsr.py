@@ -21,22 +21,24 @@ too. Encoder and mask are kept in the client's state under ``personal/`` and ``m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
+from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
+from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
 from pfsr_core.fisher import (
     LogProbability,
     Masks,
-    diagonal_fisher,
     empty_masks,
     kept_share,
     merge_by_mask,
@@ -44,14 +46,16 @@ from pfsr_core.fisher import (
     quantile_mask,
 )
 from pfsr_core.local_training import (
+    ExtraLoss,
+    Job,
     LocalTraining,
     LossSum,
     Task,
     prefix_samples,
     stream_seed,
-    train,
 )
 from pfsr_core.losses import keep_local, magnitude
+from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance
 
@@ -75,6 +79,12 @@ class Response:
     tau: float = 0.4
     fisher_samples: int = 256
     serve: str = "merged"
+
+    def mask(self, fisher: Params) -> Masks:
+        """The mask of one client's Fisher information, by quantile or by FedDPA's bar."""
+        if self.mask_mode == "minmax":
+            return minmax_mask(fisher, self.tau)
+        return quantile_mask(fisher, self.rho)
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,10 @@ class Magnitude:
     side: str = "above"
 
 
+Trained = tuple[Personal, Masks, LossSum]
+"""What a client keeps after its training, the masks it trained with, and its losses."""
+
+
 def pfsr(
     task: Task,
     training: LocalTraining,
@@ -113,40 +127,55 @@ def pfsr(
     step: ServerStep = average,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
-    base = fed_avg(task, training)
+    base, whole = fed_avg(task, training), response.serve == "personal"
 
-    def masks_of(personal: Params, private: Params, data: ClientDataset, stream: int) -> Masks:
-        if response.mask_mode == "none" or data.num_interactions <= len(data.users):
-            return empty_masks(personal)
-        generator = torch.Generator().manual_seed(stream_seed(stream, "fisher"))
-        samples = prefix_samples(data, training.max_length, response.fisher_samples, generator)
-        log_probability = _log_probability(task, private, task.candidates(data))
-        fisher = diagonal_fisher(log_probability, personal, samples)
-        if response.mask_mode == "minmax":
-            return minmax_mask(fisher, response.tau)
-        return quantile_mask(fisher, response.rho)
+    def masks_of(trained: Sequence[Params], jobs: Sequence[Job]) -> list[Masks]:
+        parts = [task.partition.split(whole) for whole in trained]
+        masks = [empty_masks(encoder) for encoder, _ in parts]
+        if response.mask_mode == "none":
+            return masks
+        taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
+        sampled = [
+            Sampled(*parts[i], fisher_samples(task, training, jobs[i], response.fisher_samples))
+            for i in taught
+        ]
+        fishers = client_fishers(_log_probability(task), sampled, training.engine)
+        for i, fisher in zip(taught, fishers, strict=True):
+            masks[i] = response.mask(fisher)
+        return masks
 
     def local(
-        broadcast: Broadcast, state: Params, data: ClientDataset
-    ) -> tuple[Personal, Masks, LossSum]:
-        stream = stream_seed(training.seed, "client", data.client, broadcast.round)
-        shared = broadcast.params
-        old = split_state(state, shared)
-        merged = {**merge_by_mask(old.masks, old.encoder, shared), **old.private}
-        extra = _magnitude_loss(loss, old, broadcast)
-        train_once = partial(
-            train, task, training.in_round(broadcast.round), data=data, extra_loss=extra
-        )
-        if loss.two_phases:
-            trained, losses = _phases(train_once, merged, old.masks, stream)
-        else:
-            trained, losses = train_once(merged, stream=stream)
-        encoder, private = task.partition.split(trained)
-        masks = masks_of(encoder, private, data, stream)
-        return Personal(encoder, private, masks), old.masks, losses
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Trained]:
+        shared, term = broadcast.params, _magnitude_term(loss, broadcast)
+        olds = [split_state(state, shared) for state in states]
+        jobs = [
+            Job(
+                params={**merge_by_mask(old.masks, old.encoder, shared), **old.private},
+                data=data,
+                stream=stream_seed(training.seed, "client", data.client, broadcast.round),
+                extra_loss=ExtraLoss(term, {"masks": old.masks, "encoder": old.encoder}),
+            )
+            for old, data in zip(olds, datasets, strict=True)
+        ]
+        train_all = partial(train_clients, task, training.in_round(broadcast.round))
+        masks = [old.masks for old in olds]
+        found = _phases(train_all, jobs, masks) if loss.two_phases else train_all(jobs)
+        next_masks = masks_of([whole for whole, _ in found], jobs)
+        return [
+            (Personal(*task.partition.split(whole), next_mask), mask, losses)
+            for (whole, losses), next_mask, mask in zip(found, next_masks, masks, strict=True)
+        ]
 
-    def client_update(broadcast: Broadcast, state: Params, data: ClientDataset) -> ClientUpdate:
-        new, masks, losses = local(broadcast, state, data)
+    def client_updates(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[ClientUpdate]:
+        trained = local(broadcast, states, datasets)
+        return [update(broadcast, *one, data) for one, data in zip(trained, datasets, strict=True)]
+
+    def update(
+        broadcast: Broadcast, new: Personal, masks: Masks, losses: LossSum, data: ClientDataset
+    ) -> ClientUpdate:
         shared = broadcast.params
         reply = {name: torch.where(masks[name], shared[name], new.encoder[name]) for name in shared}
         norm = float(distance(reply, shared))
@@ -157,7 +186,7 @@ def pfsr(
             params=reply,
             weight=float(data.num_interactions),
             metrics={**loss_metrics(losses), **kept, "clients": 1.0},
-            state=join_state(new),
+            state=join_state(new, whole=whole),
             norm=norm,
         )
 
@@ -167,77 +196,123 @@ def pfsr(
             return {**own.encoder, **own.private}
         return {**merge_by_mask(own.masks, own.encoder, shared), **own.private}
 
-    def finetune(broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
-        return join_state(local(broadcast, state, data)[0])
+    def finetunes(
+        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Params]:
+        trained = local(broadcast, states, datasets)
+        return [join_state(new, whole=whole) for new, _, _ in trained]
 
     return replace(
         base,
-        client_update=client_update,
+        client_updates=client_updates,
         server_update=_server_update(aggregation, step),
         personalize=personalize,
-        finetune=finetune,
+        finetunes=finetunes,
         reply_shapes=_reply_shapes(base.reply_shapes, aggregation),
     )
 
 
 def split_state(state: Params, shared: Params) -> Personal:
-    """A client's state in its parts; before the first participation: ``shared``, nothing kept."""
-    encoder = _under(PERSONAL, state) or dict(shared)
-    masks = _under(MASK, state) or empty_masks(shared)
+    """A client's state in its parts; before the first participation: ``shared``, nothing kept.
+
+    Of an encoder of which only the kept coordinates are known, the others are those of ``shared``.
+    """
     prefixes = (PERSONAL, MASK)
     private = {name: value for name, value in state.items() if not name.startswith(prefixes)}
+    if not any(name.startswith(MASK) for name in state):
+        return Personal(dict(shared), private, empty_masks(shared))
+    masks = {name: _mask_of(state[MASK + name], value) for name, value in shared.items()}
+    encoder = {
+        name: _filled(state[PERSONAL + name], masks[name], value) for name, value in shared.items()
+    }
     return Personal(encoder, private, masks)
 
 
-def join_state(personal: Personal) -> Params:
-    """Undoes :func:`split_state`."""
-    named = {PERSONAL + name: tensor for name, tensor in personal.encoder.items()}
-    masks = {MASK + name: mask for name, mask in personal.masks.items()}
-    return {**personal.private, **named, **masks}
+def join_state(personal: Personal, *, whole: bool) -> Params:
+    """Undoes :func:`split_state`: masks as packed bits, eight to a byte.
+
+    The encoder is kept ``whole``, or its kept coordinates alone: no more is ever read of it where
+    it is merged with what the server sends.
+    """
+    masks, encoder = personal.masks, personal.encoder
+    values = {name: t if whole else t[masks[name]] for name, t in encoder.items()}
+    bits = {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in masks.items()}
+    return {
+        **personal.private,
+        **{PERSONAL + name: tensor for name, tensor in values.items()},
+        **{MASK + name: tensor for name, tensor in bits.items()},
+    }
 
 
-def _under(prefix: str, state: Params) -> Params:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+def _mask_of(bits: Tensor, like: Tensor) -> Tensor:
+    flags = np.unpackbits(bits.numpy(), count=like.numel()).astype(bool)
+    return torch.from_numpy(flags).reshape(like.shape)
+
+
+def _filled(values: Tensor, mask: Tensor, rest: Tensor) -> Tensor:
+    """All of a tensor, of which ``values`` may hold the entries under the mask alone."""
+    if values.shape == rest.shape:
+        return values
+    return rest.masked_scatter(mask, values)
 
 
 def _phases(
-    train_once: Callable[..., tuple[Params, LossSum]], params: Params, masks: Masks, stream: int
-) -> tuple[Params, LossSum]:
+    train_all: Callable[[Sequence[Job]], list[tuple[Params, LossSum]]],
+    jobs: Sequence[Job],
+    masks: Sequence[Masks],
+) -> list[tuple[Params, LossSum]]:
     """First the kept coordinates, then the others (FedDPA), each with an optimiser of its own."""
-    if not any(bool(mask.any()) for mask in masks.values()):
-        return train_once(params, stream=stream)
-    free = {name: ~mask for name, mask in masks.items()}
-    first, _ = train_once(params, stream=stream, frozen=free)
-    return train_once(first, stream=stream_seed(stream, "second phase"), frozen=masks)
+    kept = [i for i, mask in enumerate(masks) if any(bool(part.any()) for part in mask.values())]
+    free = {i: {name: ~part for name, part in masks[i].items()} for i in kept}
+    first = train_all([replace(jobs[i], frozen=free[i]) for i in kept])
+    second = dict(enumerate(jobs))
+    for i, (params, _) in zip(kept, first, strict=True):
+        stream = stream_seed(jobs[i].stream, "second phase")
+        second[i] = replace(jobs[i], params=params, stream=stream, frozen=masks[i])
+    return train_all(list(second.values()))
 
 
-def _magnitude_loss(
-    loss: Magnitude, old: Personal, broadcast: Broadcast
-) -> Callable[[Params], Tensor]:
-    norm, masks = broadcast.signals.get(TARGET_NORM), old.masks
-    anchor = old.encoder if loss.anchor == "local" else broadcast.params
+def _magnitude_term(
+    loss: Magnitude, broadcast: Broadcast
+) -> Callable[[Params, Mapping[str, Params]], Tensor]:
+    norm, shared = broadcast.signals.get(TARGET_NORM), broadcast.params
 
-    def extra(params: Params) -> Tensor:
-        total = torch.zeros(())
+    def term(params: Params, context: Mapping[str, Params]) -> Tensor:
+        total, masks = torch.zeros(()), context["masks"]
         if loss.keep:
+            anchor = context["encoder"] if loss.anchor == "local" else shared
             total = total + keep_local(params, anchor, masks, loss.keep)
         if loss.magnitude and norm is not None:
-            total = total + magnitude(
-                params, broadcast.params, masks, norm, loss.magnitude, loss.side
-            )
+            total = total + magnitude(params, shared, masks, norm, loss.magnitude, loss.side)
         return total
 
-    return extra
+    return term
 
 
-def _log_probability(task: Task, private: Params, candidates: Tensor) -> LogProbability:
-    def log_probability(params: Params, prefix: Tensor, length: Tensor, target: Tensor) -> Tensor:
-        whole = {**params, **private}
+def can_be_sampled(data: ClientDataset) -> bool:
+    """Whether a user has an item to predict."""
+    return data.num_interactions > len(data.users)
+
+
+def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
+    """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
+    generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
+    prefixes, lengths, targets = prefix_samples(job.data, training.max_length, count, generator)
+    rows = task.candidates(job.data)
+    return row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
+
+
+def _log_probability(task: Task) -> LogProbability:
+    def log_probability(
+        params: Params, private: Params, prefix: Tensor, length: Tensor, target: Tensor
+    ) -> Tensor:
+        whole = {**params, **{name: part for name, part in private.items() if name != ROWS}}
         hidden = task.apply(whole, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
-        logits = whole[ITEMS][candidates] @ last
-        label = torch.searchsorted(candidates, target.reshape(1))
-        return torch.log_softmax(logits, 0).index_select(0, label)[0]
+        logits = whole[ITEMS][1:] @ last
+        if ROWS in private:
+            logits = logits + private[ROWS]
+        return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
 
     return log_probability
 

@@ -82,16 +82,12 @@ def compare(  # noqa: PLR0913 - a line has that many parts
     )
 
 
-def against_limit(  # noqa: PLR0913
-    benchmark: str,
-    case: str,
-    ours_ms: float,
-    limit_ms: float,
-    *,
-    threads: int = 1,
-    size: float | None = None,
+def against_limit(
+    benchmark: str, case: str, ours_ms: float, limit_ms: float | None, **more: Any
 ) -> Measurement:
-    """A figure against a number that it must stay under."""
+    """A figure against a number that it must stay under, or alone. ``more``: further fields."""
+    if limit_ms is None:
+        return Measurement(benchmark, case, ours_ms, "", None, None, **more)
     ratio = limit_ms / ours_ms
     return Measurement(
         benchmark,
@@ -102,8 +98,7 @@ def against_limit(  # noqa: PLR0913
         ratio,
         target=1.0,
         holds=ratio >= 1.0,
-        threads=threads,
-        size=size,
+        **more,
     )
 
 
@@ -191,7 +186,7 @@ def _peak_here(work: Sized, shape: Shape) -> float:
 
 
 def _high_water() -> float:
-    """Megabytes. Linux hands ``ru_maxrss`` on to the programs a process starts; VmHWM it does not."""
+    """Megabytes. A process inherits ``ru_maxrss`` from who started it, but not VmHWM (Linux)."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -87,11 +87,14 @@ class AssociativeMamba(nn.Module):
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D); position t sees positions <= t only."""
+    def forward(self, u: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); position t sees positions <= t only.
+
+        What stands behind ``lengths`` (B,) may be anything, and the kernel does not compute it.
+        """
         parameters = self._mixer_parameters()
         if kernels.applies_to(u, self.D):
-            return kernels.mix(u, parameters, NORM_EPS)
+            return kernels.mix(u, parameters, NORM_EPS, lengths)
         return self._mix(u, parameters)
 
     def _mixer_parameters(self) -> MixerParameters:

@@ -11,6 +11,7 @@ Letters in shapes: B batch, L length, H heads, P width of a head, N state size, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,15 +32,18 @@ def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
 
     x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
     gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
-    exponentiated. Differentiable once, also under ``torch.func.vmap``.
+    exponentiated. Differentiable once, also under ``torch.func.vmap``. ``chunk``: the longest; the
+    length is divided evenly.
     """
+    length = x.shape[1]
+    chunk = math.ceil(length / math.ceil(length / chunk))
     decay, dx = a * dt, dt[..., None] * x
     anchor = None  # exp(a' c_{s-1})
     if a_anchored is not None:
         anchor = torch.exp(a_anchored * (dt.cumsum(1) - dt))
     outputs = []
     h = S = None
-    for start in range(0, x.shape[1], chunk):
+    for start in range(0, length, chunk):
         now = slice(start, start + chunk)
         r = decay[:, now].cumsum(1)  # from the chunk's start: small numbers
         to_start = None if gate is None or anchor is None else (gate[:, now], anchor[:, now])
@@ -49,7 +53,7 @@ def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
         if S is not None and gate is not None:
             y = torch.addcmul(y, gate[:, now, :, None], _read(C[:, now], S))
         outputs.append(y)
-        if start + chunk < x.shape[1]:
+        if start + chunk < length:
             end = r[:, -1:]
             added = _write(torch.exp(end - r), dx[:, now], B[:, now])
             h = added if h is None else torch.addcmul(added, torch.exp(end)[..., None], h)

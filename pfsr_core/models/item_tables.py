@@ -1,4 +1,8 @@
-"""How item tables start. Row 0 is padding and stays zero."""
+"""Item tables: which rows one holds, and how they start. Row 0 is padding and stays zero.
+
+A table holds the rows of the items that its owner ranks: the whole catalogue where it is shared,
+the items in the client's own histories where it is private.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+ItemCodes = NDArray[np.int64]
 
 CONTEXT = 10  # neighbours on each side that count as co-occurring
 HOPS = 2  # a neighbour's neighbours count too: small clients see few pairs
@@ -25,17 +31,30 @@ def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) 
     return torch.from_numpy(rows * np.float32(std))
 
 
-def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Rows moved towards the items they occur with on this client: (V + 1, D).
+def row_numbers(codes: Tensor, items: Tensor) -> Tensor:
+    """Where ``codes`` of any shape stand in a table that holds the sorted ``items`` (V',).
+
+    Row i + 1 is that of ``items[i]``; 0, padding, stays 0. Every code must be among the items.
+    """
+    return torch.where(codes > 0, torch.searchsorted(items, codes) + 1, 0)
+
+
+def co_occurrence_start(
+    table: Tensor, length: Tensor, items: ItemCodes, histories: Sequence[ItemCodes]
+) -> Tensor:
+    """Rows of ``items`` moved towards the items they occur with on this client: (n, D).
+
+    ``table`` (V + 1, D): the common start of the whole catalogue; ``length``: the mean of its rows'
+    lengths. ``items`` (n,): distinct codes, sorted, among them every one in ``histories``.
 
     Random indexing (Kanerva et al. 2000) on positive pointwise mutual information: each row becomes
     a weighted sum of the *common* rows of its neighbours, and of theirs, so clients that never
     exchange a table still start in one coordinate system. An item without neighbours keeps its
-    common row; all rows have the mean length of ``table``.
+    common row; all rows have the given length.
     """
-    weights = _ppmi(_counts(histories, len(table)))
-    length: Tensor = torch.linalg.vector_norm(table[1:], dim=1).mean()
-    common = _unit(table)
+    places = [np.searchsorted(items, history) for history in histories]
+    weights = _ppmi(_counts(places, len(items)))
+    common = _unit(table[torch.from_numpy(items)])
     reached, context = common, torch.zeros_like(common)
     for _ in range(HOPS):
         reached = _unit(weights @ reached)
@@ -43,13 +62,19 @@ def co_occurrence_start(table: Tensor, histories: Sequence[NDArray[np.int64]]) -
     return _unit(common + MIX * _unit(context)) * length
 
 
+def mean_length(table: Tensor) -> Tensor:
+    """Mean Euclidean length of the rows after the padding row: a scalar."""
+    length: Tensor = torch.linalg.vector_norm(table[1:], dim=1).mean()
+    return length
+
+
 def _unit(rows: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / length.clamp(min=1e-12)
 
 
-def _counts(histories: Sequence[NDArray[np.int64]], size: int) -> Tensor:
-    """Co-occurrence within CONTEXT steps, weighted 1 / distance, symmetric: (V + 1, V + 1)."""
+def _counts(histories: Sequence[ItemCodes], size: int) -> Tensor:
+    """Co-occurrence within CONTEXT steps, weighted 1 / distance, symmetric: (size, size)."""
     counts = np.zeros((size, size), np.float32)
     for history in histories:
         for gap in range(1, min(CONTEXT, len(history) - 1) + 1):

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from torch import Tensor, addcmul, nn
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
+from pfsr_core.models.layout import Layout
 
 State = dict[str, Tensor]
 
@@ -46,6 +47,19 @@ class Encoder(Protocol):
         """
 
 
+class Mixer(Protocol):
+    """An encoder without dropout, which may be told how long the sequences are."""
+
+    def __call__(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """As an encoder's."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """As an encoder's."""
+
+
 class FeedForward(nn.Module):
     """Position-wise D -> 4 D -> D with GELU, dropout, residual and norm. (..., D) to (..., D)."""
 
@@ -66,13 +80,13 @@ class FeedForward(nn.Module):
 class MixerLayer(nn.Module):
     """A mixer inside its residual, norm and feed-forward. (B, L, D) to (B, L, D).
 
-    ``mixer`` is an ``nn.Module`` that answers to ``Encoder``, without dropout of its own.
-    Mamba4Rec sets ``residual`` when the model has more than one layer.
+    ``mixer`` is an ``nn.Module`` at run time. Mamba4Rec sets ``residual`` when the model has more
+    than one layer.
     """
 
-    mixer: Encoder
+    mixer: Mixer
 
-    def __init__(self, mixer: Encoder, dim: int, dropout: float, residual: bool) -> None:
+    def __init__(self, mixer: Mixer, dim: int, dropout: float, residual: bool) -> None:
         super().__init__()
         self.mixer = mixer
         self.residual = residual
@@ -81,8 +95,14 @@ class MixerLayer(nn.Module):
         self.feed_forward = FeedForward(dim, dropout)
         self.noise_width = noise_width(self.dropout, self.feed_forward)
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        return self._after_mixer(self.mixer(x), x, noise)
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """With ``layout`` x and the output are packed, (T, D), and so is the noise."""
+        if layout is None:
+            return self._after_mixer(self.mixer(x), x, noise)
+        mixed = self.mixer(layout.pad(x), layout.lengths)
+        return self._after_mixer(layout.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
         return self.mixer.initial_state(batch_size)
@@ -107,10 +127,14 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
         self.noise_width = noise_width(*self.layers)
+        self.packs = all(isinstance(layer, MixerLayer) for layer in self.layers)
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        for layer in self._encoders():
-            x = layer(x, noise)
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+    ) -> Tensor:
+        """With ``layout`` everything is packed, (T, D); only where ``packs`` is True."""
+        for layer in self.layers:
+            x = layer(x, noise) if layout is None else layer(x, noise, layout)
         return x
 
     def initial_state(self, batch_size: int) -> State:

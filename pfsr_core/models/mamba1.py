@@ -51,7 +51,7 @@ class Mamba1Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self._initialise_dt()
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, u: Tensor, _lengths: Tensor | None = None) -> Tensor:
         x, z = self.in_proj(u).chunk(2, dim=-1)
         x = silu(causal_depthwise_conv(x, *self._filters()))
         dt, B, C = self._selection(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
+from pfsr_core.models.layout import layout_of
 from pfsr_core.params import Params
 
 ITEMS = "items.weight"
@@ -37,11 +38,21 @@ class NextItemModel(nn.Module):
     def forward(self, items: Tensor, bits: Tensor | None = None) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
-        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none.
+        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none. Outputs at
+        padded places mean nothing.
         """
-        noise = None if bits is None else Noise(bits)
-        hidden: Tensor = self.encoder(self.norm(self.dropout(self.items(items), noise)), noise)
-        return hidden
+        layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
+        if layout is None:
+            noise = None if bits is None else Noise(bits)
+            hidden: Tensor = self.encoder(self._embed(items, noise), noise)
+            return hidden
+        noise = None if bits is None else Noise(layout.pack(bits))
+        embedded = self._embed(items.flatten()[layout.index], noise)
+        return layout.pad(self.encoder(embedded, noise, layout))
+
+    def _embed(self, items: Tensor, noise: Noise | None) -> Tensor:
+        embedded: Tensor = self.norm(self.dropout(self.items(items), noise))
+        return embedded
 
 
 def make_apply(model: NextItemModel) -> Apply:

@@ -8,6 +8,7 @@ import torch
 from pfsr_core import simulation
 from pfsr_core.assembly import ALGORITHMS
 from pfsr_core.federated import Broadcast
+from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, clone, shapes_of
 from tests.tiny import tiny_world
 
@@ -35,7 +36,8 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
         state, server = update.state, algorithm.server_update(server, reply)
     whole = algorithm.personalize(server.params, state)
-    assert shapes_of(whole) == assembly.shapes
+    rows = len(assembly.task.candidates(data)) + 1
+    assert shapes_of(whole) == {**assembly.shapes, ITEMS: (rows, 8)}
 
 
 def test_private_tables_are_never_in_a_reply(name: str) -> None:
@@ -104,7 +106,7 @@ def test_finetuning_sends_nothing_and_changes_the_private_part(name: str) -> Non
     state = algorithm.finetune(server.broadcast(), states[data.client], data)
     before = algorithm.personalize(server.params, states[data.client])
     after = algorithm.personalize(server.params, state)
-    assert shapes_of(after) == assembly.shapes
+    assert shapes_of(after) == {**assembly.shapes, ITEMS: (len(data.touched) + 1, 8)}
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 

@@ -27,6 +27,9 @@ ON = Magnitude()
 FEW_SAMPLES = Response(fisher_samples=16)
 
 
+WHOLE = replace(FEW_SAMPLES, serve="personal")  # the whole encoder stays in the state
+
+
 def build(
     response: Response = FEW_SAMPLES,
     loss: Magnitude = ON,
@@ -66,7 +69,7 @@ def test_everything_kept_sends_the_shared_model_back() -> None:
 
 
 def test_masked_coordinates_are_not_sent_and_stay_personal() -> None:
-    algorithm, _, clients = build()
+    algorithm, _, clients = build(WHOLE)
     server, states = simulation.run(algorithm, clients, rounds=2, seed=0)
     update = algorithm.client_update(server.broadcast(), states[clients[0].client], clients[0])
     personal = split_state(update.state, server.params).encoder
@@ -118,8 +121,8 @@ def test_a_magnitude_term_from_above_does_not_make_small_changes_larger() -> Non
 
 
 def test_keeping_holds_the_kept_part_to_the_old_personal_one() -> None:
-    strong, _, clients = build(loss=Magnitude(keep=100.0, magnitude=0.0))
-    off, _, _ = build(loss=OFF)
+    strong, _, clients = build(WHOLE, Magnitude(keep=100.0, magnitude=0.0))
+    off, _, _ = build(WHOLE, OFF)
     server, states = simulation.run(off, clients, rounds=1, seed=0)
     old = split_state(states[clients[0].client], server.params).encoder
 
@@ -174,14 +177,28 @@ def test_serving_merges_what_the_next_round_would_start_from() -> None:
     for name, shared in server.params.items():
         expected = torch.where(own.masks[name], own.encoder[name], shared)
         assert torch.equal(served[name], expected)
-    left = build(replace(FEW_SAMPLES, serve="personal"))[0].personalize(server.params, state)
+
+
+def test_only_the_kept_coordinates_are_remembered_unless_all_are_served() -> None:
+    """Either state leads to the same round; the smaller one serves the same merged model."""
+    few, _, clients = build()
+    every, _, _ = build(WHOLE)
+    server, states = simulation.run(few, clients, rounds=2, seed=0)
+    same_server, whole_states = simulation.run(every, clients, rounds=2, seed=0)
+    assert all(torch.equal(server.params[n], same_server.params[n]) for n in server.params)
+    state, whole = (found[clients[0].client] for found in (states, whole_states))
+    assert sum(t.nbytes for t in state.values()) < 0.5 * sum(t.nbytes for t in whole.values())
+    served = few.personalize(server.params, state)
+    merged = few.personalize(server.params, whole)
+    assert all(torch.equal(served[name], merged[name]) for name in merged)
+    own, left = split_state(whole, server.params), every.personalize(server.params, whole)
     assert all(torch.equal(left[name], own.encoder[name]) for name in server.params)
 
 
 def test_a_global_anchor_holds_the_kept_part_to_the_received_one() -> None:
     def gap(loss: Magnitude) -> float:
-        algorithm, _, clients = build(loss=loss)
-        server, states = simulation.run(build(loss=OFF)[0], clients, rounds=1, seed=0)
+        algorithm, _, clients = build(WHOLE, loss)
+        server, states = simulation.run(build(WHOLE, OFF)[0], clients, rounds=1, seed=0)
         state = states[clients[0].client]
         masks = split_state(state, server.params).masks
         update = algorithm.client_update(server.broadcast(), state, clients[0])

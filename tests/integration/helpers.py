@@ -65,7 +65,7 @@ def stored_states(log: RunLog, settings: Settings, directory: Path, nodes: int) 
         for store in stores:
             rounds = store.rounds(*key)
             if rounds:
-                state = store.load(*key, rounds[-1], assembly.fingerprint)
+                state = store.load(*key, rounds[-1], assembly.fingerprint_of(data))
                 assert state is not None
                 states[data.client] = state
     return states

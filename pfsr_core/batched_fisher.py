@@ -1,0 +1,119 @@
+"""Fisher information of many clients as one program; see :mod:`pfsr_core.batched_training`.
+
+Per-sample gradients are mapped twice: over clients, each with parameters of its own, and over the
+samples of a client. What a client has less of than another, samples or rows of its item table, is
+filled up and weighs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from pfsr_core.batched_training import beyond_tables, stack_params
+from pfsr_core.fisher import LogProbability, diagonal_fisher
+from pfsr_core.models.next_item import ITEMS
+from pfsr_core.params import Params
+
+GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
+SAMPLES = 16  # of a client at once, at most
+
+ROWS = "rows"  # 0 for the rows of a client's item table, -inf for what fills it up: (V',)
+Samples = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A client's encoder, its private names, and its samples as ``diagonal_fisher`` takes them.
+
+    ``log_probability(params, private, prefix, length, target)`` is the same function for all.
+    """
+
+    encoder: Params
+    private: Params
+    samples: Samples
+
+
+def client_fishers(
+    log_probability: LogProbability, clients: Sequence[Sampled], engine: str
+) -> list[Params]:
+    """Diagonal Fisher of every client's encoder, in the order given."""
+    if engine == "loop":
+        return [
+            diagonal_fisher(log_probability, one.encoder, one.private, one.samples)
+            for one in clients
+        ]
+    results: dict[int, Params] = {}
+    for group in _groups(clients):
+        found = _fishers(log_probability, [clients[i] for i in group])
+        results |= zip(group, found, strict=True)
+    return [results[index] for index in range(len(clients))]
+
+
+def _groups(clients: Sequence[Sampled]) -> Iterator[list[int]]:
+    """Clients with similar numbers and lengths of samples, as many as memory allows."""
+    if not clients:
+        return
+    size = sum(tensor.numel() for tensor in clients[0].encoder.values())
+    together = max(1, GRADIENTS // (SAMPLES * size))
+    lengths = [one.samples[1] for one in clients]
+    key = [(len(length), int(length.sum())) for length in lengths]
+    order = sorted(range(len(clients)), key=lambda i: key[i])
+    for start in range(0, len(order), together):
+        yield order[start : start + together]
+
+
+def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> list[Params]:
+    encoders = _stack([one.encoder for one in clients])
+    private = _stack([one.private for one in clients])
+    if private:
+        private[ROWS] = beyond_tables([one.private for one in clients])
+    prefixes, lengths, targets, weights = _fill([one.samples for one in clients])
+
+    def weighted(params: Params, constants: Params, weight: Tensor, *sample: Tensor) -> Tensor:
+        return weight * log_probability(params, constants, *sample)
+
+    per_sample = vmap(grad(weighted), in_dims=(None, None, 0, 0, 0, 0))
+    per_client = vmap(per_sample, in_dims=0)
+    total = {name: torch.zeros_like(stack) for name, stack in encoders.items()}
+    for start in range(0, lengths.shape[1], SAMPLES):
+        now = slice(start, start + SAMPLES)
+        longest = int(lengths[:, now].max())
+        sample = (prefixes[:, now, :longest], lengths[:, now], targets[:, now])
+        grads = per_client(encoders, private, weights[:, now], *sample)
+        for name, gradient in grads.items():
+            total[name] += gradient.detach().square_().sum(1)
+    counts = weights.sum(1).clamp(min=1).tolist()
+    return [
+        {name: stack[k] / count for name, stack in total.items()} for k, count in enumerate(counts)
+    ]
+
+
+def _stack(params: Sequence[Params]) -> Params:
+    if params and ITEMS in params[0]:
+        return stack_params(params)
+    return {name: torch.stack([one[name] for one in params]) for name in params[0]}
+
+
+def _fill(samples: Sequence[Samples]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prefixes (K, S, L), lengths, targets and weights (K, S): sorted by length, S the most.
+
+    Samples that a client lacks have length 1, the first row as prefix and target, and weight 0.
+    """
+    most = max(1, *(len(lengths) for _, lengths, _ in samples))
+    width = max(prefixes.shape[1] for prefixes, _, _ in samples)
+    prefixes = torch.zeros(len(samples), most, width, dtype=torch.long)
+    prefixes[:, :, 0] = 1
+    lengths, targets = torch.ones(2, len(samples), most, dtype=torch.long)
+    weights = torch.zeros(len(samples), most)
+    for k, (prefix, length, target) in enumerate(samples):
+        order = torch.argsort(length, stable=True)
+        rows = slice(most - len(order), most)  # the longest last, as those of the other clients
+        prefixes[k, rows] = 0
+        prefixes[k, rows, : prefix.shape[1]] = prefix[order]
+        lengths[k, rows], targets[k, rows], weights[k, rows] = length[order], target[order], 1.0
+    return prefixes, lengths, targets, weights

@@ -1,0 +1,252 @@
+"""Training of many small clients as one program: parameters stacked, one pass for all of them.
+
+One user's step is a few dozen operations on small tensors, most of whose cost is the call. Here K
+clients take a step together: every parameter is (K, ...), the model is mapped over the first
+dimension, and Adam, which is elementwise, runs on the stacks. Nothing of one client reaches
+another, so each ends where :func:`pfsr_core.local_training.train` would have left it, up to
+rounding.
+
+Clients of similar size share a group. They are sorted by their number of steps, so that those still
+training are the first ones: a client that is done is not touched any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+
+from pfsr_core.fisher import Masks
+from pfsr_core.local_training import (
+    ExtraLoss,
+    Job,
+    LocalTraining,
+    LossSum,
+    Step,
+    Task,
+    client_windows,
+    freeze,
+    fresh_adam,
+    steps,
+    train,
+)
+from pfsr_core.models.next_item import ITEMS
+from pfsr_core.params import Params
+
+PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
+POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
+LOGITS = 2**22  # logits of a group's step: 16 MB
+SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
+
+Trained = tuple[Params, LossSum]
+
+
+class Size(NamedTuple):
+    """A client's largest step (rows, length), its item table's rows, and all its parameters."""
+
+    rows: int
+    length: int
+    items: int
+    parameters: int
+
+    @property
+    def places(self) -> int:
+        return self.rows * self.length
+
+    def fits(self, count: int) -> bool:
+        """Whether ``count`` clients of this size are not too much for one group."""
+        return (
+            count * self.places <= POSITIONS
+            and count * self.places * self.items <= LOGITS
+            and count * self.parameters <= PARAMETERS
+        )
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A client in a group: its job, its windows (W, L + 1), how many steps it takes."""
+
+    job: Job
+    windows: Tensor
+    steps: int
+    size: Size
+
+
+def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> list[Trained]:
+    """Every job trained, in the order given, in the way that ``config.engine`` names."""
+    if config.engine == "loop" or config.negatives:  # every client draws its own sample of rows
+        return [train(task, config, job) for job in jobs]
+    limit = SMALL if config.engine == "auto" else None
+    lanes = [_lane(task, config, job) for job in jobs]
+    results: dict[int, Trained] = {}
+    for group in _groups(lanes, limit):
+        results |= zip(group, _train_group(task, config, [lanes[i] for i in group]), strict=True)
+    for index in set(range(len(jobs))) - set(results):
+        results[index] = train(task, config, jobs[index])
+    return [results[index] for index in range(len(jobs))]
+
+
+def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
+    windows = client_windows(task, config, job.data)
+    count = config.local_epochs * -(-len(windows) // config.batch_size)
+    size = Size(
+        rows=min(len(windows), config.batch_size),
+        length=int((windows > 0).sum(1).max()) - 1 if len(windows) else 0,
+        items=len(job.params[ITEMS]),
+        parameters=sum(tensor.numel() for tensor in job.params.values()),
+    )
+    return Lane(job, windows, count, size)
+
+
+def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
+    """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
+    training = [i for i, lane in enumerate(lanes) if lane.steps]
+    small = [i for i in training if limit is None or lanes[i].size.places <= limit]
+    group: list[int] = []
+    largest = Size(0, 0, 0, 0)
+    for index in sorted(small, key=lambda i: (lanes[i].steps, lanes[i].size), reverse=True):
+        joined = Size(*map(max, largest, lanes[index].size))
+        if group and not joined.fits(len(group) + 1):
+            yield group
+            group, joined = [], lanes[index].size
+        group.append(index)
+        largest = joined
+    if group and (limit is None or len(group) > 1):
+        yield group
+
+
+def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
+    stacks = stack_params([lane.job.params for lane in lanes])
+    leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
+    optimizer = fresh_adam(leaves, config)
+    frozen = _stack_masks([lane.job.frozen for lane in lanes])
+    extra = _stack_extra([lane.job.extra_loss for lane in lanes])
+    beyond = beyond_tables([lane.job.params for lane in lanes])
+    streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
+    losses = [LossSum() for _ in lanes]
+    for number in range(lanes[0].steps):
+        active = sum(lane.steps > number for lane in lanes)
+        if active < len(leaves[ITEMS]):
+            leaves, optimizer = _first(active, leaves, optimizer, config)
+        step = _collate([next(stream) for stream in streams[:active]])
+        means, counts = _cross_entropies(task, leaves, step, beyond[:active])
+        for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
+            losses[k] = losses[k].add(mean, count)
+        loss = means.sum()
+        if extra is not None:
+            context = {group: _rows(part, active) for group, part in extra.context.items()}
+            loss = loss + vmap(extra.term)(leaves, context).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        freeze(leaves, _rows(frozen, active))
+        optimizer.step()
+    trained = unstack_params(stacks, [lane.size.items for lane in lanes])
+    return list(zip(trained, losses, strict=True))
+
+
+def stack_params(params: Sequence[Params]) -> Params:
+    """(K, ...) for every name; item tables, of any numbers of rows, are filled up with zeros."""
+    tables = [one[ITEMS] for one in params]
+    longest = max(len(table) for table in tables)
+    whole = tables[0].new_zeros(len(params), longest, tables[0].shape[1])
+    for place, table in zip(whole, tables, strict=True):
+        place[: len(table)] = table
+    stacked = {n: torch.stack([one[n] for one in params]) for n in params[0] if n != ITEMS}
+    return {name: stacked.get(name, whole) for name in params[0]}
+
+
+def unstack_params(stacks: Params, rows: Sequence[int]) -> list[Params]:
+    """Undoes :func:`stack_params`, in views; ``rows`` of each client's item table."""
+    columns = {name: stack.detach().unbind() for name, stack in stacks.items()}
+    columns[ITEMS] = tuple(table[:count] for table, count in zip(columns[ITEMS], rows, strict=True))
+    return [{name: column[k] for name, column in columns.items()} for k in range(len(rows))]
+
+
+def _stack_masks(masks: Sequence[Masks | None]) -> Masks:
+    """(K, ...) for every name that a client has frozen coordinates of; free where it has none."""
+    shapes = {name: mask.shape for one in masks for name, mask in (one or {}).items()}
+    return {
+        name: torch.stack(
+            [(one or {}).get(name, torch.zeros(shape, dtype=torch.bool)) for one in masks]
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
+    found = [extra for extra in extras if extra is not None]
+    if not found:
+        return None
+    context = {
+        group: {name: torch.stack([one.context[group][name] for one in found]) for name in tensors}
+        for group, tensors in found[0].context.items()
+    }
+    return ExtraLoss(found[0].term, context)
+
+
+def _first(
+    count: int, leaves: Params, optimizer: torch.optim.Adam, config: LocalTraining
+) -> tuple[Params, torch.optim.Adam]:
+    """The first ``count`` clients and their moments: views, so that the whole stacks move on."""
+    fewer = {name: leaf.detach()[:count].requires_grad_() for name, leaf in leaves.items()}
+    adam = fresh_adam(fewer, config)
+    for name, leaf in leaves.items():
+        if leaf in optimizer.state:
+            moments = optimizer.state[leaf]
+            adam.state[fewer[name]] = {
+                key: value if key == "step" else value[:count] for key, value in moments.items()
+            }
+    return fewer, adam
+
+
+def _rows(stacks: Params, count: int) -> Params:
+    return {name: stack[:count] for name, stack in stacks.items()}
+
+
+def beyond_tables(params: Sequence[Params]) -> Tensor:
+    """0 for the rows of every client's item table, -inf for those that fill it up: (K, V')."""
+    counts = torch.tensor([len(one[ITEMS]) for one in params])
+    beyond = torch.arange(1, int(counts.max())) >= counts[:, None]
+    return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)
+
+
+def _collate(found: Sequence[Step]) -> Step:
+    """The clients' steps padded to (K, B, L): rows of zeros have no target."""
+    bits = [step.bits for step in found if step.bits is not None]
+    return Step(
+        inputs=_pad([step.inputs for step in found]),
+        targets=_pad([step.targets for step in found]),
+        bits=_pad(bits) if bits else None,
+        negatives=None,
+    )
+
+
+def _pad(parts: Sequence[Tensor]) -> Tensor:
+    """Parts (B_k, L_k, ...) in one (K, B, L, ...), filled up with zeros."""
+    rows, length = (max(part.shape[i] for part in parts) for i in (0, 1))
+    whole = parts[0].new_zeros(len(parts), rows, length, *parts[0].shape[2:])
+    for place, part in zip(whole, parts, strict=True):
+        place[: part.shape[0], : part.shape[1]] = part
+    return whole
+
+
+def _cross_entropies(
+    task: Task, leaves: Params, step: Step, beyond: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of every client and how many targets it had: (K,) each."""
+    dims = (0, 0, None if step.bits is None else 0)
+    hidden = vmap(task.apply, in_dims=dims)(leaves, step.inputs, step.bits).flatten(1, 2)
+    logits = torch.baddbmm(
+        beyond.to(hidden.dtype)[:, None], hidden, leaves[ITEMS][:, 1:].transpose(1, 2)
+    )
+    labels = step.targets.flatten(1) - 1
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"
+    )
+    counts = (labels >= 0).sum(1)
+    return losses.view(labels.shape).sum(1) / counts, counts
