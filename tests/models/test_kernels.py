@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from pfsr_core.models import associative_mamba, kernels
+from pfsr_core.models import associative_mamba, kernel_calls, kernels
 from pfsr_core.models.associative_mamba import AssociativeMamba
 from pfsr_core.models.dual_form import associative_scan_reference
 from pfsr_core.models.kernels import use_kernels
 
 needs_kernel = pytest.mark.skipif(
-    kernels.compiled() is None, reason="pfsr-kernels is not installed or switched off"
+    kernel_calls.compiled() is None, reason="pfsr-kernels is not installed or switched off"
 )
 
 # embedding_dim, state_dim, conv_width, num_heads, anchored
@@ -101,7 +101,7 @@ def sequential(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[16, 8, 4])
 def lanes(request: pytest.FixtureRequest) -> Iterator[int]:
     """Every instruction set that this machine has."""
-    library = kernels.compiled().library()
+    library = kernel_calls.compiled().library()
     if library.pfsr_limit_lanes(request.param) != request.param:
         library.pfsr_limit_lanes(16)
         pytest.skip(f"this machine has no vectors of {request.param} floats")
@@ -388,22 +388,22 @@ class TestWithout:
 
     @pytest.fixture(autouse=True)
     def ask_again(self) -> Iterator[None]:
-        kernels.compiled.cache_clear()
+        kernel_calls.compiled.cache_clear()
         yield
-        kernels.compiled.cache_clear()
+        kernel_calls.compiled.cache_clear()
 
     def plain_path_answers(self) -> bool:
         block = block_of("odd")
         u = histories(block, 1, 3)
         with use_kernels(False):
             expected = block(u)
-        return kernels.compiled() is None and torch.equal(block(u), expected)
+        return kernel_calls.compiled() is None and torch.equal(block(u), expected)
 
     def test_not_installed(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setitem(sys.modules, "pfsr_kernels", None)
-        with caplog.at_level(logging.INFO, "pfsr_core.models.kernels"):
+        with caplog.at_level(logging.INFO, "pfsr_core.models.kernel_calls"):
             assert self.plain_path_answers()
         assert [record.levelname for record in caplog.records] == ["INFO"]
 
@@ -414,7 +414,7 @@ class TestWithout:
     def test_unknown_switch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PFSR_KERNELS", "off")
         with pytest.raises(ValueError, match="PFSR_KERNELS=off: give auto, or never"):
-            kernels.compiled()
+            kernel_calls.compiled()
 
     @pytest.mark.parametrize("problem", ["does not load", "of another interface"])
     def test_a_broken_library(
@@ -424,7 +424,7 @@ class TestWithout:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         broken = types.ModuleType("pfsr_kernels")
-        broken.ABI_VERSION = kernels.ABI_VERSION + (problem == "of another interface")
+        broken.ABI_VERSION = kernel_calls.ABI_VERSION + (problem == "of another interface")
         broken.library = lambda: importlib.import_module("ctypes").CDLL("/nowhere/lib.so")
         monkeypatch.setitem(sys.modules, "pfsr_kernels", broken)
         assert self.plain_path_answers()
