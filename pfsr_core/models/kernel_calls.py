@@ -84,6 +84,14 @@ def _addresses(tensors: Sequence[Tensor]) -> Any:
     return byref(cast(Any, compiled()).Parameters(*[tensor.data_ptr() for tensor in tensors]))
 
 
+def _address_of_lengths(lengths: Tensor | None) -> int | None:
+    if lengths is None:
+        return None
+    if lengths.dtype != torch.int64 or not lengths.is_contiguous():
+        raise TypeError(f"lengths are {lengths.dtype}: give a contiguous tensor of int64")
+    return lengths.data_ptr()
+
+
 def _run(function: str, *arguments: Any) -> None:
     status = getattr(cast(Any, compiled()).library(), function)(*arguments)
     if status == 1:
@@ -113,7 +121,7 @@ def forward(
         shape,
         _addresses(parameters),
         u.data_ptr(),
-        None if lengths is None else lengths.data_ptr(),
+        _address_of_lengths(lengths),
         out.data_ptr(),
         kept.data_ptr() if keep else None,
     )
@@ -138,7 +146,7 @@ def backward(
         _shape_of(eps, u, parameters),
         _addresses(parameters),
         u.data_ptr(),
-        None if lengths is None else lengths.data_ptr(),
+        _address_of_lengths(lengths),
         kept.data_ptr(),
         grad_out.data_ptr(),
         gradients[0].data_ptr(),

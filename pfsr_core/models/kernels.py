@@ -41,7 +41,7 @@ def applies_to(*tensors: Tensor) -> bool:
     """Whether the kernel is there, switched on, and computes with tensors like these."""
     return (
         _enabled
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors)
         and compiled() is not None
         and not torch.is_autocast_enabled("cpu")
     )
@@ -52,9 +52,9 @@ def mix(
 ) -> Tensor:
     """The block's output (R, L, D) for u (R, L, D), differentiable once in u and the parameters.
 
-    ``lengths`` (R,) of int64 in [0, L]: positions from there on cost nothing, give zeros and pass
-    no gradient on. Without lengths every position counts. Works under ``torch.func``'s ``grad``
-    and ``vmap``. ``eps`` is that of the RMS norm.
+    ``lengths`` (R,) of int64, taken as if within [0, L]: positions from there on cost nothing,
+    give zeros and pass no gradient on. Without lengths every position counts. Works under
+    ``torch.func``'s ``grad`` and ``vmap``. ``eps`` is that of the RMS norm.
     """
     present = [tensor for tensor in parameters if tensor is not None]
     keep = torch.is_grad_enabled()

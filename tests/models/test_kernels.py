@@ -267,6 +267,20 @@ class TestLengths:
         for name, parameter in block.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4)
 
+    def test_lengths_beyond_the_row_are_those_of_the_row(self) -> None:
+        block = block_of("odd")
+        u = histories(block, 2, 20)
+        parameters = block._mixer_parameters()
+        output = kernels.mix(u, parameters, associative_mamba.NORM_EPS, torch.tensor([10**9, -5]))
+        assert torch.equal(output[0], block(u)[0])
+        assert not output[1].any()
+
+    def test_other_integers_are_refused(self) -> None:
+        block = block_of("odd")
+        u, lengths = histories(block, 2, 20), torch.tensor([3, 4], dtype=torch.int32)
+        with pytest.raises(TypeError, match="give a contiguous tensor of int64"):
+            kernels.mix(u, block._mixer_parameters(), associative_mamba.NORM_EPS, lengths)
+
 
 @needs_kernel
 class TestFunctionTransforms:
