@@ -33,7 +33,8 @@ class Layout:
         """(T, E) to (B, L, E), zeros in between."""
         batch, length = self.shape
         places = x.new_zeros(batch * length, x.shape[1])
-        return places.index_copy(0, self.index, x).unflatten(0, self.shape)
+        padded: Tensor = places.index_copy(0, self.index, x).unflatten(0, self.shape)
+        return padded
 
 
 def layout_of(items: Tensor) -> Layout | None:
