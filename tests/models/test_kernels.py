@@ -401,7 +401,8 @@ class TestWithout:
     """Where the kernel does not apply or is not there, the plain path answers."""
 
     @pytest.fixture(autouse=True)
-    def ask_again(self) -> Iterator[None]:
+    def ask_again(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.delenv("PFSR_KERNELS", raising=False)
         kernel_calls.compiled.cache_clear()
         yield
         kernel_calls.compiled.cache_clear()
