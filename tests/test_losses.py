@@ -106,5 +106,5 @@ def test_a_second_derivative_is_refused() -> None:
     leaf = hidden.requires_grad_()
     loss = next_item_cross_entropy(leaf, table, targets)
     (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
         first.sum().backward()
