@@ -119,12 +119,13 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving."""
     started = time.perf_counter()
     assembly, broadcast = _begin(node, order, received)
+    clients = node.named(order.clients)
     last: Evaluation = {}
     finetuned: Evaluation = {}
 
     def served_clients() -> Iterator[tuple[str, ServedClient]]:
         """One portion of clients at a time, so that their number does not matter."""
-        for portion in portions(assembly.algorithm, broadcast.params, node.clients):
+        for portion in portions(assembly.algorithm, broadcast.params, clients):
             states = _states(node, order, assembly, portion)
             last.update(_evaluated(node, assembly, broadcast, portion, states))
             if order.finetune:
@@ -139,9 +140,9 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
         node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
     else:
         deque(served_clients(), maxlen=0)
-    metrics = _evaluation_metrics(last, clients=node.clients)
+    metrics = _evaluation_metrics(last, clients=clients)
     if order.finetune:
-        metrics |= _evaluation_metrics(finetuned, FINETUNED, node.clients)
+        metrics |= _evaluation_metrics(finetuned, FINETUNED, clients)
     return {**metrics, **_cost(started)}
 
 

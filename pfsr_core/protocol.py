@@ -54,8 +54,9 @@ class Order:
 
     ``last_rounds``: the last round whose answer was aggregated of each client that the order
     concerns and that has one, which is the version of its private state to continue from.
-    ``clients``: those to train. ``evaluate``: rank the held-out items with what was received,
-    before training; of the node's clients, or of those to train, as run.evaluate-clients says.
+    ``clients``: those to train, or to finish with. ``evaluate``: rank the held-out items with what
+    was received, before training; of the node's clients, or of those to train, as
+    run.evaluate-clients says.
     ``finetune`` and ``install`` belong to ``finish``.
     """
 

@@ -133,7 +133,7 @@ class RunSettings:
     baselines: bool = setting(True, "popularity, item-kNN, Markov on every client")
     evaluate_every: int = setting(1, "rounds between evaluations", low=1)
     evaluate_clients: str = setting(
-        "all", "which clients a round evaluates: all, or those it trains", choices=("all", "asked")
+        "all", "which clients are evaluated: all, or those that take part", choices=("all", "asked")
     )
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")
     resume: str = setting("", "id of a run to continue from its last complete round")

@@ -29,6 +29,7 @@ from server_app.strategy import (
     complete,
     finish,
     run_rounds,
+    users_to_evaluate,
 )
 from server_app.summary import ask_baselines, federated_result, write_summary
 
@@ -119,7 +120,8 @@ def _close(run: Run, settings: Settings, progress: Progress, outcome: Finish) ->
     name = settings.algorithm.name
     run.log.forget_rounds(name, progress.server.round)
     run.log.add_round(complete(dict(progress.pending or {}), outcome.last))
-    best = better(progress.best, progress.server.round, outcome.last, run.roster.users)
+    users = users_to_evaluate(settings, run.roster)
+    best = better(progress.best, progress.server.round, outcome.last, users)
     if best != progress.best:
         _keep_model(run, settings, "best", progress)
     _keep_model(run, settings, "last", progress)

@@ -115,19 +115,15 @@ def run_rounds(
 
 def finish(training: Training, roster: Roster, progress: Progress, *, install: bool) -> Finish:
     """The last exchange. Raises RoundsAbandonedError when no node answers it."""
-    orders = {
-        member: _order(
-            training,
-            progress,
-            member.clients,
-            finetune=training.settings.algorithm.finetune,
-            install=install,
-        )
-        for member in roster.members
-    }
+    orders = {}
+    for member in roster.members:
+        clients = tuple(_finishing(training, progress, member))
+        if clients:
+            parts = {"finetune": training.settings.algorithm.finetune, "install": install}
+            orders[member] = _order(training, progress, clients, clients=clients, **parts)
     timeout = training.settings.federation.round_timeout
     result = _send(training, FINISH, orders, progress, timeout)
-    return _read_finish(training, result, roster.members)
+    return _read_finish(training, result, orders)
 
 
 def complete(line: Line, means: Mapping[str, float] | None) -> Line:
@@ -138,12 +134,17 @@ def complete(line: Line, means: Mapping[str, float] | None) -> Line:
 def better(
     best: Mapping[str, Any] | None, round_: int, means: Mapping[str, float] | None, users: int
 ) -> Mapping[str, Any] | None:
-    """The best round so far; only rounds in which every user was evaluated are compared."""
+    """The best round so far; rounds in which fewer than ``users`` were evaluated do not count."""
     if round_ == 0 or not means or means["valid/users"] < users:
         return best
     if best is not None and best["metrics"][SELECTED_BY] >= means[SELECTED_BY]:
         return best
     return {"round": round_, "metrics": dict(means)}
+
+
+def users_to_evaluate(settings: Settings, roster: Roster) -> int:
+    """How many a round must evaluate to be compared with others; 0 where it evaluates a sample."""
+    return roster.users if settings.run.evaluate_clients == "all" else 0
 
 
 def _until_enough(
@@ -286,7 +287,12 @@ def _advance(
             server=server,
             last_rounds={**progress.last_rounds, **dict.fromkeys(outcome.answered(), round_)},
             pending=line,
-            best=better(progress.best, progress.server.round, means, roster.users),
+            best=better(
+                progress.best,
+                progress.server.round,
+                means,
+                users_to_evaluate(training.settings, roster),
+            ),
             bytes_down=progress.bytes_down + line["bytes-down"],
             bytes_up=progress.bytes_up + line["bytes-up"],
             seconds=progress.seconds + line["seconds"],
@@ -320,14 +326,21 @@ def _line(
     }
 
 
-def _read_finish(training: Training, result: Exchange, members: Sequence[Member]) -> Finish:
+def _finishing(training: Training, progress: Progress, member: Member) -> Iterable[str]:
+    """Clients that the last exchange concerns, sorted: all, or those that ever took part."""
+    if training.settings.run.evaluate_clients == "all":
+        return member.clients
+    return sorted(name for name in progress.last_rounds if name in member.clients)
+
+
+def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, Order]) -> Finish:
     last: list[Sums] = []
     finetuned: list[Sums] = []
     rows: list[Mapping[str, Any]] = []
     dropped: list[Mapping[str, Any]] = []
     prefix = FINETUNED if training.settings.algorithm.finetune else ""
-    for member in members:
-        names = list(member.clients)
+    for member, order in orders.items():
+        names = list(order.clients)
         try:
             metrics = read_finish(_content(result, member), len(names))
             parts = evaluation_sums(metrics), evaluation_sums(metrics, prefix)
