@@ -18,6 +18,7 @@ BENCHMARKS = {
     "encoder": "pfsr_core.benchmarks.encoder",
     "serve": "pfsr_core.benchmarks.serve",
     "round": "pfsr_core.benchmarks.rounds",
+    "scale": "pfsr_core.benchmarks.scale",
 }
 
 

@@ -88,11 +88,18 @@ def _row(line: Line) -> str:
 
 
 def _amount(milliseconds: float | None, megabytes: float | None) -> str:
+    parts = []
     if milliseconds is not None:
-        if milliseconds >= 10_000:
-            return f"{milliseconds / 1000:.1f} s"
-        return f"{milliseconds * 1000:.1f} us" if milliseconds < 0.1 else f"{milliseconds:.3g} ms"
-    return "" if megabytes is None else f"{megabytes:.0f} MB"
+        parts.append(_time(milliseconds))
+    if megabytes is not None:
+        parts.append(f"{megabytes:.0f} MB")
+    return ", ".join(parts)
+
+
+def _time(milliseconds: float) -> str:
+    if milliseconds >= 10_000:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds * 1000:.1f} us" if milliseconds < 0.1 else f"{milliseconds:.3g} ms"
 
 
 def _number(value: float | None) -> str:

@@ -184,13 +184,16 @@ def _peak_here(work: Sized, shape: Shape) -> float:
     """Runs in the fresh process. A call in small pays for what stays: libraries and buffers."""
     torch.set_num_threads(1)
     work((1, *shape[1:]))()
-    before = _high_water()
+    before = high_water()
     work(shape)()
-    return max(0.1, _high_water() - before)
+    return max(0.1, high_water() - before)
 
 
-def _high_water() -> float:
-    """Megabytes. A process inherits ``ru_maxrss`` from who started it, but not VmHWM (Linux)."""
+def high_water() -> float:
+    """Peak of this process so far, in megabytes.
+
+    On Linux a process inherits ``ru_maxrss`` from the one that started it, but not VmHWM.
+    """
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.benchmarks import encoder, scan, serve, timing
+from pfsr_core.benchmarks import encoder, rounds, scale, scan, serve, timing
 from pfsr_core.benchmarks.peers import Attention, step_by_step
 from pfsr_core.models.selective_scan import selective_scan_reference
 
@@ -60,3 +60,25 @@ def test_attention_is_causal() -> None:
     other[:, 4:] += 1
     assert torch.allclose(block(x)[:, :4], block(other)[:, :4])
     assert not torch.allclose(block(x)[:, 4], block(other)[:, 4])
+
+
+def test_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "USERS", 12)
+    monkeypatch.setattr(rounds, "ITEMS", 60)
+    monkeypatch.setattr(rounds, "COUNTS", (4, 6, 12))
+    rounds.one_user_clients.cache_clear()
+    try:
+        lines = list(rounds.measure())
+    finally:
+        rounds.one_user_clients.cache_clear()
+    assert [line.size for line in lines] == [12.0, None, 4.0, 6.0, None]
+    assert all(line.ratio is not None and line.ratio > 0 for line in lines)
+
+
+def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "POPULATIONS", (60, 200))
+    monkeypatch.setattr(scale, "ASKED", 5)
+    monkeypatch.setattr(scale, "_in_fresh_process", scale.cost_of)
+    lines = list(scale.measure())
+    assert [line.size for line in lines if line.size] == [60.0, 200.0]
+    assert lines[0].ratio == 1.0 and lines[-1].case.startswith("1 % of 200")
