@@ -15,12 +15,10 @@ import torch
 
 from pfsr_core.node_store import (
     NodeStore,
-    NodeStoreError,
     Served,
     ServedClient,
-    StateMismatchError,
-    StateMissingError,
 )
+from pfsr_core.store_file import NodeStoreError, StateMismatchError, StateMissingError
 
 MODEL = "model-a"
 
