@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 KERNEL_SOURCES := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml')
 
-.PHONY: help setup run test test-slow test-deployment test-docker check format ablation clean
+.PHONY: help setup run test test-slow test-deployment test-docker check format ablation bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,10 @@ format: setup ## Format and fix what can be fixed
 ablation: setup ## The ablation table of docs/results.md: hours on two cores, resumable
 	$(BIN)/python -m pfsr_core.ablation --seeds $(SEEDS) --jobs $(JOBS)
 	$(BIN)/python -m pfsr_core.ablation_report --out docs/results.md
+
+bench: setup ## Time ours against peers: docs/performance.md and its plots, about a quarter of an hour
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
+	$(BIN)/pfsr bench --out docs
 
 clean: ## Remove caches (never runs, data or private state)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

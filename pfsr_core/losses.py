@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pfsr_core.fisher import Masks
@@ -76,6 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad_inputs, grad_table = ctx.saved_tensors
         return grads[0] * grad_inputs, grads[0] * grad_table, None

@@ -98,3 +98,13 @@ def test_the_sampled_sum_of_exponentials_is_right_on_average() -> None:
         loss = sampled_cross_entropy(0.3 * hidden, table, targets, drawn)
         found.append((loss + score[4]).exp() - score[4].exp())
     assert torch.stack(found).mean().item() == pytest.approx(wanted.item(), rel=0.03)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    hidden, table, targets = batch_of(3, 9)
+    targets[0, 0] = 1
+    leaf = hidden.requires_grad_()
+    loss = next_item_cross_entropy(leaf, table, targets)
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+        first.sum().backward()

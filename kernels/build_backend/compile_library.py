@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,28 +40,37 @@ INSTRUCTION_SETS = {
 }
 
 
-def compile_library(target: Path, work: Path) -> None:
+def compile_library(
+    target: Path,
+    work: Path,
+    sources: Sequence[Path] = (),
+    flags: Sequence[str] = (),
+    link: Sequence[str] = ("-shared",),
+) -> None:
     """Write the shared library ``target``; object files go to the directory ``work``.
 
-    Raises ``subprocess.CalledProcessError`` with the compiler's messages on stderr, or
-    ``FileNotFoundError`` without a compiler.
+    With further ``sources`` and other ``flags`` and ``link`` flags it may be a program. Raises
+    ``subprocess.CalledProcessError``, the compiler's messages on stderr, or ``FileNotFoundError``
+    without a compiler.
     """
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    added = shlex.split(os.environ.get("CXXFLAGS", ""))
+    added = [*flags, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     machine = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     x86 = ["-DPFSR_X86"] if machine == "x86_64" else []
     sets = INSTRUCTION_SETS.get(machine, {"passes_baseline": []})
 
-    def compile_one(source: str, name: str, flags: list[str]) -> str:
+    def compile_one(source: Path, name: str, flags: list[str]) -> str:
         made = str(work / f"{name}.o")
-        command = [*compiler, *FLAGS, *x86, *flags, *added, "-c", str(SOURCES / source), "-o", made]
+        command = [*compiler, *FLAGS, *x86, *flags, *added, "-c", str(source), "-o", made]
         subprocess.run(command, check=True)
         return made
 
-    wanted = [("pfsr_kernels.cpp", "interface", [])]
-    wanted += [("passes.cpp", name, [f"-DPFSR_PASSES={name}", *f]) for name, f in sets.items()]
+    wanted: list[tuple[Path, str, list[str]]] = [
+        (source, source.stem, []) for source in (SOURCES / "pfsr_kernels.cpp", *sources)
+    ]
+    for name, chosen in sets.items():
+        wanted.append((SOURCES / "passes.cpp", name, [f"-DPFSR_PASSES={name}", *chosen]))
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(lambda arguments: compile_one(*arguments), wanted))
-    subprocess.run(
-        [*compiler, "-shared", "-pthread", *added, *objects, "-o", str(target)], check=True
-    )
+    command = [*compiler, "-pthread", *link, *added, *objects, "-o", str(target)]
+    subprocess.run(command, check=True)

@@ -58,6 +58,16 @@ struct Job {
   float* grad_u;
 };
 
+namespace {
+
+// Positions of a row that count; a length outside [0, L] must not reach foreign memory.
+inline int64_t length_of(const Job& job, int64_t row) {
+  const int64_t all = job.shape.length, length = job.lengths ? job.lengths[row] : all;
+  return length < 0 ? 0 : length < all ? length : all;
+}
+
+}  // namespace
+
 // Where a row's heads are divided among threads, what the parts exchange lies in memory for all
 // rows; else in each thread's scratch memory, a chunk at a time, and all of this is null.
 struct Exchange {

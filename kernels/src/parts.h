@@ -166,10 +166,6 @@ PFSR_INLINE void find_drive(const Sizes& s, int64_t head, int64_t q, const float
             load(activated + t * s.channels_pad + head * s.P_pad + p) * (t < q ? dt[t] : 0.0f));
 }
 
-PFSR_INLINE int64_t length_of(const Job& job, int64_t row) {
-  return job.lengths ? job.lengths[row] : job.shape.length;
-}
-
 // Calls visit(chunk) for the positions [first, last) of a row in chunks.
 template <class Visit>
 PFSR_INLINE void each_chunk(int64_t first, int64_t last, Visit visit) {

@@ -73,9 +73,10 @@ Units row_units(const pfsr_shape& s) {
 Units span_units(const Job& job) {
   Units units;
   const pfsr_shape& s = job.shape;
-  const int64_t span = CHUNK * divided_up(std::max(UNIT_POSITIONS, s.length / MOST_UNITS), CHUNK);
+  const int64_t share = divided_up(s.rows * s.length, s.threads);
+  const int64_t span = CHUNK * divided_up(std::max(UNIT_POSITIONS, share), CHUNK);
   for (int64_t row = 0; row < s.rows; ++row) {
-    const int64_t length = job.lengths ? job.lengths[row] : s.length;
+    const int64_t length = length_of(job, row);
     for (int64_t t = 0; t < length; t += span)
       units.push_back({row / (s.rows / s.groups), row, row + 1, 0, s.heads, t,
                        std::min(t + span, length), nullptr, {}});

@@ -56,7 +56,7 @@ int64_t pfsr_limit_lanes(int64_t most);
 // Floats that the forward pass keeps of one row for the backward pass; -1 for a bad shape.
 int64_t pfsr_kept_floats(const pfsr_shape *shape);
 
-// u (R, L, D) to out (R, L, D). lengths (R,) in [0, L], or null: only that many positions of a row
+// u (R, L, D) to out (R, L, D). lengths (R,), taken as if in [0, L], or null: only that many positions of a row
 // count; behind them the output and the gradients are zero. kept (R, pfsr_kept_floats) is for the
 // backward pass; null when none follows.
 int pfsr_forward(const pfsr_shape *shape, const pfsr_parameters *parameters, const float *u,

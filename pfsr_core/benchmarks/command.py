@@ -17,6 +17,7 @@ BENCHMARKS = {
     "scan": "pfsr_core.benchmarks.scan",
     "encoder": "pfsr_core.benchmarks.encoder",
     "serve": "pfsr_core.benchmarks.serve",
+    "round": "pfsr_core.benchmarks.rounds",
 }
 
 

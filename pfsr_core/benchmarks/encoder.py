@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pfsr_core.benchmarks import step
 from pfsr_core.benchmarks.peers import Attention
 from pfsr_core.benchmarks.timing import Measurement, Work, compare, median_ms
 from pfsr_core.models import kernels
@@ -35,6 +36,7 @@ def measure() -> Iterator[Measurement]:
             yield from _two_threads(path)
             yield from _linearity(path)
             yield roofline(path)
+    yield from step.measure()
 
 
 def paths() -> list[str]:

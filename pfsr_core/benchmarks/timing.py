@@ -63,10 +63,14 @@ def compare(  # noqa: PLR0913 - a line has that many parts
     target: float | None = None,
     threads: int = 1,
     size: float | None = None,
+    seconds: float | None = None,
 ) -> Measurement:
-    """Times both in turn with ``threads`` threads; medians in milliseconds."""
+    """Times both in turn with ``threads`` threads; medians in milliseconds.
+
+    ``seconds``: for all repetitions together, in place of :data:`SECONDS`.
+    """
     with torch_threads(threads):
-        pairs = list(_pairs(ours, peer_work))
+        pairs = list(_pairs(ours, peer_work, SECONDS if seconds is None else seconds))
     ratio = statistics.median(theirs / mine for mine, theirs in pairs)
     return Measurement(
         benchmark,
@@ -150,12 +154,12 @@ def machine() -> str:
     return f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def _pairs(ours: Work, peer: Work) -> Iterator[tuple[float, float]]:
+def _pairs(ours: Work, peer: Work, seconds: float) -> Iterator[tuple[float, float]]:
     first = _seconds(ours), _seconds(peer)
-    if sum(first) > SECONDS:
+    if sum(first) > seconds:
         yield _seconds(ours), first[1]
         return
-    repeats = min(REPEATS, max(3, int(SECONDS / sum(first))))
+    repeats = min(REPEATS, max(3, int(seconds / sum(first))))
     gc.collect()
     for index in range(repeats):
         if index % 2:

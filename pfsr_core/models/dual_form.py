@@ -32,7 +32,7 @@ def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
 
     x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
     gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
-    exponentiated. Differentiable once, also under ``torch.func.vmap``. ``chunk``: the longest; the
+    exponentiated. Works under ``torch.func``'s ``vmap`` and ``grad``. ``chunk``: the longest; the
     length is divided evenly.
     """
     length = x.shape[1]
@@ -97,21 +97,26 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         products, _, gate, anchor = inputs
         ctx.save_for_backward(products, gate, anchor, output[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         products, gate, anchor, forward = ctx.saved_tensors
-        grad_products = (grads[0] * _both(forward, gate, anchor)).sum(-3)
-        grad = grads[0] * products[..., None, :, :]
-        grad_gate = grad_anchor = None
-        if gate is not None:
-            grad_gate = (grad @ anchor[..., None])[..., 0]
-            grad_anchor = (gate[..., None, :] @ grad)[..., 0, :]
-        grad = grad * forward
-        return grad_products, grad.sum(-1) - grad.sum(-2), grad_gate, grad_anchor
+        grad_weights, grad_forward = grads
+        grad_products = grad_gate = grad_anchor = None
+        if grad_weights is not None:
+            grad_products = (grad_weights * _both(forward, gate, anchor)).sum(-3)
+            grad = grad_weights * products[..., None, :, :]
+            if gate is not None:
+                grad_gate = (grad @ anchor[..., None])[..., 0]
+                grad_anchor = (gate[..., None, :] @ grad)[..., 0, :]
+            grad_forward = grad if grad_forward is None else grad + grad_forward
+        if grad_forward is None:
+            return None, None, None, None
+        grad_gaps = grad_forward * forward
+        return grad_products, grad_gaps.sum(-1) - grad_gaps.sum(-2), grad_gate, grad_anchor
 
 
 def _both(forward: Tensor, gate: Tensor | None, anchor: Tensor | None) -> Tensor:

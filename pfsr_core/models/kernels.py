@@ -11,41 +11,19 @@ L length, D model width, I inner width, H heads, P = I / H, N states, K taps.
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import byref
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1
+from pfsr_core.models import kernel_calls
+from pfsr_core.models.kernel_calls import A_LOG, MixerParameters, compiled, step
 
-log = logging.getLogger(__name__)
+__all__ = ["MixerParameters", "applies_to", "compiled", "mix", "step", "use_kernels"]
+
 _enabled = True
-
-
-class MixerParameters(NamedTuple):
-    """The block's parameters; every shape may have a leading G."""
-
-    in_weight: Tensor  # (2I + 2N + H, D): z, x, B, C, dt
-    out_weight: Tensor  # (D, I)
-    conv_weight: Tensor  # (I + 2N, 1, K)
-    norm_weight: Tensor  # (I,)
-    conv_bias: Tensor  # (I + 2N,)
-    dt_bias: Tensor  # (H,)
-    A_log: Tensor  # (H,)
-    D: Tensor  # (H,)
-    A_log_anchored: Tensor | None = None  # (H,)
-    gate_bias: Tensor | None = None  # (H,)
-    gate_weight: Tensor | None = None  # (H, D)
-
-
-A_LOG = MixerParameters._fields.index("A_log")
 
 
 @contextmanager
@@ -59,38 +37,11 @@ def use_kernels(enabled: bool) -> Iterator[None]:
         _enabled = before
 
 
-@cache
-def compiled() -> Any | None:
-    """The module ``pfsr_kernels`` where it is installed, loads and fits, else None. Asked once."""
-    choice = os.environ.get("PFSR_KERNELS", "auto")
-    if choice not in ("auto", "never"):
-        raise ValueError(f"PFSR_KERNELS={choice}: give auto, or never to use plain PyTorch")
-    if choice == "never":
-        return None
-    try:
-        module = importlib.import_module("pfsr_kernels")
-        if module.ABI_VERSION != ABI_VERSION:
-            raise OSError(f"interface {module.ABI_VERSION}, this program wants {ABI_VERSION}")
-        module.library()
-    except ModuleNotFoundError:
-        log.info("pfsr-kernels is not installed; plain PyTorch is used")
-    except Exception as error:
-        log.warning("pfsr-kernels does not load (%s); plain PyTorch is used", error)
-    else:
-        return module
-    return None
-
-
-def available() -> bool:
-    """Whether the kernel is installed and the environment does not turn it off."""
-    return compiled() is not None
-
-
 def applies_to(*tensors: Tensor) -> bool:
     """Whether the kernel is there, switched on, and computes with tensors like these."""
     return (
         _enabled
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors)
         and compiled() is not None
         and not torch.is_autocast_enabled("cpu")
     )
@@ -101,127 +52,14 @@ def mix(
 ) -> Tensor:
     """The block's output (R, L, D) for u (R, L, D), differentiable once in u and the parameters.
 
-    ``lengths`` (R,) of int64 in [0, L]: positions from there on cost nothing, give zeros and pass
-    no gradient on. Without lengths every position counts. Works under ``torch.func``'s ``grad``
-    and ``vmap``. ``eps`` is that of the RMS norm.
+    ``lengths`` (R,) of int64, taken as if within [0, L]: positions from there on cost nothing,
+    give zeros and pass no gradient on. Without lengths every position counts. Works under
+    ``torch.func``'s ``grad`` and ``vmap``. ``eps`` is that of the RMS norm.
     """
     present = [tensor for tensor in parameters if tensor is not None]
     keep = torch.is_grad_enabled()
     out, _ = _Mix.apply(eps, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
-
-
-# --- calls of the library ------------------------------------------------------------------------
-
-
-@cache
-def _shape(
-    rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
-) -> Any:
-    """``pfsr_shape``, as an argument; ``sizes`` are dim, inner, heads, state, taps, anchored."""
-    shape = cast(Any, compiled()).Shape(rows, length, groups, *sizes, threads, eps)
-    return byref(shape)
-
-
-def _sizes(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    out, conv, dt_bias = parameters[1], parameters[2], parameters[5]
-    dim, inner = out.shape[-2:]
-    anchored = len(parameters) == len(MixerParameters._fields)
-    return (dim, inner, dt_bias.shape[-1], (conv.shape[-3] - inner) // 2, conv.shape[-1], anchored)
-
-
-def _addresses(tensors: Sequence[Tensor]) -> Any:
-    """``pfsr_parameters`` or ``pfsr_gradients``, as an argument. The caller holds the tensors."""
-    return byref(cast(Any, compiled()).Parameters(*[tensor.data_ptr() for tensor in tensors]))
-
-
-def _run(function: str, *arguments: Any) -> None:
-    status = getattr(cast(Any, compiled()).library(), function)(*arguments)
-    if status == 1:
-        raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
-    if status:
-        raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
-
-
-def _shape_of(eps: float, u: Tensor, parameters: Sequence[Tensor]) -> Any:
-    A_log = parameters[A_LOG]
-    groups = A_log.numel() // A_log.shape[-1]
-    rows, length, _ = u.shape
-    return _shape(rows, length, groups, _sizes(parameters), eps, torch.get_num_threads())
-
-
-def _forward(
-    eps: float, keep: bool, lengths: Tensor | None, u: Tensor, *parameters: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The output, and what the backward pass reads of every row (R, floats)."""
-    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
-    shape = _shape_of(eps, u, parameters)
-    out = torch.empty_like(u)
-    floats = cast(Any, compiled()).library().pfsr_kept_floats(shape) if keep else 0
-    kept = u.new_empty(len(u), floats)
-    _run(
-        "pfsr_forward",
-        shape,
-        _addresses(parameters),
-        u.data_ptr(),
-        None if lengths is None else lengths.data_ptr(),
-        out.data_ptr(),
-        kept.data_ptr() if keep else None,
-    )
-    return out, kept
-
-
-def _backward(
-    eps: float,
-    lengths: Tensor | None,
-    grad_out: Tensor,
-    kept: Tensor,
-    u: Tensor,
-    *parameters: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of u and of every parameter."""
-    u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
-    grad_out, kept = grad_out.contiguous(), kept.contiguous()
-    make = torch.empty_like if u.numel() else torch.zeros_like
-    gradients = [make(tensor) for tensor in (u, *parameters)]
-    _run(
-        "pfsr_backward",
-        _shape_of(eps, u, parameters),
-        _addresses(parameters),
-        u.data_ptr(),
-        None if lengths is None else lengths.data_ptr(),
-        kept.data_ptr(),
-        grad_out.data_ptr(),
-        gradients[0].data_ptr(),
-        _addresses(gradients[1:]),
-    )
-    return tuple(gradients)
-
-
-def step(
-    u: Tensor, state: dict[str, Tensor], parameters: Sequence[Tensor], eps: float
-) -> tuple[Tensor, dict[str, Tensor]] | None:
-    """One interaction: u (R, D) and the state before it to the output and the state after it.
-
-    Not differentiable. None where a tensor has no memory of its own (``torch.func``).
-    """
-    make = cast(Any, compiled()).State
-    after = {name: torch.empty_like(tensor) for name, tensor in state.items()}
-    out = torch.empty_like(u)
-    tensors = (u, *parameters, *state.values())
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        copied = {name: tensor.contiguous() for name, tensor in state.items()}
-        return step(u.contiguous(), copied, [p.contiguous() for p in parameters], eps)
-    try:
-        addresses = [tensor.data_ptr() for tensor in (u, out, *state.values(), *after.values())]
-        weights = _addresses(parameters)
-    except RuntimeError:
-        return None
-    shape = _shape(len(u), 1, 1, _sizes(parameters), eps, 1)
-    before_states = byref(make(*addresses[2 : 2 + len(state)]))
-    after_states = byref(make(*addresses[2 + len(state) :]))
-    _run("pfsr_step", shape, weights, addresses[0], before_states, addresses[1], after_states)
-    return out, after
 
 
 # --- autograd, and vmap by folding the mapped dimension into the groups --------------------------
@@ -232,7 +70,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return _forward(*inputs)
+        return kernel_calls.forward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -259,7 +97,7 @@ class _MixBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _backward(*inputs)
+        return kernel_calls.backward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

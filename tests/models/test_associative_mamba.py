@@ -90,6 +90,7 @@ def test_gradients_of_the_chunked_form() -> None:
     scan = random_scan(7, batch=1)
     values = [tensor.requires_grad_() for tensor in scan.values()]
     assert torch.autograd.gradcheck(lambda *args: ssd_chunked(*args, 3), values)
+    assert torch.autograd.gradgradcheck(lambda *args: ssd_chunked(*args, 3), values)
 
 
 def test_no_gradient_is_nan_where_the_future_is_masked() -> None:

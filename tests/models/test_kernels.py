@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from pfsr_core.models import associative_mamba, kernels
+from pfsr_core.models import associative_mamba, kernel_calls, kernels
 from pfsr_core.models.associative_mamba import AssociativeMamba
 from pfsr_core.models.dual_form import associative_scan_reference
 from pfsr_core.models.kernels import use_kernels
 
 needs_kernel = pytest.mark.skipif(
-    kernels.compiled() is None, reason="pfsr-kernels is not installed or switched off"
+    kernel_calls.compiled() is None, reason="pfsr-kernels is not installed or switched off"
 )
 
 # embedding_dim, state_dim, conv_width, num_heads, anchored
@@ -101,7 +101,7 @@ def sequential(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[16, 8, 4])
 def lanes(request: pytest.FixtureRequest) -> Iterator[int]:
     """Every instruction set that this machine has."""
-    library = kernels.compiled().library()
+    library = kernel_calls.compiled().library()
     if library.pfsr_limit_lanes(request.param) != request.param:
         library.pfsr_limit_lanes(16)
         pytest.skip(f"this machine has no vectors of {request.param} floats")
@@ -267,6 +267,20 @@ class TestLengths:
         for name, parameter in block.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4)
 
+    def test_lengths_beyond_the_row_are_those_of_the_row(self) -> None:
+        block = block_of("odd")
+        u = histories(block, 2, 20)
+        parameters = block._mixer_parameters()
+        output = kernels.mix(u, parameters, associative_mamba.NORM_EPS, torch.tensor([10**9, -5]))
+        assert torch.equal(output[0], block(u)[0])
+        assert not output[1].any()
+
+    def test_other_integers_are_refused(self) -> None:
+        block = block_of("odd")
+        u, lengths = histories(block, 2, 20), torch.tensor([3, 4], dtype=torch.int32)
+        with pytest.raises(TypeError, match="give a contiguous tensor of int64"):
+            kernels.mix(u, block._mixer_parameters(), associative_mamba.NORM_EPS, lengths)
+
 
 @needs_kernel
 class TestFunctionTransforms:
@@ -387,23 +401,24 @@ class TestWithout:
     """Where the kernel does not apply or is not there, the plain path answers."""
 
     @pytest.fixture(autouse=True)
-    def ask_again(self) -> Iterator[None]:
-        kernels.compiled.cache_clear()
+    def ask_again(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.delenv("PFSR_KERNELS", raising=False)
+        kernel_calls.compiled.cache_clear()
         yield
-        kernels.compiled.cache_clear()
+        kernel_calls.compiled.cache_clear()
 
     def plain_path_answers(self) -> bool:
         block = block_of("odd")
         u = histories(block, 1, 3)
         with use_kernels(False):
             expected = block(u)
-        return kernels.compiled() is None and torch.equal(block(u), expected)
+        return kernel_calls.compiled() is None and torch.equal(block(u), expected)
 
     def test_not_installed(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setitem(sys.modules, "pfsr_kernels", None)
-        with caplog.at_level(logging.INFO, "pfsr_core.models.kernels"):
+        with caplog.at_level(logging.INFO, "pfsr_core.models.kernel_calls"):
             assert self.plain_path_answers()
         assert [record.levelname for record in caplog.records] == ["INFO"]
 
@@ -414,7 +429,7 @@ class TestWithout:
     def test_unknown_switch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PFSR_KERNELS", "off")
         with pytest.raises(ValueError, match="PFSR_KERNELS=off: give auto, or never"):
-            kernels.compiled()
+            kernel_calls.compiled()
 
     @pytest.mark.parametrize("problem", ["does not load", "of another interface"])
     def test_a_broken_library(
@@ -424,7 +439,7 @@ class TestWithout:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         broken = types.ModuleType("pfsr_kernels")
-        broken.ABI_VERSION = kernels.ABI_VERSION + (problem == "of another interface")
+        broken.ABI_VERSION = kernel_calls.ABI_VERSION + (problem == "of another interface")
         broken.library = lambda: importlib.import_module("ctypes").CDLL("/nowhere/lib.so")
         monkeypatch.setitem(sys.modules, "pfsr_kernels", broken)
         assert self.plain_path_answers()
