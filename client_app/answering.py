@@ -7,10 +7,10 @@ import traceback
 from client_app import node as nodes
 from client_app.hosting import Node, NodeError, make_node
 from client_app.messages import LIMITS, Answer, Limits, NodeFailureError, Request
-from pfsr_core.node_store import NodeStoreError
 from pfsr_core.packing import size_of
 from pfsr_core.protocol import BASELINES, FINISH, HELLO, TRAIN, ProtocolError, order_from_config
 from pfsr_core.settings import SettingsError, parse_settings
+from pfsr_core.store_file import NodeStoreError
 
 FOR_THE_SERVER = (NodeError, NodeStoreError, ProtocolError, SettingsError)
 """Errors whose text is about the run, and never about what is in the data."""

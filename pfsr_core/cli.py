@@ -58,10 +58,10 @@ def plain_errors(
 
 def _core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.data.errors import DataError
-    from pfsr_core.node_store import NodeStoreError
     from pfsr_core.recommend import RecommendationError
     from pfsr_core.run_files import RunError
     from pfsr_core.settings import SettingsError
+    from pfsr_core.store_file import NodeStoreError
 
     return (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
 

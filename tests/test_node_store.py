@@ -15,11 +15,14 @@ import torch
 
 from pfsr_core.node_store import (
     NodeStore,
-    NodeStoreError,
     Served,
     ServedClient,
+)
+from pfsr_core.store_file import (
+    NodeStoreError,
     StateMismatchError,
     StateMissingError,
+    StoreFile,
 )
 
 MODEL = "model-a"
@@ -206,13 +209,13 @@ def test_the_database_of_another_program_is_refused(tmp_path):
 
 def small_disk(monkeypatch, pages):
     """Every connection may use so many pages of 4096 bytes, as on a disk that is full then."""
-    prepare = NodeStore._prepare
+    prepare = StoreFile._prepare
 
     def limited(self, file):
         prepare(self, file)
         file.execute(f"PRAGMA max_page_count = {pages}")
 
-    monkeypatch.setattr(NodeStore, "_prepare", limited)
+    monkeypatch.setattr(StoreFile, "_prepare", limited)
 
 
 def test_a_full_disk_is_called_so_and_the_state_before_stays(store, monkeypatch):

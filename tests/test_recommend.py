@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from pfsr_core.node_store import (
     NodeStore,
-    NodeStoreError,
     Served,
     ServedClient,
     default_state_directory,
@@ -30,6 +29,7 @@ from pfsr_core.recommend import (
 from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import flat_settings
 from pfsr_core.simulation import run
+from pfsr_core.store_file import NodeStoreError
 from tests.tiny import tiny_world
 
 

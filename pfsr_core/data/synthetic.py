@@ -17,7 +17,9 @@ from pfsr_core.data.interactions import Interactions
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
+Walks = NDArray[np.int32]
 
+BLOCK = 1024  # users whose walks are thinned out at once
 SHORTEST = 5
 FOLLOWED = 0.9  # probability of one of the usual successors of a cluster
 SUCCESSORS = (0.7, 0.3)  # how the usual successors share it
@@ -91,11 +93,11 @@ def _chain(rng: np.random.Generator, clusters: int) -> Array:
     return chain
 
 
-def _walk(rng: np.random.Generator, world: World, market_of: Codes, steps: int) -> Codes:
+def _walk(rng: np.random.Generator, world: World, market_of: Codes, steps: int) -> Walks:
     """(U, steps) items, 0-based, repeats included."""
     users, clusters = len(market_of), world.chain.shape[-1]
     cluster = rng.integers(clusters, size=users)
-    walks = np.empty((users, steps), np.int64)
+    walks = np.empty((users, steps), np.int32)
     pickers = [_pickers(world, market) for market in range(len(world.taste))]
     groups = [np.flatnonzero(market_of == market) for market in range(len(world.taste))]
     for step in range(steps):
@@ -130,12 +132,21 @@ def _pick_items(pickers: tuple[Codes, Array, Codes], cluster: Codes, coins: Arra
     return order[np.clip(places, starts[cluster], ends[cluster] - 1)]
 
 
-def _without_repeats(walks: Codes, lengths: Codes, items: int) -> tuple[Codes, Codes]:
+def _without_repeats(walks: Walks, lengths: Codes, items: int) -> tuple[Codes, Codes]:
     """(n,) users and items in walking order: first visits only, at most ``lengths`` a user."""
+    blocks = [
+        _first_visits(walks[start : start + BLOCK], lengths[start : start + BLOCK], items)
+        for start in range(0, len(walks), BLOCK)
+    ]
+    users = [number * BLOCK + users for number, (users, _) in enumerate(blocks)]
+    return np.concatenate(users), np.concatenate([visited for _, visited in blocks])
+
+
+def _first_visits(walks: Walks, lengths: Codes, items: int) -> tuple[Codes, Codes]:
     users = np.repeat(np.arange(len(walks)), walks.shape[1])
     _, first = np.unique(users * items + walks.ravel(), return_index=True)
     first.sort()
-    users, visited = users[first], walks.ravel()[first]
+    users, visited = users[first], walks.ravel()[first].astype(np.int64)
     position = np.arange(len(users)) - np.searchsorted(users, users)
     keep = position < lengths[users]
     return users[keep], visited[keep]

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from pfsr_core.node_store import NodeStore, NodeStoreError
+from pfsr_core.node_store import NodeStore
+from pfsr_core.store_file import NodeStoreError
 
 pytestmark = pytest.mark.deployment
 

@@ -1,0 +1,155 @@
+"""The file of a node's store: its layout, its transactions, its checksums.
+
+Every write is one transaction with ``synchronous=FULL`` in WAL mode, so a process killed at any
+instant leaves the old or the new version, never a half. Each blob carries its SHA-256. The file is
+the node's own (mode 0600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from pfsr_core.params import Params
+
+APPLICATION_ID = 0x50465352  # marks the file as ours
+VERSION = 1
+BUSY_SECONDS = 30.0
+
+SCHEMA = """
+CREATE TABLE states (
+    run TEXT, algorithm TEXT, client TEXT, round INTEGER,
+    fingerprint TEXT NOT NULL, digest TEXT NOT NULL, tensors BLOB NOT NULL,
+    PRIMARY KEY (run, algorithm, client, round)
+) WITHOUT ROWID;
+CREATE TABLE secret (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
+CREATE TABLE served (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    run TEXT, algorithm TEXT, round INTEGER, fingerprint TEXT NOT NULL,
+    settings TEXT NOT NULL, catalogue TEXT NOT NULL,
+    digest TEXT NOT NULL, tensors BLOB NOT NULL,
+    UNIQUE (run, algorithm)
+);
+CREATE TABLE served_clients (
+    number INTEGER REFERENCES served (number) ON DELETE CASCADE,
+    client TEXT, histories TEXT NOT NULL, digest TEXT NOT NULL, tensors BLOB NOT NULL,
+    PRIMARY KEY (number, client)
+);
+"""
+
+
+class NodeStoreError(RuntimeError):
+    """A store that cannot be used as it is; the message names the file and the fix."""
+
+
+class StateMissingError(NodeStoreError):
+    """A version of a client's state that this store does not have."""
+
+
+class StateMismatchError(NodeStoreError):
+    """A state that was made by another model."""
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """The file at ``path``; it and its directory are made at the first use.
+
+    Every call opens and closes it, so that a value of this type may be copied to another process.
+    Raises NodeStoreError when the file is not a store or is damaged.
+    """
+
+    path: Path
+
+    def tensors(self, blob: bytes, digest: str) -> Params:
+        """What :func:`packed` packed; raises NodeStoreError when it is not whole."""
+        if hashlib.sha256(blob).hexdigest() == digest:
+            try:
+                return load_tensors(blob)
+            except SafetensorError:
+                pass
+        raise self.damaged("a state does not match its checksum")
+
+    def damaged(self, problem: object) -> NodeStoreError:
+        return NodeStoreError(
+            f"{self.path} cannot be used as a node store: {problem}. "
+            f"Fix: restore the file from a backup, or move it away to begin with an empty one."
+        )
+
+    def _unwritable(self, problem: object) -> NodeStoreError:
+        return NodeStoreError(
+            f"{self.path} cannot be used now: {problem}. What it remembers is as it was. Fix: make "
+            f"room on its disk, and let its owner write the file and its directory."
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        with self.open() as file:
+            file.execute("BEGIN IMMEDIATE")
+            try:
+                yield file
+            except BaseException:
+                if file.in_transaction:  # SQLite itself has rolled back when the disk was full
+                    file.execute("ROLLBACK")
+                raise
+            file.execute("COMMIT")
+
+    @contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            _make_private(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            with closing(connection) as file:
+                self._prepare(file)
+                yield file
+        except sqlite3.OperationalError as error:  # the disk or the rights, not the content
+            raise self._unwritable(error) from error
+        except sqlite3.DatabaseError as error:
+            raise self.damaged(error) from error
+
+    def _prepare(self, file: sqlite3.Connection) -> None:
+        file.execute("PRAGMA foreign_keys = ON")
+        mark = file.execute("PRAGMA application_id").fetchone()[0]
+        if mark != APPLICATION_ID:
+            self._create(file)
+        version = file.execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            raise self.damaged(f"it has layout {version}, this program reads layout {VERSION}")
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = FULL")
+
+    def _create(self, file: sqlite3.Connection) -> None:
+        file.execute("BEGIN IMMEDIATE")  # two processes may meet here: the second finds the tables
+        mark = file.execute("PRAGMA application_id").fetchone()[0]
+        tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if mark == 0 and tables == 0:
+            for statement in SCHEMA.split(";"):
+                file.execute(statement)
+            file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            file.execute(f"PRAGMA user_version = {VERSION}")
+        elif mark != APPLICATION_ID:
+            raise self.damaged("it is a database of another program")
+        file.execute("COMMIT")
+
+
+def _make_private(path: Path) -> None:
+    """Creates the file before SQLite does: only its owner may read it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def packed(tensors: Params) -> tuple[str, bytes]:
+    """(SHA-256, safetensors bytes)."""
+    blob = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return hashlib.sha256(blob).hexdigest(), blob
