@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,14 @@ def _ours(line: Line) -> str:
     return f"ours, {first}" if first in ("kernel", "plain", "batched", "loop") else "ours"
 
 
+def _decades(costs: Iterable[float]) -> tuple[float, float]:
+    """Whole powers of ten around all costs, so that noise does not fill a picture."""
+    logs = [math.log10(cost) for cost in costs]
+    return 10.0 ** math.floor(min(logs)), 10.0 ** max(
+        math.ceil(max(logs)), math.floor(min(logs)) + 1
+    )
+
+
 def _draw(series: Series, label: str, path: Path) -> None:
     peers = [name for name in series if not name.startswith("ours")]
 
@@ -71,6 +80,7 @@ def _draw(series: Series, label: str, path: Path) -> None:
             dashes = "--" if name.endswith(("plain", "loop")) else "-"
             axes.plot(*zip(*points, strict=True), dashes, marker="o", color=colour, label=name)
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="milliseconds")
+        axes.set_ylim(*_decades(cost for points in series.values() for _, cost in points))
         ticks = sorted({size for points in series.values() for size, _ in points})
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         axes.minorticks_off()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
+from pfsr_core.allocator import keep_freed_memory
 from pfsr_core.assembly import assemble
 from pfsr_core.benchmarks.timing import Measurement, Work, compare
 from pfsr_core.data.client_dataset import ClientDataset
@@ -22,44 +23,55 @@ from pfsr_core.simulation import node_update, state_of
 
 NAME = "round"
 USERS, ITEMS, MEAN_LENGTH = 943, 1682, 106
+SHORT_LENGTH = 25  # of histories that are one window each
 COUNTS = (30, 100, 300, USERS)
 SECONDS = 60.0  # for the repetitions of one pair
-MODELS = {
-    "default encoder (d 64, L 50)": (ModelSettings(), 3.0),
-    "tiny encoder (d 16, L 20)": (
-        ModelSettings(embedding_dim=16, state_dim=8, num_layers=1, num_heads=2, max_length=20),
-        10.0,
-    ),
-}
+DEFAULT = ModelSettings()
+TINY = ModelSettings(embedding_dim=16, state_dim=8, num_layers=1, num_heads=2, max_length=20)
 
 
 def measure() -> Iterator[Measurement]:
-    """Each model with all clients, the default one with fewer; PFSR besides FedAvg."""
-    for label, (model, target) in MODELS.items():
-        yield _pair(label, model, "fed-avg", USERS, target)
-    label, (model, _) = next(iter(MODELS.items()))
+    """The default encoder with all clients and fewer, shorter histories, a tiny encoder, PFSR."""
+    keep_freed_memory()
+    for threads in (1, 2):
+        yield _pair("default encoder (d 64, L 50)", DEFAULT, USERS, target=3.0, threads=threads)
+    yield _pair("default encoder, histories of 25", DEFAULT, USERS, mean_length=SHORT_LENGTH)
+    yield _pair("tiny encoder (d 16, L 20)", TINY, USERS)
     for count in COUNTS[:-1]:
-        yield _pair(label, model, "fed-avg", count, None)
-    yield _pair(label, model, "pfsr", COUNTS[1], None)
+        yield _pair("default encoder (d 64, L 50)", DEFAULT, count)
+    yield _pair("default encoder (d 64, L 50)", DEFAULT, COUNTS[1], algorithm="pfsr")
 
 
-def _pair(
-    label: str, model: ModelSettings, algorithm: str, count: int, target: float | None
+def _pair(  # noqa: PLR0913 - what may differ between two lines
+    label: str,
+    model: ModelSettings,
+    count: int,
+    *,
+    algorithm: str = "fed-avg",
+    mean_length: int = MEAN_LENGTH,
+    target: float | None = None,
+    threads: int = 1,
 ) -> Measurement:
-    batched, loop = (training(model, algorithm, engine, count) for engine in ("batched", "loop"))
+    batched, loop = (
+        training(model, algorithm, engine, count, mean_length) for engine in ("batched", "loop")
+    )
+    curve = model is DEFAULT and threads == 1 and algorithm == "fed-avg"
     return compare(
         NAME,
         f"batched, {algorithm}, {label}, {count} clients of one user",
         batched,
-        "one by one" if label.startswith("default") else "one by one, tiny encoder",
+        "one by one",
         loop,
         target=target,
-        size=float(count) if label.startswith("default") and algorithm == "fed-avg" else None,
+        threads=threads,
+        size=float(count) if curve and mean_length == MEAN_LENGTH else None,
         seconds=SECONDS,
     )
 
 
-def training(model: ModelSettings, algorithm: str, engine: str, count: int) -> Work:
+def training(
+    model: ModelSettings, algorithm: str, engine: str, count: int, mean_length: int = MEAN_LENGTH
+) -> Work:
     """The first round on ``count`` clients, from states that are there already."""
     settings = Settings()
     settings = replace(
@@ -68,7 +80,7 @@ def training(model: ModelSettings, algorithm: str, engine: str, count: int) -> W
         algorithm=replace(settings.algorithm, name=algorithm),
         train=replace(settings.train, engine=engine),
     )
-    clients = one_user_clients()[:count]
+    clients = one_user_clients(mean_length)[:count]
     algorithm_ = assemble(settings, clients[0].item_ids).algorithm
     broadcast = algorithm_.init().broadcast()
     states = {data.client: state_of(algorithm_, {}, data) for data in clients}
@@ -76,7 +88,7 @@ def training(model: ModelSettings, algorithm: str, engine: str, count: int) -> W
 
 
 @cache
-def one_user_clients() -> Sequence[ClientDataset]:
+def one_user_clients(mean_length: int) -> Sequence[ClientDataset]:
     """As many as ML-100K has users."""
-    log = generate(USERS, ITEMS, seed=0, mean_length=MEAN_LENGTH)
+    log = generate(USERS, ITEMS, seed=0, mean_length=mean_length)
     return partition_by_user(leave_one_out(log))

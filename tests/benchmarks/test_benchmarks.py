@@ -71,8 +71,9 @@ def test_round(monkeypatch: pytest.MonkeyPatch) -> None:
         lines = list(rounds.measure())
     finally:
         rounds.one_user_clients.cache_clear()
-    assert [line.size for line in lines] == [12.0, None, 4.0, 6.0, None]
+    assert [line.size for line in lines] == [12.0, None, None, None, 4.0, 6.0, None]
     assert all(line.ratio is not None and line.ratio > 0 for line in lines)
+    assert [line.threads for line in lines] == [1, 2, 1, 1, 1, 1, 1]
 
 
 def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:
