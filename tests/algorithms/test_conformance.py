@@ -38,6 +38,8 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
     whole = algorithm.personalize(server.params, state)
     rows = len(assembly.task.candidates(data)) + 1
     assert shapes_of(whole) == {**assembly.shapes, ITEMS: (rows, 8)}
+    for view in algorithm.views.values():
+        assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
 def test_private_tables_are_never_in_a_reply(name: str) -> None:
