@@ -3,6 +3,9 @@
 The data are synthetic, with as many users and items as ML-100K and histories as long on average.
 The first round of federated averaging, one local epoch; both engines start from the same states and
 give the same parameters (a test holds them to 1e-5).
+
+So with PFedRec's item scorer, whose peer is a stand-in for the loop of the authors' code: the same
+steps by autograd and two optimisers, one client after the other, without its copies and loaders.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.federation import partition_by_user
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.synthetic import generate
-from pfsr_core.settings import ModelSettings, Settings
+from pfsr_core.settings import AlgorithmSettings, ModelSettings, Settings, TrainSettings
 from pfsr_core.simulation import node_update, state_of
 
 NAME = "round"
@@ -32,11 +35,18 @@ MODELS = {
     ),
 }
 
+SCORER = Settings(
+    model=ModelSettings(items="shared", embedding_dim=32, item_std=1.0),
+    train=TrainSettings(learning_rate=0.1, item_learning_rate=1.0, batch_size=256),
+    algorithm=AlgorithmSettings(name="pfedrec"),
+)
+
 
 def measure() -> Iterator[Measurement]:
-    """Each model with all clients, the default one with fewer; PFSR besides FedAvg."""
+    """Each model with all clients, the default one with fewer; PFedRec and PFSR besides FedAvg."""
     for label, (model, target) in MODELS.items():
         yield _pair(label, model, "fed-avg", USERS, target)
+    yield _scorer_pair()
     label, (model, _) = next(iter(MODELS.items()))
     for count in COUNTS[:-1]:
         yield _pair(label, model, "fed-avg", count, None)
@@ -46,7 +56,8 @@ def measure() -> Iterator[Measurement]:
 def _pair(
     label: str, model: ModelSettings, algorithm: str, count: int, target: float | None
 ) -> Measurement:
-    batched, loop = (training(model, algorithm, engine, count) for engine in ("batched", "loop"))
+    settings = replace(Settings(), model=model, algorithm=AlgorithmSettings(name=algorithm))
+    batched, loop = (training(settings, engine, count) for engine in ("batched", "loop"))
     return compare(
         NAME,
         f"batched, {algorithm}, {label}, {count} clients of one user",
@@ -59,15 +70,22 @@ def _pair(
     )
 
 
-def training(model: ModelSettings, algorithm: str, engine: str, count: int) -> Work:
-    """The first round on ``count`` clients, from states that are there already."""
-    settings = Settings()
-    settings = replace(
-        settings,
-        model=model,
-        algorithm=replace(settings.algorithm, name=algorithm),
-        train=replace(settings.train, engine=engine),
+def _scorer_pair() -> Measurement:
+    batched, loop = (training(SCORER, engine, USERS) for engine in ("batched", "loop"))
+    return compare(
+        NAME,
+        f"batched, pfedrec, item scorer (d 32), {USERS} clients of one user",
+        batched,
+        "one by one in plain PyTorch (stand-in for the authors' loop)",
+        loop,
+        target=10.0,
+        seconds=SECONDS,
     )
+
+
+def training(settings: Settings, engine: str, count: int) -> Work:
+    """The first round on ``count`` clients, from states that are there already."""
+    settings = replace(settings, train=replace(settings.train, engine=engine))
     clients = one_user_clients()[:count]
     algorithm_ = assemble(settings, clients[0].item_ids).algorithm
     broadcast = algorithm_.init().broadcast()
