@@ -173,6 +173,12 @@ def local_training(settings: Settings) -> LocalTraining:
     )
 
 
+def scorer_training(settings: Settings) -> ScorerTraining:
+    algorithm = settings.algorithm
+    local = local_training(settings)
+    return ScorerTraining(local, algorithm.negatives_per_positive, algorithm.item_step)
+
+
 def _dim(settings: Settings) -> int:
     return settings.model.embedding_dim
 
@@ -277,11 +283,7 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
 
 
 def _pfedrec(task: Task, settings: Settings) -> FederatedAlgorithm:
-    algorithm = settings.algorithm
-    training = ScorerTraining(
-        local_training(settings), algorithm.negatives_per_positive, algorithm.item_step
-    )
-    return pfedrec(task, training, step=_server_step(settings))
+    return pfedrec(task, scorer_training(settings), step=_server_step(settings))
 
 
 ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {

@@ -2,8 +2,9 @@
 
 The gradients of the scorer are written out: of a batch with errors e = (sigmoid(logit) - label)
 times the samples' shares, ``e @ E`` for w, their sum for b, and ``e w`` for the row of each sample.
-All clients of a group take a step together on their own rows, which lie one client's after the
-other's in one tensor; what a client does not touch is neither copied nor computed. Each client ends
+All clients of a group take a step together on their own rows; what a client does not touch is
+neither copied nor computed. Since all samples of a client move rows along one w, a step adds an
+outer product: the errors of each row, times w. Each client ends
 where :func:`pfsr_core.scorer_training.train_scorer` would have left it, up to rounding.
 """
 
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,8 +34,9 @@ Trained = tuple[Params, Tensor, LossSum]
 class Group:
     """Clients that train together, those with most batches first.
 
-    ``rows`` (sum of R, D), ``weight`` (K, D), ``bias`` (K,), ``losses`` (K,) are written in place.
-    ``places`` (K, T, B): rows of the samples; ``labels``, ``shares``, ``item_shares`` (K, T, B).
+    ``rows`` (K, R, D), ``weight`` (K, D), ``bias`` (K,), ``losses`` (K,) are written in place.
+    ``places`` (K, T, B): rows of the samples, counted through all clients; ``labels``, ``shares``,
+    ``item_shares`` (K, T, B).
     """
 
     rows: Tensor
@@ -95,8 +97,8 @@ def _train_group(
 def _step(group: Group, number: int, active: int, rate: float, item_rate: float) -> None:
     """Batch ``number`` of the first ``active`` clients: the score functions, then the rows."""
     places, labels = group.places[:active, number].flatten(), group.labels[:active, number]
-    weight, bias = group.weight[:active], group.bias[:active]
-    rows = group.rows.index_select(0, places).view(*labels.shape, -1)
+    weight, bias, table = group.weight[:active], group.bias[:active], group.rows[:active]
+    rows = table.flatten(0, 1).index_select(0, places).view(*labels.shape, -1)
     logits = _logits(rows, weight, bias)
     shares = group.shares[:active, number]
     cross = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -105,8 +107,8 @@ def _step(group: Group, number: int, active: int, rate: float, item_rate: float)
     weight.sub_((errors[:, None] @ rows)[:, 0], alpha=rate)
     bias.sub_(errors.sum(1), alpha=rate)
     errors = (_logits(rows, weight, bias).sigmoid() - labels) * group.item_shares[:active, number]
-    change = errors[:, :, None] * weight[:, None]
-    group.rows.index_add_(0, places, change.flatten(0, 1), alpha=-item_rate)
+    of_rows = table.new_zeros(active * table.shape[1]).scatter_add_(0, places, errors.flatten())
+    table.addcmul_(of_rows.view(active, -1, 1), weight[:, None], value=-item_rate)
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -115,11 +117,13 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) -> Group:
-    starts = np.cumsum([0, *(len(lesson.codes) for lesson in lessons)])
-    codes = np.concatenate([lesson.codes for lesson in lessons])
-    places = [lesson.rows + start for lesson, start in zip(lessons, starts, strict=False)]
+    most = max(len(lesson.codes) for lesson in lessons)
+    places = [lesson.rows + k * most for k, lesson in enumerate(lessons)]
+    rows = table.new_zeros(len(lessons), most, table.shape[1])
+    for place, lesson in zip(rows, lessons, strict=True):
+        place[: len(lesson.codes)] = rows_of(table, lesson.codes)
     return Group(
-        rows=rows_of(table, codes),
+        rows=rows,
         weight=torch.cat([head[WEIGHT] for head in heads]),
         bias=torch.cat([head[BIAS] for head in heads]),
         losses=table.new_zeros(len(heads)),
@@ -130,7 +134,7 @@ def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) ->
     )
 
 
-def _pad(parts: Sequence[NDArray[np.generic]], dtype: torch.dtype) -> Tensor:
+def _pad(parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
     """(K, T, B), filled up with zeros: samples of no share, on a row that they do not move."""
     shape = [max(part.shape[axis] for part in parts) for axis in (0, 1)]
     whole = torch.zeros(len(parts), *shape, dtype=dtype)
@@ -140,13 +144,12 @@ def _pad(parts: Sequence[NDArray[np.generic]], dtype: torch.dtype) -> Tensor:
 
 
 def _unstack(group: Group, lessons: Sequence[Lesson]) -> list[Trained]:
-    rows = group.rows.split([len(lesson.codes) for lesson in lessons])
     counts = [int((lesson.shares > 0).sum()) for lesson in lessons]
     return [
         (
             {WEIGHT: group.weight[k : k + 1].clone(), BIAS: group.bias[k : k + 1].clone()},
-            rows[k].clone(),
+            group.rows[k, : len(lesson.codes)].clone(),
             LossSum(float(group.losses[k]), float(counts[k])),
         )
-        for k in range(len(lessons))
+        for k, lesson in enumerate(lessons)
     ]

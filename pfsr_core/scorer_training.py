@@ -125,4 +125,4 @@ def train_scorer(
 
 def rows_of(table: Tensor, codes: ItemArray) -> Tensor:
     """Rows (R, D) of a whole table."""
-    return table[torch.from_numpy(codes)]
+    return table.index_select(0, torch.from_numpy(codes))

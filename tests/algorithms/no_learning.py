@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pfsr_core.assembly import load_federation, local_training
+from pfsr_core.assembly import load_federation, scorer_training
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample
 from pfsr_core.scorer_training import ScorerTraining, lesson_of
@@ -36,8 +36,7 @@ def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds:
 
 def after(settings: Settings, rounds: int) -> float:
     """:func:`hit_rate` on the federation of ``settings``."""
-    training = ScorerTraining(local_training(settings), settings.algorithm.negatives_per_positive)
-    return hit_rate(load_federation(settings).clients, training, rounds)
+    return hit_rate(load_federation(settings).clients, scorer_training(settings), rounds)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pfsr_core import batched_scorer
 from pfsr_core.algorithms.pfedrec import CODES, GLOBAL, ROWS, WITH_PRIVATE
-from pfsr_core.assembly import assemble, load_federation, local_training
+from pfsr_core.assembly import assemble, load_federation, scorer_training
 from pfsr_core.batched_scorer import train_scorers
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm
@@ -34,10 +34,7 @@ ONE_USER: dict[str, Value] = {
 
 
 def training_of(**changes: Value) -> ScorerTraining:
-    settings = tiny_settings(**{**ONE_USER, **changes})
-    algorithm = settings.algorithm
-    local = local_training(settings)
-    return ScorerTraining(local, algorithm.negatives_per_positive, algorithm.item_step)
+    return scorer_training(tiny_settings(**{**ONE_USER, **changes}))
 
 
 def reader(*items: int, num_items: int = 600, name: str = "reader") -> ClientDataset:
