@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from client_app.hosting import Node, assembly_of, with_algorithm
 from pfsr_core.assembly import Assembly
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.evaluation.client import ClientEvaluation
+from pfsr_core.evaluation.client import no_users
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Broadcast, Reply, Sums
 from pfsr_core.node_store import Served, ServedClient
@@ -83,12 +81,13 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
 def baselines(node: Node) -> Metrics:
     """Sums of every baseline, fitted on each client alone, and the sums of each client."""
     sums: Metrics = {}
+    nobody = no_users(node.settings.data.sampled_99).sums()
     for name, scorer_of in BASELINES.items():
         found: Evaluation = {data.client: {} for data in node.clients}
         for split in SPLITS:
             for one in evaluate_clients(scorer_of, node.clients, split):
                 found[one.client][split] = one.sums()
-        sums |= _evaluation_metrics(found, f"{name}/", node.clients)
+        sums |= _evaluation_metrics(nobody, found, f"{name}/", node.clients)
     return sums
 
 
@@ -105,7 +104,7 @@ def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
         found: Evaluation = {}
         for portion in portions(assembly.algorithm, broadcast.params, chosen):
             found |= _evaluated(node, assembly, broadcast, portion, load(portion))
-        metrics |= _evaluation_metrics(found)
+        metrics |= _evaluation_metrics(_nobody(node, assembly), found)
     flat = pack({})
     if asked:
         save = partial(_save, node, order, assembly)
@@ -140,9 +139,10 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
         node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
     else:
         deque(served_clients(), maxlen=0)
-    metrics = _evaluation_metrics(last, clients=clients)
+    nobody = _nobody(node, assembly)
+    metrics = _evaluation_metrics(nobody, last, clients=clients)
     if order.finetune:
-        metrics |= _evaluation_metrics(finetuned, FINETUNED, clients)
+        metrics |= _evaluation_metrics(nobody, finetuned, FINETUNED, clients)
     return {**metrics, **_cost(started)}
 
 
@@ -186,25 +186,27 @@ def _evaluated(
     }
 
 
+def _nobody(node: Node, assembly: Assembly) -> Sums:
+    """The sums of no user, so that a node without clients answers like the others."""
+    return no_users(node.settings.data.sampled_99, assembly.algorithm.views).sums()
+
+
 def _evaluation_metrics(
-    found: Evaluation, prefix: str = "", clients: Sequence[ClientDataset] | None = None
+    nobody: Sums,
+    found: Evaluation,
+    prefix: str = "",
+    clients: Sequence[ClientDataset] | None = None,
 ) -> Metrics:
-    """The sums of all, and lists with one number for each of ``clients``."""
+    """The sums of all and of ``nobody``, and lists with one number for each of ``clients``."""
     metrics: Metrics = {}
     for split in SPLITS:
-        total = merge(_nobody(), *(found[name][split] for name in sorted(found)))
+        total = merge(nobody, *(found[name][split] for name in sorted(found)))
         metrics |= prefixed(f"{prefix}{split}/", total)
         if clients is not None:
             parts = [found[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
             metrics |= {start + name: [part[name] for part in parts] for name in PER_CLIENT}
     return metrics
-
-
-def _nobody() -> dict[str, float]:
-    """The sums of no user, so that a node without clients answers like the others."""
-    none = torch.empty(0, dtype=torch.long).numpy()
-    return ClientEvaluation("", (), none, none, none.astype(bool), none).sums()
 
 
 def _reply_metrics(reply: Reply) -> Metrics:

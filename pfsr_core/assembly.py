@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
+from pfsr_core.algorithms.pfedrec import pfedrec
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
@@ -34,6 +35,8 @@ from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
+from pfsr_core.scorer_task import item_scorer_task
+from pfsr_core.scorer_training import ScorerTraining
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
@@ -76,8 +79,11 @@ def load_federation(settings: Settings) -> Federation:
     interactions = load_dataset(data.source, data.path)
     if data.user_core or data.item_core:
         interactions = k_core(interactions, data.user_core, data.item_core)
-    split = leave_one_out(interactions)
-    return Federation(_partition(settings, split, interactions), split, interactions)
+    split = leave_one_out(interactions, data.protocol)
+    clients = _partition(settings, split, interactions)
+    if data.sampled_99:
+        clients = tuple(replace(one, sampled=True) for one in clients)
+    return Federation(clients, split, interactions)
 
 
 def _partition(
@@ -100,10 +106,16 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def assemble(settings: Settings, item_ids: Sequence[str]) -> Assembly:
-    """The model over the catalogue ``item_ids`` and the algorithm that ``settings`` name."""
-    task = make_task(settings, item_ids)
-    algorithm = ALGORITHMS[settings.algorithm.name](task, settings)
-    shapes = {**shapes_of(task.init_shared()), ITEMS: (len(item_ids) + 1, _dim(settings))}
+    """The model over the catalogue ``item_ids`` and the algorithm that ``settings`` name.
+
+    Raises SettingsError when they do not fit each other.
+    """
+    name = settings.algorithm.name
+    _check_items(name, settings)
+    task = TASKS.get(name, make_task)(settings, item_ids)
+    algorithm = ALGORITHMS[name](task, settings)
+    start = {**task.init_shared(), **task.init_private(ClientDataset("", (), ()))}
+    shapes = {**shapes_of(start), ITEMS: (len(item_ids) + 1, _dim(settings))}
     model = settings.model
     facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, *item_ids)
     return Assembly(task, algorithm, shapes, fingerprint(shapes, *facts))
@@ -159,6 +171,12 @@ def local_training(settings: Settings) -> LocalTraining:
         negatives=train.negatives,
         engine=train.engine,
     )
+
+
+def scorer_training(settings: Settings) -> ScorerTraining:
+    algorithm = settings.algorithm
+    local = local_training(settings)
+    return ScorerTraining(local, algorithm.negatives_per_positive, algorithm.item_step)
 
 
 def _dim(settings: Settings) -> int:
@@ -264,12 +282,34 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
     )
 
 
+def _pfedrec(task: Task, settings: Settings) -> FederatedAlgorithm:
+    return pfedrec(task, scorer_training(settings), step=_server_step(settings))
+
+
 ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
     "pfsr": _pfsr,
     "fed-avg": _fed_avg,
     "fed-prox": _fed_prox,
     "local-only": lambda task, settings: local_only(task, local_training(settings)),
+    "pfedrec": _pfedrec,
 }
+
+TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
+    "pfedrec": lambda settings, item_ids: item_scorer_task(
+        item_ids, _dim(settings), settings.run.seed, settings.model.item_std
+    )
+}
+"""Of the algorithms with a model of their own, whose item table is shared; the others train the
+next-item model."""
+
+
+def _check_items(name: str, settings: Settings) -> None:
+    items = settings.model.items
+    if name in TASKS and items != "shared":
+        raise SettingsError(
+            f"{name} averages the item table, but model.items = {items!r}. Fix: write "
+            f"model.items = 'shared'; which items clients have then reaches the server."
+        )
 
 
 def algorithm_names(settings: Settings) -> list[str]:
@@ -279,4 +319,7 @@ def algorithm_names(settings: Settings) -> list[str]:
         if name not in ALGORITHMS:
             known = ", ".join(ALGORITHMS)
             raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
-    return list(dict.fromkeys([settings.algorithm.name, *compared]))
+    names = list(dict.fromkeys([settings.algorithm.name, *compared]))
+    for name in names:
+        _check_items(name, settings)
+    return names

@@ -19,7 +19,7 @@ from torch.func import vmap
 from pfsr_core.batched_training import Size, pad_together, similar, stack_params
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemArray
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
-from pfsr_core.evaluation.ranking import rank_among
+from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.local_training import Task
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
@@ -94,7 +94,7 @@ def _evaluate(entry: Entry, last: Tensor) -> Evaluated:
 def _of_split(
     data: ClientDataset, split: HeldOut, items: ItemArray, scores: NDArray[np.float32]
 ) -> ClientEvaluation:
-    pairs = zip(data.users, scores, strict=True)
+    pairs = list(zip(data.users, scores, strict=True))
     ranks = np.array(
         [
             rank_among(score, items, user.target(split), user.history(split), data.num_items)
@@ -102,4 +102,9 @@ def _of_split(
         ],
         np.int64,
     )
-    return evaluation_of(data, split, ranks[:, 0], ranks[:, 1])
+    sampled = None
+    if data.sampled:
+        those = zip(pairs, data.rivals, strict=True)
+        found = [rank_in_sample(s, items, u.target(split), rivals) for (u, s), rivals in those]
+        sampled = np.array(found, np.int64)
+    return evaluation_of(data, split, ranks[:, 0], ranks[:, 1], sampled)

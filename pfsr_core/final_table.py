@@ -70,6 +70,20 @@ COLUMNS = (
     Column("time", lambda method: method.seconds, duration),
 )
 
+SAMPLED_COLUMNS = (
+    Column("HR@10", metric("test/sampled-99/hr@10"), share),
+    Column("NDCG@10", metric("test/sampled-99/ndcg@10"), share),
+)
+SAMPLED_NOTE = (
+    "sampled-99: among 99 items that the user never touched, to be compared with published tables "
+    "of federated recommenders only; it orders methods otherwise than the whole catalogue does"
+)
+
+
+def sampled_rows(rows: Sequence[Method]) -> list[Method]:
+    """Those that were ranked among sampled items too."""
+    return [row for row in rows if SAMPLED_COLUMNS[0].value(row) is not None]
+
 
 def cell(column: Column, method: Method) -> str:
     value = column.value(method)
@@ -121,7 +135,21 @@ def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:
     console = Console(file=output, width=width, no_color=True, highlight=False, markup=False)
     console.print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
-    return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n"
+    return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n{_sampled_text(rows)}"
+
+
+def _sampled_text(rows: Sequence[Method]) -> str:
+    """A line for each row with the view "sampled-99", below the table and apart from it."""
+    chosen = sampled_rows(rows)
+    if not chosen:
+        return ""
+    width = max(len(row.name) for row in chosen)
+    titles = " / ".join(column.title for column in SAMPLED_COLUMNS)
+    lines = [
+        f"  {row.name:{width}}  " + " / ".join(cell(column, row) for column in SAMPLED_COLUMNS)
+        for row in chosen
+    ]
+    return "\n".join([f"{SAMPLED_NOTE}; {titles}", *lines]) + "\n"
 
 
 def _marked(column: Column, row: Method, best: float | None) -> str:

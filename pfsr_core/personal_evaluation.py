@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from pfsr_core.assembly import Assembly
 from pfsr_core.batched_evaluation import SMALL, Evaluated, evaluate_together
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.federated import FederatedAlgorithm
+from pfsr_core.federated import Personalize
 from pfsr_core.params import Params
 from pfsr_core.scoring import make_scorer
 from pfsr_core.simulation import portions, state_of
@@ -23,8 +25,19 @@ def personal_scorers(
 ) -> ScorerOf:
     """Scorers of the personalised models; a client without a state has its first one."""
 
+    personalize = assembly.algorithm.personalize
+    return _scorers(assembly, max_length, personalize, shared, states)
+
+
+def _scorers(
+    assembly: Assembly,
+    max_length: int,
+    personalize: Personalize,
+    shared: Params,
+    states: Mapping[str, Params],
+) -> ScorerOf:
     def scorer(data: ClientDataset) -> Scorer:
-        whole = _personal(assembly.algorithm, shared, states, data)
+        whole = personalize(shared, state_of(assembly.algorithm, states, data))
         return make_scorer(assembly.task, whole, data, max_length)
 
     return scorer
@@ -39,28 +52,49 @@ def evaluate_models(
 ) -> list[Evaluated]:
     """Both splits of every client with its personalised model, small clients together.
 
-    As :func:`evaluate_clients` with :func:`personal_scorers`.
+    As :func:`evaluate_clients` with :func:`personal_scorers`, and beside it with each of the
+    algorithm's ``views``.
     """
     found: dict[str, Evaluated] = {}
-    scorer_of = personal_scorers(assembly, max_length, shared, states)
     for portion in portions(assembly.algorithm, shared, clients):
-        small = [data for data in portion if len(data.users) <= SMALL]
-        models = [_personal(assembly.algorithm, shared, states, data) for data in small]
-        together = evaluate_together(assembly.task, models, small, max_length)
-        found |= {data.client: one for data, one in zip(small, together, strict=True)}
-        for data in portion:
-            if data.client not in found:
-                scorer = scorer_of(data)
-                found[data.client] = {
-                    split: evaluate_client(scorer, data, split) for split in SPLITS
-                }
+        own = {data.client: state_of(assembly.algorithm, states, data) for data in portion}
+        evaluate = partial(_evaluate_portion, assembly, max_length, shared, own, portion)
+        main = evaluate(assembly.algorithm.personalize)
+        others = {way: evaluate(view) for way, view in assembly.algorithm.views.items()}
+        for place, data in enumerate(portion):
+            ways = {way: evaluated[place] for way, evaluated in others.items()}
+            found[data.client] = _with_ways(main[place], ways)
     return [found[data.client] for data in clients]
 
 
-def _personal(
-    algorithm: FederatedAlgorithm, shared: Params, states: Mapping[str, Params], data: ClientDataset
-) -> Params:
-    return algorithm.personalize(shared, state_of(algorithm, states, data))
+def _evaluate_portion(
+    assembly: Assembly,
+    max_length: int,
+    shared: Params,
+    states: Mapping[str, Params],
+    clients: Sequence[ClientDataset],
+    personalize: Personalize,
+) -> list[Evaluated]:
+    """Every client with the model that ``personalize`` makes of its state."""
+    small = [data for data in clients if len(data.users) <= SMALL]
+    models = [personalize(shared, states[data.client]) for data in small]
+    together = evaluate_together(assembly.task, models, small, max_length)
+    found = {data.client: one for data, one in zip(small, together, strict=True)}
+    scorer_of = _scorers(assembly, max_length, personalize, shared, states)
+    for data in clients:
+        if data.client not in found:
+            scorer = scorer_of(data)
+            found[data.client] = {split: evaluate_client(scorer, data, split) for split in SPLITS}
+    return [found[data.client] for data in clients]
+
+
+def _with_ways(main: Evaluated, ways: Mapping[str, Evaluated]) -> Evaluated:
+    if not ways:
+        return main
+    return {
+        split: replace(one, ways={way: other[split] for way, other in ways.items()})
+        for split, one in main.items()
+    }
 
 
 def evaluate_clients(

@@ -18,7 +18,7 @@ from pfsr_core.environment import environment
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import evaluate_models, split_means
-from pfsr_core.run_files import append_line, write_clients, write_json
+from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
 from pfsr_core.run_rows import (
     Evaluations,
     Row,
@@ -72,6 +72,7 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     summary = {
         "run": directory.name,
         "split": federation.split.digest,
+        "protocol": federation.split.protocol,
         "users": len(federation.split.users),
         "clients": len(federation.clients),
         "coverage": coverage(federation),
@@ -95,7 +96,9 @@ def train_and_evaluate(
 
     def on_round(report: RoundReport) -> None:
         nonlocal last
-        figures = split_means(experiment.evaluate(report.server.params, report.states))
+        figures = {}
+        if _to_evaluate(settings, report.server.round):
+            figures = split_means(experiment.evaluate(report.server.params, report.states))
         now = time.perf_counter()
         lines.append({**_round_line(experiment, report), "seconds": now - last, **figures})
         last = now
@@ -123,11 +126,16 @@ def train_and_evaluate(
 
 def progress(line: Row, rounds: int) -> str:
     """One line for a person who waits."""
-    return (
-        f"{line['algorithm']}  round {line['round']}/{rounds}  loss {line['train-loss']:.3f}  "
-        f"valid HR@10 {line['valid/excluded/hr@10']:.4f}  "
-        f"NDCG@10 {line['valid/excluded/ndcg@10']:.4f}  {line['seconds']:.1f} s"
-    )
+    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}  loss {line['train-loss']:.3f}"]
+    if SELECTED_BY in line:
+        parts.append(f"valid HR@10 {line['valid/excluded/hr@10']:.4f}")
+        parts.append(f"NDCG@10 {line[SELECTED_BY]:.4f}")
+    return "  ".join([*parts, f"{line['seconds']:.1f} s"])
+
+
+def _to_evaluate(settings: Settings, round_: int) -> bool:
+    """Every ``run.evaluate-every`` rounds, and after the last one."""
+    return round_ % settings.run.evaluate_every == 0 or round_ == settings.federation.rounds
 
 
 def _write_facts(settings: Settings, federation: Federation, directory: Path) -> None:

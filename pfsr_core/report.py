@@ -13,7 +13,17 @@ from pathlib import Path
 
 from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
-from pfsr_core.final_table import COLUMNS, best_value, cell, duration, final_table, share
+from pfsr_core.final_table import (
+    COLUMNS,
+    SAMPLED_COLUMNS,
+    SAMPLED_NOTE,
+    best_value,
+    cell,
+    duration,
+    final_table,
+    sampled_rows,
+    share,
+)
 from pfsr_core.report_style import colour
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 from pfsr_core.run_views import ALONE, main_algorithm, wins
@@ -44,6 +54,7 @@ def render(record: RunRecord) -> str:
         _header(record, rows),
         html.facts(_facts(record)),
         html.section("Final table", TABLE_NOTE, _table(record, rows)),
+        html.section("Sampled-99, not a headline", f"Test items, {SAMPLED_NOTE}.", _sampled(rows)),
         html.section(
             "Convergence",
             "Validation NDCG@10 after each round, history excluded. The ring marks the round that "
@@ -92,7 +103,8 @@ def headline(record: RunRecord, rows: Sequence[Method]) -> str:
 
 def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
     """Who the headline compares with: training alone, else the best of the others."""
-    others = [row for row in rows if row is not main and HR in row.metrics]
+    others = [row for row in rows if row.name != main.name and row.kind != "view"]
+    others = [row for row in others if HR in row.metrics]
     alone = [row for row in others if row.name == ALONE]
     return next(iter(alone or others), None)
 
@@ -161,6 +173,20 @@ def _table(record: RunRecord, rows: Sequence[Method]) -> str:
         f"<table><thead>{groups}<tr><th>method</th>{titles}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
+
+
+def _sampled(rows: Sequence[Method]) -> str:
+    chosen = sampled_rows(rows)
+    if not chosen:
+        return ""
+    titles = "".join(f"<th>{escape(column.title)}</th>" for column in SAMPLED_COLUMNS)
+    body = "".join(
+        f"<tr><td>{escape(row.name)}<small>{escape(row.version)}</small></td>"
+        + "".join(f"<td>{escape(cell(column, row))}</td>" for column in SAMPLED_COLUMNS)
+        + "</tr>"
+        for row in chosen
+    )
+    return f"<table><thead><tr><th>method</th>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _heading(title: str) -> str:

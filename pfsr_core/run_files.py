@@ -58,6 +58,8 @@ class Method:
 
     ``metrics`` are means named ``<split>/<view>/<metric>`` of the model ``version``, which is the
     one that validation NDCG@10 prefers: the best round, or the last one after finetuning.
+    ``kind``: "federated", "baseline", or "view" for another way to recommend with a federated one
+    (``FederatedAlgorithm.views``).
     """
 
     name: str
@@ -137,7 +139,23 @@ def methods(record: RunRecord) -> list[Method]:
             for name, values in record.baselines.items()
             if isinstance(values, dict)
         ]
+    rows += [view for row in rows for view in _views_of(row)]
     return sorted(rows, key=lambda row: -row.metrics.get("test/excluded/ndcg@10", -1.0))
+
+
+def _views_of(method: Method) -> list[Method]:
+    """The other ways to recommend, out of the figures named ``<split>/<way>/<view>/<metric>``."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in method.metrics.items():
+        parts = name.split("/")
+        if len(parts) == 4:
+            split, way, view, metric = parts
+            found.setdefault(way, {})[f"{split}/{view}/{metric}"] = value
+    common = {name: value for name, value in method.metrics.items() if name.endswith("/covered")}
+    return [
+        Method(f"{method.name}: {way}", "view", method.version, {**common, **metrics})
+        for way, metrics in found.items()
+    ]
 
 
 def write_json(path: Path, content: object) -> None:

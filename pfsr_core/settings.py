@@ -31,6 +31,14 @@ class DataSettings:
     path: str = setting("", "file or directory, where the dataset needs one or one is given")
     user_core: int = setting(0, "drop users with fewer interactions, repeatedly; 0 is off", low=0)
     item_core: int = setting(0, "drop items with fewer interactions, repeatedly; 0 is off", low=0)
+    protocol: str = setting(
+        "strict",
+        "order of ties and training negatives; paper-pfedrec repeats published figures, and leaks",
+        choices=("strict", "paper-pfedrec"),
+    )
+    sampled_99: bool = setting(
+        False, "rank among 99 sampled items too, as published federated tables do"
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,9 @@ class TrainSettings:
 @dataclass(frozen=True)
 class AlgorithmSettings:
     name: str = setting(
-        "pfsr", "federated algorithm", choices=("pfsr", "fed-avg", "fed-prox", "local-only")
+        "pfsr",
+        "federated algorithm",
+        choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec"),
     )
     mask_mode: str = setting(
         "quantile", "Fisher mask of PFSR", choices=("quantile", "minmax", "none")
@@ -120,6 +130,12 @@ class AlgorithmSettings:
     )
     server_learning_rate: float = setting(1.0, "server step of momentum and adam", low=0.0)
     server_momentum: float = setting(0.9, "momentum of momentum and adam", low=0.0, high=0.9999)
+    item_step: str = setting(
+        "row",
+        "a step of pfedrec on an item's row: the mean over its own samples, or over the batch",
+        choices=("row", "batch"),
+    )
+    negatives_per_positive: int = setting(4, "items of label 0 for each of label 1, pfedrec", low=0)
     finetune: bool = setting(False, "train once more on each client after the last round")
 
 

@@ -69,7 +69,7 @@ def run_federation(grid: Grid, settings: Settings) -> RunLog:
         ask_baselines(grid, log, roster, settings.federation.round_timeout)
     run = Run(grid, settings, log, hello, roster)
     results = {name: _train(run, name) for name in names}
-    write_summary(log, roster, results, time.monotonic() - started)
+    write_summary(log, roster, settings.data.protocol, results, time.monotonic() - started)
     return log
 
 

@@ -83,9 +83,16 @@ def baseline_results(means: Mapping[str, Mapping[str, float]]) -> list[Json]:
 
 
 def write_summary(
-    log: RunLog, roster: Roster, results: Mapping[str, Mapping[str, Any]], seconds: float
+    log: RunLog,
+    roster: Roster,
+    protocol: str,
+    results: Mapping[str, Mapping[str, Any]],
+    seconds: float,
 ) -> None:
-    """``results``: the file of each algorithm, its entry under "entry", its clients' "rows"."""
+    """Of a split by ``protocol``.
+
+    ``results``: the file of each algorithm, its entry under "entry", its clients' "rows".
+    """
     baselines = log.read("baselines.json") or {}
     entries = [result["entry"] for result in results.values()]
     log.write(
@@ -93,6 +100,7 @@ def write_summary(
         {
             "run": log.run_id,
             "split": roster.split_digest,
+            "protocol": protocol,
             "users": roster.users,
             "clients": len(roster.clients),
             "coverage": {split: roster.coverage(split) for split in SPLITS},

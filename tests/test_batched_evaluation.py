@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from pfsr_core.settings import Value
 from pfsr_core.simulation import run
 from tests.tiny import tiny_world
 
+RANKS = ("ranks_excluded", "ranks_kept", "ranks_sampled")
+
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(
@@ -25,21 +29,32 @@ from tests.tiny import tiny_world
         {"federation__partition": "user"},
         {"federation__partition": "user", "model__items": "shared"},
         {"federation__sizes": "1 3 2 8 9 1"},
+        {"federation__sizes": "1 3 2 8 9 1", "algorithm__name": "pfedrec"},
     ],
-    ids=["a user a client", "shared items", "groups, one of them large"],
+    ids=["a user a client", "shared items", "groups, one of them large", "an item scorer"],
 )
 def test_together_equals_alone(changes: dict[str, Value], encoder: str) -> None:
     settings, federation, assembly = tiny_world(
-        **{**changes, "model__encoder": encoder, "model__item_start": "co-occurrence"}
+        **{**changes, "model__encoder": encoder, "model__item_start": "co-occurrence"},
+        data__sampled_99=True,
     )
     length, clients = settings.model.max_length, federation.clients
     server, states = run(assembly.algorithm, clients, rounds=1, seed=0, participation=0.8)
     found = evaluate_models(assembly, length, server.params, states, clients)
+    check_against_scorers(settings, federation, assembly, (server, states), found)
+    for way, view in assembly.algorithm.views.items():
+        seen = replace(assembly, algorithm=replace(assembly.algorithm, personalize=view))
+        others = [{split: one[split].ways[way] for split in SPLITS} for one in found]
+        check_against_scorers(settings, federation, seen, (server, states), others)
+
+
+def check_against_scorers(settings, federation, assembly, trained, found):
+    length, clients, (server, states) = settings.model.max_length, federation.clients, trained
     scorer_of = personal_scorers(assembly, length, server.params, states)
     for split in SPLITS:
         for one, alone in zip(found, evaluate_clients(scorer_of, clients, split), strict=True):
             assert (one[split].client, one[split].users) == (alone.client, alone.users)
-            for name in ("ranks_excluded", "ranks_kept", "covered", "history_lengths"):
+            for name in (*RANKS, "covered", "history_lengths"):
                 assert np.array_equal(getattr(one[split], name), getattr(alone, name)), name
 
 

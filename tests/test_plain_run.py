@@ -63,6 +63,13 @@ def test_figures_are_those_of_the_reference_loop(directory: Path) -> None:
     assert {key: last[key] for key in expected} == expected
 
 
+def test_rounds_between_evaluations_have_no_figures(tmp_path: Path) -> None:
+    told = write_run(tmp_path / "run", run__evaluate_every=2, run__compare="", run__baselines=False)
+    figures = [SELECTED_BY in line for line in lines(tmp_path / "run", "pfsr")]
+    assert figures == [False, True, True]  # every second one, and the last
+    assert ["NDCG@10" in line for line in told] == figures
+
+
 def test_bytes_are_the_shared_values(directory: Path) -> None:
     _, _, assembly = tiny_world()
     values = size_of(shapes_of(assembly.task.init_shared()))

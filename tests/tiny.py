@@ -24,11 +24,21 @@ TINY: dict[str, Value] = {
     "run.compare": "",
 }
 
+NEEDS: dict[str, dict[str, Value]] = {
+    "pfedrec": {
+        "model.items": "shared",
+        "model.item-std": 1.0,
+        "train.learning-rate": 0.1,
+        "train.item-learning-rate": 1.0,
+    }
+}
+"""What an algorithm cannot do without, or cannot be expected to learn without."""
+
 
 def tiny_settings(**changes: Value) -> Settings:
     """TINY with changes; ``algorithm__name="pfsr"`` stands for ``algorithm.name``."""
     named = {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
-    return parse_settings({**TINY, **named})
+    return parse_settings({**TINY, **named, **NEEDS.get(str(named.get("algorithm.name")), {})})
 
 
 def tiny_world(**changes: Value) -> tuple[Settings, Federation, Assembly]:

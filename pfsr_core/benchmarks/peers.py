@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+
+from pfsr_core.models.item_scorer import ItemScorer
+from pfsr_core.models.next_item import ITEMS
+from pfsr_core.params import Params
+from pfsr_core.scorer_training import Lesson, ScorerTraining
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -77,3 +85,39 @@ class Attention(nn.Module):
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
         mapped: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return mapped
+
+
+def scorer_round(
+    shared: Params, heads: Sequence[Params], lessons: Sequence[Lesson], training: ScorerTraining
+) -> Tensor:
+    """The mean item table (V + 1, D) of PFedRec's clients after a round, one after the other.
+
+    A stand-in, built as the authors' code is: for each client a copy of the module, a loader over
+    its samples, two optimisers, a dense gradient of the whole table. One epoch, item step "batch".
+    """
+    table = shared[ITEMS]
+    common, total = ItemScorer(len(table) - 1, table.shape[1]), torch.zeros_like(table)
+    common.load_state_dict({**shared, **heads[0]})
+    for head, lesson in zip(heads, lessons, strict=True):
+        model = copy.deepcopy(common)
+        model.load_state_dict({**common.state_dict(), **head})
+        total += _train_alone(model, lesson, training)
+    return total / len(heads)
+
+
+def _train_alone(model: ItemScorer, lesson: Lesson, training: ScorerTraining) -> Tensor:
+    drawn, codes = torch.from_numpy(lesson.shares > 0), torch.from_numpy(lesson.codes)
+    items, labels = codes[torch.from_numpy(lesson.rows)[drawn]], torch.from_numpy(lesson.labels)
+    loader = DataLoader(TensorDataset(items, labels[drawn]), training.local.batch_size)
+    optimizers = (
+        SGD(model.score.parameters(), lr=training.local.learning_rate),
+        SGD(model.items.parameters(), lr=training.local.item_learning_rate),
+    )
+    criterion = nn.BCELoss()
+    for codes, targets in loader:
+        for optimizer in optimizers:
+            model.zero_grad()
+            scores = torch.sigmoid(model.score(model.items(codes)))[:, 0]
+            criterion(scores, targets).backward()
+            optimizer.step()
+    return model.items.weight.detach()

@@ -3,6 +3,9 @@
 The data are synthetic, with as many users and items as ML-100K and histories as long on average.
 The first round of federated averaging, one local epoch; both engines start from the same states and
 give the same parameters (a test holds them to 1e-5).
+
+So with PFedRec's item scorer, at the published step sizes; its second peer is a stand-in for the
+loop of the authors' code, which ends with the same mean.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
+from torch import Tensor
+
 from pfsr_core.allocator import keep_freed_memory
-from pfsr_core.assembly import assemble
+from pfsr_core.assembly import assemble, scorer_training
+from pfsr_core.benchmarks.peers import scorer_round
 from pfsr_core.benchmarks.timing import Measurement, Work, compare
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.federation import partition_by_user
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.synthetic import generate
-from pfsr_core.settings import ModelSettings, Settings
+from pfsr_core.models.item_scorer import head_of
+from pfsr_core.scorer_training import lesson_of
+from pfsr_core.settings import AlgorithmSettings, ModelSettings, Settings, TrainSettings
 from pfsr_core.simulation import node_update, state_of
 
 NAME = "round"
@@ -28,15 +36,21 @@ COUNTS = (30, 100, 300, USERS)
 SECONDS = 60.0  # for the repetitions of one pair
 DEFAULT = ModelSettings()
 TINY = ModelSettings(embedding_dim=16, state_dim=8, num_layers=1, num_heads=2, max_length=20)
+SCORER = Settings(
+    model=ModelSettings(items="shared", embedding_dim=32, item_std=1.0),
+    train=TrainSettings(learning_rate=0.1, item_learning_rate=13456.0, batch_size=256),
+    algorithm=AlgorithmSettings(name="pfedrec", item_step="batch"),
+)
 
 
 def measure() -> Iterator[Measurement]:
-    """The default encoder with all clients and fewer, shorter histories, a tiny encoder, PFSR."""
+    """The default encoder with all clients and fewer, shorter histories, tiny models, PFSR."""
     keep_freed_memory()
     for threads in (1, 2):
         yield _pair("default encoder (d 64, L 50)", DEFAULT, USERS, target=3.0, threads=threads)
     yield _pair("default encoder, histories of 25", DEFAULT, USERS, mean_length=SHORT_LENGTH)
     yield _pair("tiny encoder (d 16, L 20)", TINY, USERS)
+    yield from _scorer_pairs()
     for count in COUNTS[:-1]:
         yield _pair("default encoder (d 64, L 50)", DEFAULT, count)
     yield _pair("default encoder (d 64, L 50)", DEFAULT, COUNTS[1], algorithm="pfsr")
@@ -52,8 +66,9 @@ def _pair(  # noqa: PLR0913 - what may differ between two lines
     target: float | None = None,
     threads: int = 1,
 ) -> Measurement:
+    settings = replace(Settings(), model=model, algorithm=AlgorithmSettings(name=algorithm))
     batched, loop = (
-        training(model, algorithm, engine, count, mean_length) for engine in ("batched", "loop")
+        training(settings, engine, count, mean_length) for engine in ("batched", "loop")
     )
     curve = model is DEFAULT and threads == 1 and algorithm == "fed-avg"
     return compare(
@@ -69,17 +84,41 @@ def _pair(  # noqa: PLR0913 - what may differ between two lines
     )
 
 
-def training(
-    model: ModelSettings, algorithm: str, engine: str, count: int, mean_length: int = MEAN_LENGTH
-) -> Work:
+def _scorer_pairs() -> Iterator[Measurement]:
+    peers = {
+        "one by one": (training(SCORER, "loop", USERS), None),
+        "one by one (stand-in for the authors' loop)": (scorer_stand_in(USERS), 10.0),
+    }
+    for peer, (work, target) in peers.items():
+        yield compare(
+            NAME,
+            f"batched, pfedrec, item scorer (d 32), {USERS} clients of one user",
+            training(SCORER, "batched", USERS),
+            peer,
+            work,
+            target=target,
+            seconds=SECONDS,
+        )
+
+
+def scorer_stand_in(count: int) -> Work:
+    """The first round of PFedRec on ``count`` clients as the authors' code would take it."""
+    clients = one_user_clients(MEAN_LENGTH)[:count]
+    algorithm = assemble(SCORER, clients[0].item_ids).algorithm
+    shared = algorithm.init().params
+    heads = [head_of(algorithm.init_client(data)) for data in clients]
+    config = scorer_training(SCORER)
+
+    def work() -> Tensor:
+        lessons = [lesson_of(config, data, 1) for data in clients]
+        return scorer_round(shared, heads, lessons, config)
+
+    return work
+
+
+def training(settings: Settings, engine: str, count: int, mean_length: int = MEAN_LENGTH) -> Work:
     """The first round on ``count`` clients, from states that are there already."""
-    settings = Settings()
-    settings = replace(
-        settings,
-        model=model,
-        algorithm=replace(settings.algorithm, name=algorithm),
-        train=replace(settings.train, engine=engine),
-    )
+    settings = replace(settings, train=replace(settings.train, engine=engine))
     clients = one_user_clients(mean_length)[:count]
     algorithm_ = assemble(settings, clients[0].item_ids).algorithm
     broadcast = algorithm_.init().broadcast()

@@ -9,9 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.data.protocols import STRICT
+
 ItemArray = NDArray[np.int64]
 HeldOut = Literal["valid", "test"]
 SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
+RIVALS = 99  # of the view "sampled-99"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class UserHistory:
         """Every known item, held-out ones included: what serving looks at."""
         return np.concatenate([self.train, [self.valid, self.test]]).astype(np.int64)
 
+    def rivals(self, num_items: int) -> ItemArray:
+        """Sorted codes (99,) of items that the user never touched; fewer where there are fewer.
+
+        Drawn by the raw user id alone: always the same, for every method, run and split.
+        """
+        generator = np.random.default_rng([*b"sampled-99", *self.user.encode()])
+        strangers = np.setdiff1d(np.arange(1, num_items + 1), self.full)
+        return np.sort(generator.permutation(strangers)[:RIVALS]).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class ClientDataset:
@@ -47,12 +59,16 @@ class ClientDataset:
 
     ``item_ids[code - 1]`` is the raw id of an item code; the catalogue has ``num_items`` items.
     ``secret``: random bytes that only the client's node knows; empty where there is no node.
+    ``protocol`` (:mod:`pfsr_core.data.protocols`) says what a training negative may be; ``sampled``
+    whether held-out items are also ranked among each user's rivals.
     """
 
     client: str
     users: tuple[UserHistory, ...]
     item_ids: tuple[str, ...]
     secret: bytes = field(default=b"", repr=False)
+    protocol: str = STRICT.name
+    sampled: bool = False
 
     @property
     def num_items(self) -> int:
@@ -69,6 +85,11 @@ class ClientDataset:
         if not self.users:
             return np.empty(0, np.int64)
         return np.unique(np.concatenate([user.train for user in self.users])).astype(np.int64)
+
+    @cached_property
+    def rivals(self) -> tuple[ItemArray, ...]:
+        """:meth:`UserHistory.rivals` of every user."""
+        return tuple(user.rivals(self.num_items) for user in self.users)
 
     def targets(self, split: HeldOut) -> ItemArray:
         """Held-out item code of every user: (U,)."""

@@ -20,7 +20,8 @@ from pfsr_core.data.splits import Split
 def partition_by_user(split: Split) -> tuple[ClientDataset, ...]:
     """One client a user, named ``user-<raw id>``."""
     return tuple(
-        ClientDataset(f"user-{user.user}", (user,), split.item_ids) for user in split.users
+        ClientDataset(f"user-{user.user}", (user,), split.item_ids, protocol=split.protocol)
+        for user in split.users
     )
 
 
@@ -38,7 +39,12 @@ def partition_by_group(
     groups = np.split(order, np.cumsum(sizes)[:-1])
     digits = max(2, len(str(clients - 1)))
     return tuple(
-        ClientDataset(f"group-{i:0{digits}d}", _pick(split, np.sort(group)), split.item_ids)
+        ClientDataset(
+            f"group-{i:0{digits}d}",
+            _pick(split, np.sort(group)),
+            split.item_ids,
+            protocol=split.protocol,
+        )
         for i, group in enumerate(groups)
     )
 
@@ -56,7 +62,9 @@ def partition_by_column(
     for user in split.users:
         groups[values[user.user]].append(user)
     return tuple(
-        ClientDataset(f"{column}-{value}", tuple(groups[value]), split.item_ids)
+        ClientDataset(
+            f"{column}-{value}", tuple(groups[value]), split.item_ids, protocol=split.protocol
+        )
         for value in sorted(groups)
     )
 

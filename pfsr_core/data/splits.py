@@ -1,4 +1,4 @@
-"""Protocol ``strict``: leave one out in time, with ties left in file order.
+"""Leave one out in time; ties stay in file order, or are turned around, as the protocol says.
 
 The last interaction of a user is the test item, the second last the validation item. On ML-100K
 44 % of the users have a tied last pair, so the tie rule moves results: it belongs to the split,
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pfsr_core.data.client_dataset import UserHistory
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.protocols import PROTOCOLS, STRICT
 
 FEWEST_INTERACTIONS = 3
 
@@ -35,12 +36,12 @@ class Split:
     item_ids: tuple[str, ...]
     digest: str
     num_skipped: int
-    protocol: str = "strict"
+    protocol: str = STRICT.name
 
 
-def leave_one_out(interactions: Interactions) -> Split:
+def leave_one_out(interactions: Interactions, protocol: str = STRICT.name) -> Split:
     """Splits every user with at least three interactions; raises DataError if nobody has three."""
-    order, starts = time_order(interactions)
+    order, starts = time_order(interactions, PROTOCOLS[protocol].first_is_last)
     users = tuple(
         _hold_out(interactions.user_ids[user], interactions.items[rows])
         for user, rows in enumerate(np.split(order, starts[1:]))
@@ -53,13 +54,19 @@ def leave_one_out(interactions: Interactions) -> Split:
         )
     num_skipped = len(interactions.user_ids) - len(users)
     digest = split_digest(users, interactions.item_ids)
-    return Split(users, interactions.item_ids, digest, num_skipped)
+    return Split(users, interactions.item_ids, digest, num_skipped, protocol)
 
 
-def time_order(interactions: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows by (user, timestamp), ties in file order: (N,), and where each user starts: (U,)."""
-    # lexsort is stable: equal keys keep their place.
-    order = np.lexsort((interactions.timestamps, interactions.users)).astype(np.int64)
+def time_order(
+    interactions: Interactions, first_is_last: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows by (user, timestamp): (N,), and where each user starts: (U,).
+
+    Ties are in file order, or with ``first_is_last`` in the reverse of it.
+    """
+    places = np.arange(len(interactions))
+    keys = (-places if first_is_last else places, interactions.timestamps, interactions.users)
+    order = np.lexsort(keys).astype(np.int64)
     users = np.arange(len(interactions.user_ids))
     starts = np.searchsorted(interactions.users[order], users).astype(np.int64)
     return order, starts

@@ -3,12 +3,16 @@
 "excluded" removes the items of the user's history from the ranking (what a user sees, and the
 protocol of HSTU, Zhai et al., ICML 2024); "kept" leaves them in (the protocol of RecBole, Zhao et
 al., CIKM 2021), for comparison with published tables.
+
+Where a client's data ask for it there is a third, "sampled-99": among 99 items that the user never
+touched. It orders methods otherwise than the whole catalogue does (Krichene and Rendle, KDD 2020)
+and is there to be compared with tables of federated recommenders, nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
-from pfsr_core.evaluation.ranking import per_user, ranking_sums, ranks
+from pfsr_core.evaluation.ranking import per_user, rank_in_sample, ranking_sums, ranks
 
 Scorer = Callable[[Sequence[ItemArray]], Tensor]
 """Histories (codes, oldest first; they may be empty) -> scores (U, V+1), one column per code."""
 
 View = Literal["excluded", "kept"]
+SAMPLED = "sampled-99"
 
 USERS_PER_BATCH = 512
 
@@ -34,6 +39,8 @@ class ClientEvaluation:
     ``ranks_excluded`` and ``ranks_kept`` (U,) are the 1-based ranks of the held-out items in the
     two views, ``covered`` (U,) says whether the held-out item occurs in the client's own training
     histories, ``history_lengths`` (U,) counts the interactions before the held-out one.
+    ``ranks_sampled`` (U,): in the view "sampled-99", where it is wanted. ``ways``: the same users
+    with other models, by name (``FederatedAlgorithm.views``).
     """
 
     client: str
@@ -42,6 +49,8 @@ class ClientEvaluation:
     ranks_kept: NDArray[np.int64]
     covered: NDArray[np.bool_]
     history_lengths: NDArray[np.int64]
+    ranks_sampled: NDArray[np.int64] | None = None
+    ways: Mapping[str, ClientEvaluation] = field(default_factory=dict)
 
     def ranks(self, view: View) -> NDArray[np.int64]:
         """Ranks (U,) of the named view."""
@@ -56,21 +65,36 @@ class ClientEvaluation:
             ranks_kept=self.ranks_kept[mask],
             covered=self.covered[mask],
             history_lengths=self.history_lengths[mask],
+            ranks_sampled=None if self.ranks_sampled is None else self.ranks_sampled[mask],
+            ways={name: one.select(mask) for name, one in self.ways.items()},
         )
 
     def sums(self) -> dict[str, float]:
-        """Mergeable sums: "<view>/<metric>" of both views, "users" and "covered"."""
+        """Mergeable sums: "<view>/<metric>" of all views, "users" and "covered".
+
+        Those of another way to recommend are under "<way>/<view>/<metric>".
+        """
+        others = {
+            f"{way}/{key}": value
+            for way, evaluation in self.ways.items()
+            for key, value in evaluation._view_sums().items()
+        }
+        return {
+            **self._view_sums(),
+            **others,
+            "users": float(len(self.users)),
+            "covered": float(self.covered.sum()),
+        }
+
+    def _view_sums(self) -> dict[str, float]:
         views = {"excluded": self.ranks_excluded, "kept": self.ranks_kept}
-        metrics = {
+        if self.ranks_sampled is not None:
+            views[SAMPLED] = self.ranks_sampled
+        return {
             f"{view}/{key}": value
             for view, view_ranks in views.items()
             for key, value in ranking_sums(view_ranks).items()
             if key != "users"
-        }
-        return {
-            **metrics,
-            "users": float(len(self.users)),
-            "covered": float(self.covered.sum()),
         }
 
 
@@ -82,9 +106,25 @@ def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> Clien
 
     Raises ValueError when the scorer answers with another shape than (U, V+1), or with NaN.
     """
-    batches = [_rank_batch(score, data, users, split) for users in _batches(data.users)]
-    empty = np.empty((2, 0), np.int64)
+    places = _batches(len(data.users))
+    batches = [_rank_batch(score, data, split, place) for place in places]
+    empty = np.empty((3 if data.sampled else 2, 0), np.int64)
     return evaluation_of(data, split, *np.concatenate([empty, *batches], axis=1))
+
+
+def no_users(sampled: bool = False, ways: Iterable[str] = ()) -> ClientEvaluation:
+    """The evaluation of nobody, so that empty groups report the keys that others do."""
+    none = np.empty(0, np.int64)
+    return ClientEvaluation(
+        "",
+        (),
+        ranks_excluded=none,
+        ranks_kept=none,
+        covered=none.astype(np.bool_),
+        history_lengths=none,
+        ranks_sampled=none if sampled else None,
+        ways={way: no_users(sampled) for way in ways},
+    )
 
 
 def evaluation_of(
@@ -92,6 +132,7 @@ def evaluation_of(
     split: HeldOut,
     ranks_excluded: NDArray[np.int64],
     ranks_kept: NDArray[np.int64],
+    ranks_sampled: NDArray[np.int64] | None = None,
 ) -> ClientEvaluation:
     """The evaluation with these ranks (U,) of the held-out items of ``split``."""
     return ClientEvaluation(
@@ -101,6 +142,7 @@ def evaluation_of(
         ranks_kept=ranks_kept,
         covered=np.isin(data.targets(split), data.touched),
         history_lengths=np.array([len(user.history(split)) for user in data.users], np.int64),
+        ranks_sampled=ranks_sampled,
     )
 
 
@@ -121,15 +163,16 @@ def client_sums(
     return sums, np.array([len(value) for value in values], np.float64)
 
 
-def _batches(users: Sequence[UserHistory]) -> Iterator[Sequence[UserHistory]]:
-    for start in range(0, len(users), USERS_PER_BATCH):
-        yield users[start : start + USERS_PER_BATCH]
+def _batches(users: int) -> Iterator[slice]:
+    for start in range(0, users, USERS_PER_BATCH):
+        yield slice(start, start + USERS_PER_BATCH)
 
 
 def _rank_batch(
-    score: Scorer, data: ClientDataset, users: Sequence[UserHistory], split: HeldOut
+    score: Scorer, data: ClientDataset, split: HeldOut, place: slice
 ) -> NDArray[np.int64]:
-    """Ranks of some users in the two views: (2, U)."""
+    """Ranks of the users in ``place``, in each view: (2, U), or (3, U) with "sampled-99"."""
+    users = data.users[place]
     histories = [user.history(split) for user in users]
     with torch.no_grad():
         scores = score(histories)
@@ -142,7 +185,22 @@ def _rank_batch(
     targets = torch.tensor([user.target(split) for user in users], device=scores.device)
     nothing = torch.zeros_like(scores, dtype=torch.bool)
     views = (_history_mask(histories, scores), nothing)
-    return np.stack([ranks(scores, targets, excluded).cpu().numpy() for excluded in views])
+    found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in views]
+    if data.sampled:
+        found.append(_sampled_ranks(scores, users, data.rivals[place], split))
+    return np.stack(found)
+
+
+def _sampled_ranks(
+    scores: Tensor,
+    users: Sequence[UserHistory],
+    rivals: Sequence[ItemArray],
+    split: HeldOut,
+) -> NDArray[np.int64]:
+    everything = np.arange(scores.shape[1])
+    rows = zip(scores.cpu().numpy(), users, rivals, strict=True)
+    found = [rank_in_sample(row, everything, u.target(split), those) for row, u, those in rows]
+    return np.array(found, np.int64)
 
 
 def _history_mask(histories: Sequence[ItemArray], scores: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pfsr_core.evaluation.client import ClientEvaluation
+from pfsr_core.evaluation.client import ClientEvaluation, no_users
 from pfsr_core.evaluation.ranking import merge
 
 HISTORY_BOUNDS = (10, 20, 50, 100)
@@ -70,7 +70,7 @@ def by_history_length(
     one with zero sums.
     """
     labels = _labels(bounds)
-    groups: dict[str, list[dict[str, float]]] = {label: [_nobody()] for label in labels}
+    groups: dict[str, list[dict[str, float]]] = {label: [_nobody(evaluations)] for label in labels}
     for evaluation in evaluations:
         bucket = np.searchsorted(bounds, evaluation.history_lengths, side="right")
         for index in np.unique(bucket):
@@ -83,7 +83,7 @@ def by_client_size(
 ) -> dict[str, dict[str, float]]:
     """Sums of the users grouped by the number of users of their client; groups as above."""
     labels = _labels(bounds)
-    groups: dict[str, list[dict[str, float]]] = {label: [_nobody()] for label in labels}
+    groups: dict[str, list[dict[str, float]]] = {label: [_nobody(evaluations)] for label in labels}
     for evaluation in evaluations:
         label = labels[bisect_right(bounds, len(evaluation.users))]
         groups[label].append(evaluation.sums())
@@ -100,7 +100,7 @@ def _labels(bounds: Sequence[int]) -> list[str]:
     return [f"<{bounds[0]}", *between, f"{bounds[-1]}+"]
 
 
-def _nobody() -> dict[str, float]:
-    """The sums of no user: what makes an empty group report the same keys."""
-    none = np.empty(0, np.int64)
-    return ClientEvaluation("", (), none, none, none.astype(np.bool_), none).sums()
+def _nobody(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
+    """The sums of no user: what makes an empty group report the keys that the others do."""
+    like = evaluations[0] if evaluations else no_users()
+    return like.select(np.zeros(len(like.users), np.bool_)).sums()

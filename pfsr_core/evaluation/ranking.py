@@ -65,6 +65,20 @@ def rank_among(
     return int(as_good.sum()), kept
 
 
+def rank_in_sample(
+    scores: NDArray[np.floating], items: ItemCodes, target: int, rivals: ItemCodes
+) -> int:
+    """1-based rank of one user's target among ``rivals`` (n,) alone, ties against it.
+
+    ``scores`` (V',) of the sorted codes ``items`` (V',), minus infinity for all others.
+    """
+    wanted = np.append(target, rivals)
+    known = np.isin(wanted, items)
+    chosen = np.full(len(wanted), -np.inf)
+    chosen[known] = scores[np.searchsorted(items, wanted[known])]
+    return 1 + int((chosen[1:] >= chosen[0]).sum())
+
+
 def per_user(ranks: Ranks, metric: str) -> NDArray[np.float64]:
     """Value of ``metric`` ("hr@k", "ndcg@k" for any k >= 1, or "mrr") of every user: (U,)."""
     rank = np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks).astype(np.float64)

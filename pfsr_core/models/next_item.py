@@ -55,8 +55,8 @@ class NextItemModel(nn.Module):
         return embedded
 
 
-def make_apply(model: NextItemModel) -> Apply:
-    """``apply(params, items, bits)``: the model as a function of its parameters."""
+def make_apply(model: nn.Module) -> Apply:
+    """``apply(params, items, bits)``: a next-item model as a function of its parameters."""
 
     def apply(params: Params, items: Tensor, bits: Tensor | None) -> Tensor:
         hidden: Tensor = functional_call(model, params, (items, bits), strict=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.assembly import ALGORITHMS, TASKS, algorithm_names, assemble
 from pfsr_core.federated import Broadcast
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, clone, shapes_of
-from tests.tiny import tiny_world
+from pfsr_core.settings import SettingsError
+from tests.tiny import tiny_settings, tiny_world
 
 
 def same(a: Params, b: Params) -> bool:
@@ -32,15 +35,25 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         update = algorithm.client_update(server.broadcast(), state, data)
         assert shapes_of(update.params) == algorithm.reply_shapes
         assert same(server.params, shared) and same(state, before)
-        assert update.weight == data.num_interactions
+        assert update.weight == (1.0 if name == "pfedrec" else data.num_interactions)
         reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
         state, server = update.state, algorithm.server_update(server, reply)
     whole = algorithm.personalize(server.params, state)
     rows = len(assembly.task.candidates(data)) + 1
     assert shapes_of(whole) == {**assembly.shapes, ITEMS: (rows, 8)}
+    for view in algorithm.views.values():
+        assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
 def test_private_tables_are_never_in_a_reply(name: str) -> None:
+    if name in TASKS:
+        settings = tiny_settings(algorithm__name=name)
+        private = replace(settings, model=replace(settings.model, items="private"))
+        with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+            assemble(private, ["a", "b"])
+        with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+            algorithm_names(private)
+        return
     _, _, assembly = tiny_world(algorithm__name=name)
     assert not [key for key in assembly.algorithm.reply_shapes if "items" in key]
 
@@ -81,7 +94,8 @@ def test_it_learns(name: str) -> None:
             report.reply.metrics["train-loss"] / report.reply.metrics["train-targets"]
         ),
     )
-    assert losses[-1] < losses[0] - 0.2
+    # A binary loss begins below ln 2, and users of one client contradict each other.
+    assert losses[-1] < losses[0] - (0.05 if name in TASKS else 0.2)
 
 
 def test_an_absent_client_keeps_its_state(name: str) -> None:
@@ -106,15 +120,16 @@ def test_finetuning_sends_nothing_and_changes_the_private_part(name: str) -> Non
     state = algorithm.finetune(server.broadcast(), states[data.client], data)
     before = algorithm.personalize(server.params, states[data.client])
     after = algorithm.personalize(server.params, state)
-    assert shapes_of(after) == {**assembly.shapes, ITEMS: (len(data.touched) + 1, 8)}
+    rows = len(assembly.task.candidates(data)) + 1
+    assert shapes_of(after) == {**assembly.shapes, ITEMS: (rows, 8)}
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_client_without_a_target_sends_the_shared_model_back(name: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name)
-    from dataclasses import replace
-
-    lonely = replace(federation.clients[0].users[0], train=federation.clients[0].users[0].train[:1])
+    left = 0 if name in TASKS else 1  # what is trained on: items, or pairs of neighbours
+    user = federation.clients[0].users[0]
+    lonely = replace(user, train=user.train[:left])
     data = replace(federation.clients[0], users=(lonely,))
     server = assembly.algorithm.init()
     state = assembly.algorithm.init_client(data)

@@ -7,6 +7,7 @@ import torch
 
 from pfsr_core.benchmarks import encoder, rounds, scale, scan, serve, timing
 from pfsr_core.benchmarks.peers import Attention, step_by_step
+from pfsr_core.models.next_item import ITEMS
 from pfsr_core.models.selective_scan import selective_scan_reference
 
 
@@ -71,9 +72,21 @@ def test_round(monkeypatch: pytest.MonkeyPatch) -> None:
         lines = list(rounds.measure())
     finally:
         rounds.one_user_clients.cache_clear()
-    assert [line.size for line in lines] == [12.0, None, None, None, 4.0, 6.0, None]
+    assert [line.size for line in lines] == [12.0, *[None] * 5, 4.0, 6.0, None]
     assert all(line.ratio is not None and line.ratio > 0 for line in lines)
     assert [line.threads for line in lines] == [1, 2, 1, 1, 1, 1, 1]
+
+
+def test_the_stand_in_for_pfedrec_ends_with_the_same_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "USERS", 12)
+    monkeypatch.setattr(rounds, "ITEMS", 60)
+    rounds.one_user_clients.cache_clear()
+    try:
+        theirs = rounds.scorer_stand_in(12)()
+        reply, _ = rounds.training(rounds.SCORER, "batched", 12)()
+    finally:
+        rounds.one_user_clients.cache_clear()
+    torch.testing.assert_close(reply.params[ITEMS], theirs, rtol=0, atol=1e-5)
 
 
 def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,15 @@ def test_ties_keep_file_order() -> None:
     assert swapped.digest != leave_one_out(log_of(rows)).digest
 
 
+def test_the_published_protocol_turns_ties_around() -> None:
+    rows = [("u", "a", 1.0), ("u", "b", 2.0), ("u", "c", 2.0), ("u", "d", 2.0), ("u", "e", 0.0)]
+    split = leave_one_out(log_of(rows), "paper-pfedrec")
+    (user,) = split.users
+    assert [split.item_ids[code - 1] for code in user.full] == ["e", "a", "d", "c", "b"]
+    assert split.protocol == "paper-pfedrec"
+    assert split.digest != leave_one_out(log_of(rows)).digest
+
+
 @given(logs())
 def test_the_split_loses_nothing_and_invents_nothing(log: Interactions) -> None:
     split = leave_one_out(log)

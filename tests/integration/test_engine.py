@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.assembly import ALGORITHMS, TASKS
 from pfsr_core.settings import parse_settings
 from pfsr_core.settings_file import toml_value
 from server_app import launch
@@ -21,36 +21,42 @@ from tests.integration.helpers import (
     plain_loop,
     stored_states,
 )
-from tests.tiny import TINY
+from tests.tiny import NEEDS, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 
 NODES = 2
-MAIN, *OTHERS = ALGORITHMS
-CONFIG = {
-    **TINY,
-    "algorithm.name": MAIN,
-    "algorithm.finetune": False,
-    "run.compare": " ".join(OTHERS),
-    "federation.participation": 0.7,
+COMMON = {**TINY, "algorithm.finetune": False, "federation.participation": 0.7}
+MAIN, *OTHERS = [name for name in ALGORITHMS if name not in TASKS]
+CONFIGS = {
+    MAIN: {**COMMON, "algorithm.name": MAIN, "run.compare": " ".join(OTHERS)},
+    **{
+        name: {**COMMON, **NEEDS[name], "algorithm.name": name, "data.sampled-99": True}
+        for name in TASKS
+    },
 }
+"""By the main algorithm of a run: those that share the items cannot be in one run with others."""
 
 
 @pytest.fixture(scope="module")
-def engine_run(tmp_path_factory):
-    """All algorithms in one run on one SuperLink."""
-    home = tmp_path_factory.mktemp("engine")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PFSR_HOME", str(home))
-        overrides = [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
-        directory = launch.launch(launch.resolve(None, overrides), NODES)
-    return home, RunLog(directory)
+def engine_runs(tmp_path_factory):
+    """All algorithms in two runs, each on a SuperLink of its own: home and log by main one."""
+    runs = {}
+    for main, config in CONFIGS.items():
+        home = tmp_path_factory.mktemp("engine")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PFSR_HOME", str(home))
+            overrides = [f"{key}={toml_value(value)}" for key, value in config.items()]
+            directory = launch.launch(launch.resolve(None, overrides), NODES)
+        runs[main] = home, RunLog(directory)
+    return runs
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_engine_equals_the_plain_loop(engine_run, algorithm):
-    home, log = engine_run
-    settings = parse_settings({**CONFIG, "algorithm.name": algorithm})
+def test_the_engine_equals_the_plain_loop(engine_runs, algorithm):
+    main = algorithm if algorithm in TASKS else MAIN
+    home, log = engine_runs[main]
+    settings = parse_settings({**CONFIGS[main], "algorithm.name": algorithm})
     server, states = plain_loop(settings, nodes=NODES)
     assert_same_server(final_server(log, algorithm), server)
     found = stored_states(log, settings, home, NODES)
@@ -59,12 +65,14 @@ def test_the_engine_equals_the_plain_loop(engine_run, algorithm):
         assert_same(found[client], state)
 
 
-def test_the_run_left_all_its_files(engine_run):
-    _home, log = engine_run
+@pytest.mark.parametrize("main", CONFIGS)
+def test_the_run_left_all_its_files(engine_runs, main):
+    _home, log = engine_runs[main]
+    trained = {MAIN, *OTHERS} if main == MAIN else {main}
     summary = json.loads(log.path("summary.json").read_text("utf-8"))
     named = {entry["method"] for entry in summary["methods"] if entry["kind"] == "federated"}
-    assert named == set(ALGORITHMS)
-    assert len(lines(log)) == len(ALGORITHMS) * (CONFIG["federation.rounds"] + 1)
+    assert named == trained
+    assert len(lines(log)) == len(trained) * (COMMON["federation.rounds"] + 1)
     for name in ("config.json", "environment.json", "data.json", "clients.csv", "report.html"):
         assert log.path(name).stat().st_size > 0
 

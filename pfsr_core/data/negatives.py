@@ -1,0 +1,43 @@
+"""Items to be told from those of a history: the pairs that a pointwise loss is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.data.protocols import PROTOCOLS
+
+Labels = NDArray[np.float32]
+
+
+def training_pairs(
+    data: ClientDataset, per_positive: int, generator: np.random.Generator
+) -> tuple[ItemArray, Labels]:
+    """Item codes (n,) and labels (n,): every training interaction is a 1, what is drawn is a 0.
+
+    ``per_positive`` negatives for each, uniform and with replacement among the items that
+    :func:`never_negative` leaves; none where it leaves none. Each user's ones before its zeros.
+    """
+    items: list[ItemArray] = [np.empty(0, np.int64)]
+    labels: list[Labels] = [np.empty(0, np.float32)]
+    for user in data.users:
+        pool = _others(never_negative(data, user), data.num_items)
+        count = per_positive * len(user.train) if len(pool) else 0
+        drawn = pool[generator.integers(0, max(1, len(pool)), count)]
+        items += [user.train, drawn]
+        labels += [np.ones(len(user.train), np.float32), np.zeros(count, np.float32)]
+    return np.concatenate(items), np.concatenate(labels)
+
+
+def never_negative(data: ClientDataset, user: UserHistory) -> ItemArray:
+    """Codes that are never drawn as a negative of ``user``, as the client's protocol says."""
+    return user.full if PROTOCOLS[data.protocol].negatives_avoid_held_out else user.train
+
+
+def _others(items: ItemArray, num_items: int) -> ItemArray:
+    """The codes of the catalogue that are not among ``items``, ascending."""
+    free = np.ones(num_items + 1, bool)
+    free[0] = False
+    free[items] = False
+    return np.flatnonzero(free).astype(np.int64)

@@ -1,0 +1,54 @@
+"""A "model" that learns nothing: it ranks items by how rarely they were drawn as negatives.
+
+    python -m tests.algorithms.no_learning --rounds 5 50
+
+Where held-out items are never drawn (protocol paper-pfedrec), it finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from pfsr_core.assembly import load_federation, scorer_training
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.evaluation.ranking import per_user, rank_in_sample
+from pfsr_core.scorer_training import ScorerTraining, lesson_of
+from pfsr_core.settings import Settings, parse_settings
+
+
+def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds: int) -> float:
+    """HR@10 among 99 sampled items after ``rounds`` rounds, clients of one user each."""
+    found = []
+    for data in clients:
+        drawn = np.zeros(data.num_items + 1)
+        for round_ in range(1, rounds + 1):
+            lesson = lesson_of(training, data, round_)
+            zeros = (lesson.shares > 0) & (lesson.labels == 0)
+            drawn += np.bincount(lesson.codes[lesson.rows[zeros]], minlength=len(drawn))
+        everything = np.arange(len(drawn))
+        user = data.users[0]
+        found.append(rank_in_sample(-drawn, everything, user.test, user.rivals(data.num_items)))
+    return float(per_user(np.array(found), "hr@10").mean())
+
+
+def after(settings: Settings, rounds: int) -> float:
+    """:func:`hit_rate` on the federation of ``settings``."""
+    return hit_rate(load_federation(settings).clients, scorer_training(settings), rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[5, 50])
+    rounds = parser.parse_args().rounds
+    for protocol in ("paper-pfedrec", "strict"):
+        flat = {"data.protocol": protocol, "federation.partition": "user", "train.batch-size": 256}
+        settings = parse_settings(flat)
+        for count in rounds:
+            print(f"{protocol}, {count} rounds: HR@10 {after(settings, count):.3f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
