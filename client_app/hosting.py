@@ -27,6 +27,7 @@ import torch
 from pfsr_core.allocator import keep_freed_memory
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, default_state_directory
 from pfsr_core.settings import RunSettings, Settings
 from pfsr_core.simulation import hosted_by
@@ -148,9 +149,9 @@ def _federation(settings: Settings) -> Federation:
 
 def assembly_of(node: Node, algorithm: str) -> Assembly:
     """Task and algorithm, over this node's catalogue."""
-    return _assemble(with_algorithm(node.settings, algorithm), node.federation.split.item_ids)
+    return _assemble(with_algorithm(node.settings, algorithm), node.federation.catalogue)
 
 
 @lru_cache(maxsize=2)
-def _assemble(settings: Settings, item_ids: tuple[str, ...]) -> Assembly:
-    return assemble(settings, item_ids)
+def _assemble(settings: Settings, catalogue: Catalogue) -> Assembly:
+    return assemble(settings, catalogue)

@@ -144,7 +144,7 @@ def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
 def run_arm(settings: Settings, every: int) -> dict[str, Any]:
     """Trains one arm; the record of its best round by validation NDCG@10."""
     federation = load_federation(settings)
-    assembly = assemble(settings, federation.split.item_ids)
+    assembly = assemble(settings, federation.catalogue)
     started = time.process_time()
     best: dict[str, Any] = {"valid": -1.0}
     history: list[dict[str, float]] = []

@@ -24,9 +24,17 @@ from tests.tiny import tiny_world
     [
         {"federation__partition": "user"},
         {"federation__partition": "user", "model__items": "shared"},
+        {"federation__partition": "user", "model__items": "dual"},
+        {"federation__sizes": "1 3 2 8 9 1", "model__items": "semantic"},
         {"federation__sizes": "1 3 2 8 9 1"},
     ],
-    ids=["a user a client", "shared items", "groups, one of them large"],
+    ids=[
+        "a user a client",
+        "shared items",
+        "dual items",
+        "semantic items",
+        "groups, one of them large",
+    ],
 )
 def test_together_equals_alone(changes: dict[str, Value], encoder: str) -> None:
     settings, federation, assembly = tiny_world(

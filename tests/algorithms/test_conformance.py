@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.assembly import ALGORITHMS, Assembly
+from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast
-from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, clone, shapes_of
+from pfsr_core.item_modes import ITEM_MODES
+from pfsr_core.params import Params, Shapes, clone, shapes_of
 from tests.tiny import tiny_world
 
 
@@ -17,12 +18,22 @@ def same(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def with_rows_of(assembly: Assembly, data: ClientDataset) -> Shapes:
+    """Shapes of a client's whole model: its private tensors have the rows of its own items."""
+    private = dict.fromkeys(assembly.task.partition.private, (len(data.touched) + 1, 8))
+    return {**assembly.shapes, **private}
+
+
 @pytest.fixture(params=list(ALGORITHMS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("items", ["private", "shared"])
+@pytest.fixture(params=list(ITEM_MODES))
+def items(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
@@ -36,19 +47,22 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
         state, server = update.state, algorithm.server_update(server, reply)
     whole = algorithm.personalize(server.params, state)
-    rows = len(assembly.task.candidates(data)) + 1
-    assert shapes_of(whole) == {**assembly.shapes, ITEMS: (rows, 8)}
+    assert shapes_of(whole) == with_rows_of(assembly, data)
 
 
-def test_private_tables_are_never_in_a_reply(name: str) -> None:
-    _, _, assembly = tiny_world(algorithm__name=name)
-    assert not [key for key in assembly.algorithm.reply_shapes if "items" in key]
+def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
+    partition = assembly.task.partition.check(assembly.shapes)
+    assert not [key for key in assembly.algorithm.reply_shapes if key in partition.private]
+    table = len(federation.split.item_ids) + 1
+    rows = {key for key, shape in assembly.algorithm.reply_shapes.items() if table in shape}
+    assert bool(rows) == (items in ("shared", "dual") and name != "local-only")
 
 
-def test_same_seed_same_bytes(name: str) -> None:
+def test_same_seed_same_bytes(name: str, items: str) -> None:
     ends = []
     for _ in range(2):
-        settings, federation, assembly = tiny_world(algorithm__name=name)
+        _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
         torch.manual_seed(torch.seed())  # the global generator must not matter
         ends.append(simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1))
     (server, states), (other_server, other_states) = ends
@@ -64,9 +78,10 @@ def test_the_number_of_nodes_changes_only_the_order_of_summation(name: str, node
     torch.testing.assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns(name: str) -> None:
+def test_it_learns(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(
         algorithm__name=name,
+        model__items=items,
         train__local_epochs=2,
         train__learning_rate=0.01,
         train__item_learning_rate=0.01,
@@ -84,8 +99,8 @@ def test_it_learns(name: str) -> None:
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_an_absent_client_keeps_its_state(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_an_absent_client_keeps_its_state(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     seen: dict[str, Params] = {}
 
     def check(report: simulation.RoundReport) -> None:
@@ -99,19 +114,19 @@ def test_an_absent_client_keeps_its_state(name: str) -> None:
     )
 
 
-def test_finetuning_sends_nothing_and_changes_the_private_part(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_finetuning_sends_nothing_and_changes_the_private_part(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     data, algorithm = federation.clients[0], assembly.algorithm
     server, states = simulation.run(algorithm, federation.clients, rounds=1, seed=1)
     state = algorithm.finetune(server.broadcast(), states[data.client], data)
     before = algorithm.personalize(server.params, states[data.client])
     after = algorithm.personalize(server.params, state)
-    assert shapes_of(after) == {**assembly.shapes, ITEMS: (len(data.touched) + 1, 8)}
+    assert shapes_of(after) == with_rows_of(assembly, data)
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_client_without_a_target_sends_the_shared_model_back(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_a_client_without_a_target_sends_the_shared_model_back(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     from dataclasses import replace
 
     lonely = replace(federation.clients[0].users[0], train=federation.clients[0].users[0].train[:1])
