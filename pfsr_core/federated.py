@@ -69,6 +69,8 @@ class Reply:
 
 ClientUpdates = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[ClientUpdate]]
 Finetunes = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[Params]]
+Personalize = Callable[[Params, Params], Params]
+"""(shared parameters, a client's private state) -> a whole model"""
 
 
 def keep_states(
@@ -105,6 +107,8 @@ class FederatedAlgorithm:
     ``personalize(shared, state)``              the whole model that a client recommends with
     ``finetunes(broadcast, states, datasets)``  private states after the last round, nothing is sent
     ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
+    ``views``                                   further ways to recommend with a state, by name;
+                                                reported beside ``personalize``, never selected by
 
     It is given several clients at once because training small ones together is much cheaper.
     """
@@ -113,9 +117,10 @@ class FederatedAlgorithm:
     init_client: Callable[[ClientDataset], Params]
     client_updates: ClientUpdates
     server_update: Callable[[ServerState, Reply], ServerState]
-    personalize: Callable[[Params, Params], Params]
+    personalize: Personalize
     reply_shapes: Shapes
     finetunes: Finetunes = keep_states
+    views: Mapping[str, Personalize] = field(default_factory=dict)
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset

@@ -48,6 +48,8 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         state, server = update.state, algorithm.server_update(server, reply)
     whole = algorithm.personalize(server.params, state)
     assert shapes_of(whole) == with_rows_of(assembly, data)
+    for view in algorithm.views.values():
+        assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
 def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
