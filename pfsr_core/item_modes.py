@@ -33,7 +33,7 @@ from pfsr_core.models.item_tables import (
 )
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params
-from pfsr_core.settings import Settings
+from pfsr_core.settings import Settings, SettingsError
 
 ItemStart = Callable[[ClientDataset, ItemArray, Sequence[ItemArray]], Tensor]
 """(client, item codes (n,), histories of these items) -> the rows (n, D) they start with."""
@@ -118,6 +118,11 @@ def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
 
 
 def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    if settings.train.negatives:
+        raise SettingsError(
+            "train.negatives with model.items = 'dual': of a shared table only the rows of the "
+            "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
+        )
     table = _common_table(settings, catalogue)
     return ItemMode(
         shared={ITEMS: table},

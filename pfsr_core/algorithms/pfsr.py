@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
+from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.batched_fisher import CODES, ROWS, Sampled, Samples, client_fishers
 from pfsr_core.batched_training import train_clients
@@ -199,8 +199,12 @@ def pfsr(
         trained = local(broadcast, states, datasets)
         return [join_state(new, whole=whole) for new, _, _ in trained]
 
+    def averaged(shared: Params, state: Params) -> Params:
+        return {**shared, **split_state(state, shared).private}
+
     return replace(
         base,
+        views=item_views(task, averaged),
         client_updates=client_updates,
         server_update=_server_update(aggregation, step),
         personalize=personalize,
