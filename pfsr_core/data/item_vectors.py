@@ -83,7 +83,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def tf_idf(texts: Sequence[str], dim: int) -> Vectors:
-    """TF-IDF over the words that two texts share, cut to (V, dim) by a truncated SVD.
+    """TF-IDF over the words that two texts share, each counted once, cut by a truncated SVD.
 
     Columns beyond the rank are zero. Singular vectors are unique but for their sign, which
     scikit-learn fixes; the start of the iteration is seeded.
@@ -91,7 +91,7 @@ def tf_idf(texts: Sequence[str], dim: int) -> Vectors:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weigh = TfidfVectorizer(analyzer=words_of, sublinear_tf=True, min_df=min(2, len(texts)))
+    weigh = TfidfVectorizer(analyzer=words_of, binary=True, min_df=min(2, len(texts)))
     try:
         weights = weigh.fit_transform(texts)
     except ValueError:  # no word occurs twice
