@@ -27,6 +27,8 @@ import torch
 from pfsr_core.allocator import keep_freed_memory
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.item_vectors import HASHED, TF_IDF
+from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, default_state_directory
 from pfsr_core.settings import RunSettings, Settings
 from pfsr_core.simulation import hosted_by
@@ -71,7 +73,9 @@ def make_node(settings: Settings, config: Config) -> Node:
     keep_freed_memory()
     own = bool(config.get("data-path", ""))
     partition, name = int(config.get("partition-id", 0)), _name(config, own)
-    settings = _own_data(settings, config) if own else settings
+    if own:
+        _check_item_vectors(settings)
+        settings = _own_data(settings, config)
     data_settings = _data_settings(settings)
     partitions = 0 if own else int(config.get("num-partitions", 1))
     store = NodeStore(_state_directory(config) / f"node-{name or partition}.sqlite")
@@ -91,6 +95,16 @@ def _name(config: Config, own: bool) -> str:
     if name and not NAMES.fullmatch(name):
         raise NodeError(f"name {name!r}: use at most 64 letters, digits, '.', '_' and '-'")
     return name
+
+
+def _check_item_vectors(settings: Settings) -> None:
+    model = settings.model
+    if model.items == "semantic" and model.item_vectors == TF_IDF:
+        raise NodeError(
+            f"model.item-vectors = {TF_IDF!r} is fitted to a catalogue, and nodes with a data-path "
+            f"have one each, so that their vectors would not mean the same. Fix: "
+            f"model.item-vectors = {HASHED!r}, or a file of vectors that every node has."
+        )
 
 
 def _own_data(settings: Settings, config: Config) -> Settings:
@@ -148,9 +162,9 @@ def _federation(settings: Settings) -> Federation:
 
 def assembly_of(node: Node, algorithm: str) -> Assembly:
     """Task and algorithm, over this node's catalogue."""
-    return _assemble(with_algorithm(node.settings, algorithm), node.federation.split.item_ids)
+    return _assemble(with_algorithm(node.settings, algorithm), node.federation.catalogue)
 
 
 @lru_cache(maxsize=2)
-def _assemble(settings: Settings, item_ids: tuple[str, ...]) -> Assembly:
-    return assemble(settings, item_ids)
+def _assemble(settings: Settings, catalogue: Catalogue) -> Assembly:
+    return assemble(settings, catalogue)

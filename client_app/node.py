@@ -22,6 +22,7 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import no_users
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Broadcast, Reply, Sums
+from pfsr_core.models.next_item import ITEMS
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
 from pfsr_core.params import Params, Shapes, shapes_of
@@ -57,7 +58,8 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
     """(facts, numbers) about this node. Copies the private states of a warm start, once."""
     if config["warm-start"]:
         node.store.copy_states(config["warm-start"], config["run"])
-    split, shared_items = node.federation.split, node.settings.model.items == "shared"
+    split = node.federation.split
+    assembly = assembly_of(node, node.settings.algorithm.name)
     facts = {
         "partition": node.partition,
         "name": node.name,
@@ -68,7 +70,9 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
         "num-items": len(split.item_ids),
         "describe": json.dumps(describe(node.federation.interactions, split)),
         # A shared item table has a row for each item: its ids are common knowledge then, only then.
-        "item-ids": list(split.item_ids) if shared_items else [],
+        "item-ids": list(split.item_ids) if ITEMS in assembly.task.partition.shared else [],
+        # Nodes with data of their own must make item vectors alike, but have items of their own.
+        "vectors": assembly.vectors_digest if node.partitions else assembly.vectors_method,
     }
     covered = {
         f"{CLIENT}{s}/covered": [data.target_coverage(s) for data in node.clients] for s in SPLITS
@@ -234,4 +238,5 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
         shared=shared,
         item_ids=node.federation.split.item_ids,
         titles=node.federation.interactions.titles,
+        texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
     )

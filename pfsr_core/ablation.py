@@ -25,14 +25,22 @@ from typing import Any
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import Federation, assemble, load_federation
+from pfsr_core.ablation_items import (
+    bytes_of_a_round,
+    evaluate_all,
+    figures,
+    item_arms,
+    user_means,
+    views_of,
+)
+from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.central import ALL_DATA, ONE_CLIENT
 from pfsr_core.environment import commit
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
-from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.params import flatten
-from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, personal_scorers
+from pfsr_core.federated import ServerState
+from pfsr_core.params import Params
+from pfsr_core.run_rows import Evaluations, evaluate_splits
 from pfsr_core.settings import Settings, Value, parse_settings
 from pfsr_core.settings_file import load_recipe
 
@@ -134,6 +142,7 @@ ARMS: dict[str, Overrides] = {
         "algorithm.fisher-samples": 8,
         "federation.rounds": 2,
     },
+    **item_arms(),
 }
 
 
@@ -144,8 +153,9 @@ def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
 def run_arm(settings: Settings, every: int) -> dict[str, Any]:
     """Trains one arm; the record of its best round by validation NDCG@10."""
     federation = load_federation(settings)
-    assembly = assemble(settings, federation.split.item_ids)
-    started = time.process_time()
+    assembly = assemble(settings, federation.catalogue)
+    started, length = time.process_time(), settings.model.max_length
+    ends: list[tuple[ServerState, Mapping[str, Params]]] = []
     best: dict[str, Any] = {"valid": -1.0}
     history: list[dict[str, float]] = []
 
@@ -153,10 +163,7 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         round_ = report.server.round
         if round_ % every and round_ != settings.federation.rounds:
             return
-        scorers = personal_scorers(
-            assembly, settings.model.max_length, report.server.params, report.states
-        )
-        record = record_of(scorers, federation)
+        record = record_of(evaluate_all(assembly, length, report.server, report.states, federation))
         metrics = report.reply.metrics
         loss = metrics["train-loss"] / max(1.0, metrics["train-targets"])
         kept = metrics.get("kept/", 0.0) / metrics.get("clients", 1.0)
@@ -165,6 +172,7 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         )
         if record["valid"] > best["valid"]:
             best.update(record, round=round_, kept=kept)
+            ends[:] = [(report.server, report.states)]
 
     simulation.run(
         assembly.algorithm,
@@ -174,26 +182,22 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         participation=settings.federation.participation,
         on_round=look,
     )
-    down = flatten(assembly.algorithm.init().params).numel() * 4
     return {
         **best,
+        **bytes_of_a_round(assembly),
+        "views": views_of(assembly, length, *ends[0], federation),
         "history": history,
         "split": federation.split.digest,
         "cpu_seconds": time.process_time() - started,
-        "bytes_down_per_client": down,
     }
 
 
-def record_of(scorers: ScorerOf, federation: Federation) -> dict[str, Any]:
+def record_of(found: Evaluations) -> dict[str, Any]:
     """Validation and test NDCG@10, all means, and every user's test rank by raw id."""
-    valid = evaluate_clients(scorers, federation.clients, "valid")
-    test = evaluate_clients(scorers, federation.clients, "test")
-    valid_means, test_means = _means(valid), _means(test)
+    test = found["test"]
     return {
-        "valid": valid_means["excluded/ndcg@10"],
-        "test": test_means["excluded/ndcg@10"],
-        "valid_means": valid_means,
-        "test_means": test_means,
+        **figures(found),
+        "valid_means": user_means(found["valid"]),
         "ranks": _by_user(test),
         "lengths": {
             user: int(length)
@@ -206,11 +210,7 @@ def record_of(scorers: ScorerOf, federation: Federation) -> dict[str, Any]:
 def run_baselines(settings: Settings) -> dict[str, Any]:
     """The client-side baselines on the partition of ``settings``, each a record."""
     federation = load_federation(settings)
-    return {name: record_of(fit, federation) for name, fit in BASELINES.items()}
-
-
-def _means(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
-    return means(merge(*(one.sums() for one in evaluations)))
+    return {name: record_of(evaluate_splits(fit, federation)) for name, fit in BASELINES.items()}
 
 
 def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
@@ -17,7 +17,7 @@ from pfsr_core.algorithms.pfedrec import pfedrec
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray
+from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
@@ -27,22 +27,19 @@ from pfsr_core.data.filters import k_core
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
+from pfsr_core.item_modes import Catalogue, ItemMode, item_mode
 from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
-from pfsr_core.models.item_tables import co_occurrence_start, common_item_table, mean_length
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
-from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
+from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.scorer_task import item_scorer_task
 from pfsr_core.scorer_training import ScorerTraining
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
-
-ItemStart = Callable[[ClientDataset, ItemArray, Sequence[ItemArray]], Tensor]
-"""(client, item codes (n,), histories of these items) -> the rows (n, D) they start with."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +50,33 @@ class Federation:
     split: Split
     interactions: Interactions
 
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """All items with the words about them."""
+        words = {**self.interactions.titles, **self.interactions.texts}
+        ids = self.split.item_ids
+        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids))
+
 
 @dataclass(frozen=True)
 class Assembly:
     """A task and an algorithm over it.
 
-    ``shapes`` of the model with the table of the whole catalogue; ``fingerprint`` names the model.
+    ``shapes``: all parameters, the private ones with a row for each item of the catalogue.
+    ``fingerprint`` names the model. ``vectors_digest`` and ``vectors_method`` of public item
+    vectors: see :class:`pfsr_core.data.item_vectors.ItemVectors`; "" without them.
     """
 
     task: Task
     algorithm: FederatedAlgorithm
     shapes: Shapes
     fingerprint: str
+    vectors_digest: str = ""
+    vectors_method: str = ""
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model and the rows of the item table that a client's state belongs to."""
-        if ITEMS not in self.task.partition.private:
+        if not self.task.partition.private:
             return self.fingerprint
         return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
 
@@ -105,47 +113,56 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def assemble(settings: Settings, item_ids: Sequence[str]) -> Assembly:
-    """The model over the catalogue ``item_ids`` and the algorithm that ``settings`` name.
+def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assembly:
+    """The model over the ``catalogue`` and the algorithm that ``settings`` name.
 
-    Raises SettingsError when they do not fit each other.
+    Item ids stand for a catalogue without texts. Raises SettingsError when they do not fit each
+    other, DataError where item vectors are missing.
     """
-    name = settings.algorithm.name
+    name, catalogue = settings.algorithm.name, _catalogue(catalogue)
     _check_items(name, settings)
-    task = TASKS.get(name, make_task)(settings, item_ids)
+    mode = item_mode(settings, catalogue)
+    if name in TASKS:
+        task = TASKS[name](settings, catalogue.item_ids)
+    else:
+        task = _make_task(settings, catalogue, mode)
     algorithm = ALGORITHMS[name](task, settings)
-    start = {**task.init_shared(), **task.init_private(ClientDataset("", (), ()))}
-    shapes = {**shapes_of(start), ITEMS: (len(item_ids) + 1, _dim(settings))}
+    nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
+    shapes = shapes_of({**task.init_shared(), **nobody})
+    if mode.private:
+        shapes[mode.private] = (len(catalogue.item_ids) + 1, settings.model.embedding_dim)
     model = settings.model
-    facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, *item_ids)
-    return Assembly(task, algorithm, shapes, fingerprint(shapes, *facts))
+    facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, mode.digest)
+    mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
+    return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)
 
 
-def make_task(settings: Settings, item_ids: Sequence[str]) -> Task:
+def make_task(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Task:
     """The next-item model as functions, and the partition of its names by ``model.items``."""
-    model = make_model(settings, len(item_ids))
-    start = clone(dict(model.named_parameters()))
-    table = common_item_table(item_ids, _dim(settings), settings.run.seed, settings.model.item_std)
-    start[ITEMS] = table
-    private = PRIVATE_NAMES[settings.model.items]
-    partition = Partition.of(start, private=private)
-    everything, own_rows = torch.arange(1, len(item_ids) + 1), ITEMS in partition.private
-    start_of = _item_start(settings, table)
+    catalogue = _catalogue(catalogue)
+    return _make_task(settings, catalogue, item_mode(settings, catalogue))
 
-    def init_private(data: ClientDataset) -> Params:
-        if not own_rows:
-            return {}
-        rows = start_of(data, data.touched, [user.train for user in data.users])
-        return {ITEMS: torch.cat([torch.zeros(1, rows.shape[1]), rows])}
 
+def _catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
+    return catalogue if isinstance(catalogue, Catalogue) else Catalogue(tuple(catalogue))
+
+
+def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
+    model = make_model(settings, len(catalogue.item_ids))
+    start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
+    start = {**mode.shared, **start}
+    names = [*start, *([mode.private] if mode.private else [])]
+    everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
         apply=make_apply(model),
         noise_width=model.noise_width,
-        partition=partition,
-        init_shared=lambda: clone(partition.split(start)[0]),
-        init_private=init_private,
-        candidates=lambda data: torch.from_numpy(data.touched) if own_rows else everything,
-        unseen_rows=lambda data, codes: start_of(data, codes, []),
+        partition=Partition.of(names, private=lambda name: name == mode.private),
+        init_shared=lambda: clone(start),
+        init_private=mode.init_private,
+        candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
+        unseen_rows=mode.unseen_rows,
+        effective=mode.effective,
+        averaged=mode.averaged,
     )
 
 
@@ -163,6 +180,7 @@ def local_training(settings: Settings) -> LocalTraining:
     return LocalTraining(
         learning_rate=train.learning_rate,
         item_learning_rate=train.item_learning_rate,
+        projection_learning_rate=train.projection_learning_rate,
         local_epochs=train.local_epochs,
         batch_size=train.batch_size,
         max_length=settings.model.max_length,
@@ -177,37 +195,6 @@ def scorer_training(settings: Settings) -> ScorerTraining:
     algorithm = settings.algorithm
     local = local_training(settings)
     return ScorerTraining(local, algorithm.negatives_per_positive, algorithm.item_step)
-
-
-def _dim(settings: Settings) -> int:
-    return settings.model.embedding_dim
-
-
-def _item_start(settings: Settings, table: Tensor) -> ItemStart:
-    """How the rows of private tables start; ``table`` (V + 1, D) is the common start."""
-    kind, dim, seed = settings.model.item_start, _dim(settings), settings.run.seed
-    std, length = settings.model.item_std, mean_length(table)
-
-    def start(data: ClientDataset, items: ItemArray, histories: Sequence[ItemArray]) -> Tensor:
-        if kind == "secret":
-            names = [data.item_ids[code - 1] for code in items]
-            return common_item_table(names, dim, private_seed(data, seed), std)[1:]
-        if kind == "co-occurrence":
-            return co_occurrence_start(table, length, items, histories)
-        return table[torch.from_numpy(items)]
-
-    return start
-
-
-def private_seed(data: ClientDataset, seed: int) -> int:
-    """A seed that follows from the client's secret, HMAC-SHA256(secret, purpose and client).
-
-    On the plain loop nobody has a secret: there the run's seed stands for it, so that experiments
-    repeat. It is then no protection, and none is needed.
-    """
-    key = data.secret or f"no node, seed {seed}".encode()
-    digest = hmac.digest(key, f"item table of {data.client}".encode(), "sha256")
-    return int.from_bytes(digest[:8], "little")
 
 
 def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
@@ -235,11 +222,6 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
     "gru4rec": lambda m: gru4rec_encoder(
         m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
     ),
-}
-
-PRIVATE_NAMES: dict[str, Callable[[str], bool]] = {
-    "private": lambda name: name == ITEMS,
-    "shared": lambda _name: False,
 }
 
 
@@ -296,7 +278,7 @@ ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
 
 TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
     "pfedrec": lambda settings, item_ids: item_scorer_task(
-        item_ids, _dim(settings), settings.run.seed, settings.model.item_std
+        item_ids, settings.model.embedding_dim, settings.run.seed, settings.model.item_std
     )
 }
 """Of the algorithms with a model of their own, whose item table is shared; the others train the

@@ -16,11 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from pfsr_core.batched_training import Size, pad_together, similar, stack_params
+from pfsr_core.batched_training import (
+    Size,
+    fill_rows,
+    pad_together,
+    parameters_of,
+    similar,
+    stack_params,
+)
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemArray
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
-from pfsr_core.local_training import Task
+from pfsr_core.local_training import Task, private_codes
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
 from pfsr_core.scoring import with_unseen
@@ -32,9 +39,11 @@ Evaluated = Mapping[HeldOut, ClientEvaluation]
 
 @dataclass(frozen=True)
 class Entry:
-    """A client's model with a row for every item in ``rows`` (2U, L), of ``lengths`` (2U,).
+    """A client's whole parameters, and its users' histories as row numbers of its item table.
 
-    The users' histories before their validation items, then those before their test items.
+    ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
+    before the test items. A private table has got a row for each item in them. The table that other
+    modes make is not made here: it lives as long as a group is evaluated.
     """
 
     data: ClientDataset
@@ -42,6 +51,7 @@ class Entry:
     rows: Tensor
     lengths: Tensor
     candidates: Tensor
+    codes: Tensor
 
 
 def evaluate_together(
@@ -54,40 +64,45 @@ def evaluate_together(
     results: dict[int, Evaluated] = {}
     for group in similar({i: _size(entry) for i, entry in enumerate(entries)}):
         chosen = [entries[i] for i in group]
-        last = _last_hidden(task, chosen)
-        results |= {i: _evaluate(entries[i], hidden) for i, hidden in zip(group, last, strict=True)}
+        scores = _scores(task, chosen)
+        results |= {i: _evaluate(entries[i], part) for i, part in zip(group, scores, strict=True)}
     return [results[index] for index in range(len(clients))]
 
 
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
     codes, lengths = pad_right(histories, max_length)
-    rows, table = with_unseen(task, model[ITEMS], data, codes)
-    return Entry(data, {**model, ITEMS: table}, rows, lengths, task.candidates(data))
+    rows = codes
+    if ITEMS in task.partition.private:
+        rows, table = with_unseen(task, model[ITEMS], data, codes)
+        model = {**model, ITEMS: table}
+    return Entry(data, model, rows, lengths, task.candidates(data), private_codes(data))
 
 
 def _size(entry: Entry) -> Size:
-    parameters = sum(tensor.numel() for tensor in entry.params.values())
     rows, length = entry.rows.shape
-    return Size(rows, length, len(entry.params[ITEMS]), parameters)
+    items = max(len(entry.candidates) + 1, len(entry.params.get(ITEMS, ())))
+    return Size(rows, length, items, parameters_of(entry.params, items))
 
 
 @torch.no_grad()
-def _last_hidden(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
-    """What every history expects next, (2U, D) for each entry."""
+def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
+    """What every history gives a client's candidates, (2U, V') for each entry."""
     stacks = stack_params([entry.params for entry in entries])
+    models = vmap(task.effective)(stacks, fill_rows([entry.codes for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
-    hidden = vmap(task.apply, in_dims=(0, 0, None))(stacks, items, None)
+    hidden = vmap(task.apply, in_dims=(0, 0, None))(models, items, None)
+    parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]
-        for part, entry in zip(hidden.unbind(), entries, strict=True)
+        @ table[1 : len(entry.candidates) + 1].T
+        for part, table, entry in parts
     ]
 
 
-def _evaluate(entry: Entry, last: Tensor) -> Evaluated:
+def _evaluate(entry: Entry, scores: Tensor) -> Evaluated:
     data, items = entry.data, entry.candidates.numpy()
-    scores = (last @ entry.params[ITEMS][1 : len(items) + 1].T).numpy()
-    parts = zip(SPLITS, np.split(scores, len(SPLITS)), strict=True)
+    parts = zip(SPLITS, np.split(scores.numpy(), len(SPLITS)), strict=True)
     return {split: _of_split(data, split, items, part) for split, part in parts}
 
 

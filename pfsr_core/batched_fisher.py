@@ -14,28 +14,37 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from pfsr_core.batched_training import beyond_tables, stack_params
+from pfsr_core.batched_training import beyond_tables, fill_rows, stack_params
 from pfsr_core.fisher import LogProbability, diagonal_fisher
-from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 
 GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
 SAMPLES = 16  # of a client at once, at most
 
+CODES = "codes"  # of the rows of private item tensors: (n,)
 ROWS = "rows"  # 0 for the rows of a client's item table, -inf for what fills it up: (V',)
 Samples = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A client's encoder, its private names, and its samples as ``diagonal_fisher`` takes them.
+    """A client's encoder, what it is evaluated with, and samples as ``diagonal_fisher`` takes them.
 
-    ``log_probability(params, private, prefix, length, target)`` is the same function for all.
+    ``private``: all other names of its model. ``items``: rows of its item table, the padding row
+    included; ``codes``: those of its private rows.
+    ``log_probability(params, constants, prefix, length, target)`` is the same function for all; the
+    constants are ``private`` with ``codes`` under CODES.
     """
 
     encoder: Params
     private: Params
     samples: Samples
+    items: int
+    codes: Tensor
+
+    @property
+    def constants(self) -> Params:
+        return {**self.private, CODES: self.codes}
 
 
 def client_fishers(
@@ -44,7 +53,7 @@ def client_fishers(
     """Diagonal Fisher of every client's encoder, in the order given."""
     if engine == "loop":
         return [
-            diagonal_fisher(log_probability, one.encoder, one.private, one.samples)
+            diagonal_fisher(log_probability, one.encoder, one.constants, one.samples)
             for one in clients
         ]
     results: dict[int, Params] = {}
@@ -68,10 +77,10 @@ def _groups(clients: Sequence[Sampled]) -> Iterator[list[int]]:
 
 
 def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> list[Params]:
-    encoders = _stack([one.encoder for one in clients])
-    private = _stack([one.private for one in clients])
-    if private:
-        private[ROWS] = beyond_tables([one.private for one in clients])
+    encoders = stack_params([one.encoder for one in clients])
+    constants = stack_params([one.private for one in clients])
+    constants[CODES] = fill_rows([one.codes for one in clients])
+    constants[ROWS] = beyond_tables([one.items for one in clients])
     prefixes, lengths, targets, weights = _fill([one.samples for one in clients])
 
     def weighted(params: Params, constants: Params, weight: Tensor, *sample: Tensor) -> Tensor:
@@ -84,19 +93,13 @@ def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> lis
         now = slice(start, start + SAMPLES)
         longest = int(lengths[:, now].max())
         sample = (prefixes[:, now, :longest], lengths[:, now], targets[:, now])
-        grads = per_client(encoders, private, weights[:, now], *sample)
+        grads = per_client(encoders, constants, weights[:, now], *sample)
         for name, gradient in grads.items():
             total[name] += gradient.detach().square_().sum(1)
     counts = weights.sum(1).clamp(min=1).tolist()
     return [
         {name: stack[k] / count for name, stack in total.items()} for k, count in enumerate(counts)
     ]
-
-
-def _stack(params: Sequence[Params]) -> Params:
-    if params and ITEMS in params[0]:
-        return stack_params(params)
-    return {name: torch.stack([one[name] for one in params]) for name in params[0]}
 
 
 def _fill(samples: Sequence[Samples]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

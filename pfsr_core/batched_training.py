@@ -32,10 +32,11 @@ from pfsr_core.local_training import (
     client_windows,
     freeze,
     fresh_adam,
+    private_codes,
     steps,
     train,
 )
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.next_item import ITEMS, ROW_NAMES
 from pfsr_core.params import Params
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
@@ -69,9 +70,13 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Lane:
-    """A client in a group: its job, its windows (W, L + 1), how many steps it takes."""
+    """A client in a group: its job, its windows (W, L + 1), how many steps it takes.
+
+    ``codes``: those of its private rows.
+    """
 
     job: Job
+    codes: Tensor
     windows: Tensor
     steps: int
     size: Size
@@ -94,13 +99,21 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
     count = config.local_epochs * -(-len(windows) // config.batch_size)
+    items = len(task.candidates(job.data)) + 1
     size = Size(
         rows=min(len(windows), config.batch_size),
         length=int((windows > 0).sum(1).max()) - 1 if len(windows) else 0,
-        items=len(job.params[ITEMS]),
-        parameters=sum(tensor.numel() for tensor in job.params.values()),
+        items=items,
+        parameters=parameters_of(job.params, items),
     )
-    return Lane(job, windows, count, size)
+    return Lane(job, private_codes(job.data), windows, count, size)
+
+
+def parameters_of(params: Params, items: int) -> int:
+    """Numbers of a client's parameters, with the table of ``items`` rows that is made from them."""
+    width = next(tensor.shape[-1] for name, tensor in params.items() if name in ROW_NAMES)
+    made = 0 if ITEMS in params else items * width
+    return made + sum(tensor.numel() for tensor in params.values())
 
 
 def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
@@ -135,15 +148,16 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
     optimizer = fresh_adam(leaves, config)
     frozen = _stack_masks([lane.job.frozen for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
-    beyond = beyond_tables([lane.job.params for lane in lanes])
+    beyond = beyond_tables([lane.size.items for lane in lanes])
+    codes = fill_rows([lane.codes for lane in lanes])
     streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
     losses = [LossSum() for _ in lanes]
     for number in range(lanes[0].steps):
         active = sum(lane.steps > number for lane in lanes)
-        if active < len(leaves[ITEMS]):
+        if active < len(next(iter(leaves.values()))):
             leaves, optimizer = _first(active, leaves, optimizer, config)
         step = _collate([next(stream) for stream in streams[:active]])
-        means, counts = _cross_entropies(task, leaves, step, beyond[:active])
+        means, counts = _cross_entropies(task, leaves, codes[:active], step, beyond[:active])
         for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
             losses[k] = losses[k].add(mean, count)
         loss = means.sum()
@@ -154,26 +168,35 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         loss.backward()
         freeze(leaves, _rows(frozen, active))
         optimizer.step()
-    trained = unstack_params(stacks, [lane.size.items for lane in lanes])
+    trained = unstack_params(stacks, [lane.job.params for lane in lanes])
     return list(zip(trained, losses, strict=True))
 
 
 def stack_params(params: Sequence[Params]) -> Params:
-    """(K, ...) for every name; item tables, of any numbers of rows, are filled up with zeros."""
-    tables = [one[ITEMS] for one in params]
-    longest = max(len(table) for table in tables)
-    whole = tables[0].new_zeros(len(params), longest, tables[0].shape[1])
-    for place, table in zip(whole, tables, strict=True):
-        place[: len(table)] = table
-    stacked = {n: torch.stack([one[n] for one in params]) for n in params[0] if n != ITEMS}
-    return {name: stacked.get(name, whole) for name in params[0]}
+    """(K, ...) for every name; tensors of item rows, of any numbers, are filled up with zeros."""
+    return {
+        name: fill_rows([one[name] for one in params])
+        if name in ROW_NAMES
+        else torch.stack([one[name] for one in params])
+        for name in (params[0] if params else {})
+    }
 
 
-def unstack_params(stacks: Params, rows: Sequence[int]) -> list[Params]:
-    """Undoes :func:`stack_params`, in views; ``rows`` of each client's item table."""
+def fill_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Parts (n_k, ...) in one (K, n, ...), filled up with zeros."""
+    whole = parts[0].new_zeros(len(parts), max(map(len, parts)), *parts[0].shape[1:])
+    for place, part in zip(whole, parts, strict=True):
+        place[: len(part)] = part
+    return whole
+
+
+def unstack_params(stacks: Params, like: Sequence[Params]) -> list[Params]:
+    """Undoes :func:`stack_params`, in views; ``like``: what was stacked."""
     columns = {name: stack.detach().unbind() for name, stack in stacks.items()}
-    columns[ITEMS] = tuple(table[:count] for table, count in zip(columns[ITEMS], rows, strict=True))
-    return [{name: column[k] for name, column in columns.items()} for k in range(len(rows))]
+    return [
+        {name: column[k][: len(one[name])] for name, column in columns.items()}
+        for k, one in enumerate(like)
+    ]
 
 
 def _stack_masks(masks: Sequence[Masks | None]) -> Masks:
@@ -217,10 +240,12 @@ def _rows(stacks: Params, count: int) -> Params:
     return {name: stack[:count] for name, stack in stacks.items()}
 
 
-def beyond_tables(params: Sequence[Params]) -> Tensor:
-    """0 for the rows of every client's item table, -inf for those that fill it up: (K, V')."""
-    counts = torch.tensor([len(one[ITEMS]) for one in params])
-    beyond = torch.arange(1, int(counts.max())) >= counts[:, None]
+def beyond_tables(counts: Sequence[int]) -> Tensor:
+    """0 for the rows of every client's item table, -inf for those that fill it up: (K, V').
+
+    ``counts``: each table's rows, the padding row included.
+    """
+    beyond = torch.arange(1, max(counts)) >= torch.tensor(counts)[:, None]
     return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)
 
 
@@ -245,13 +270,14 @@ def pad_together(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _cross_entropies(
-    task: Task, leaves: Params, step: Step, beyond: Tensor
+    task: Task, leaves: Params, codes: Tensor, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
     dims = (0, 0, None if step.bits is None else 0)
-    hidden = vmap(task.apply, in_dims=dims)(leaves, step.inputs, step.bits).flatten(1, 2)
+    models = vmap(task.effective)(leaves, codes)
+    hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
     logits = torch.baddbmm(
-        beyond.to(hidden.dtype)[:, None], hidden, leaves[ITEMS][:, 1:].transpose(1, 2)
+        beyond.to(hidden.dtype)[:, None], hidden, models[ITEMS][:, 1:].transpose(1, 2)
     )
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(

@@ -71,6 +71,8 @@ ClientUpdates = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]],
 Finetunes = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[Params]]
 Personalize = Callable[[Params, Params], Params]
 """(shared parameters, a client's private state) -> a whole model"""
+GLOBAL, WITH_PRIVATE = "global", "global+private"
+"""Names of views: what the federation learnt, and the same with what a client adds to it."""
 
 
 def keep_states(

@@ -15,7 +15,7 @@ from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, Apply, pad_right
+from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 
 
@@ -27,6 +27,9 @@ class Task:
     row in its item table (V' + 1, D). With private item tables these are the items its own users
     touched. ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, would
     start with.
+    ``effective(params, codes)``: all parameters of a client as ``apply`` takes them, with one item
+    table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
+    ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     """
 
@@ -37,13 +40,16 @@ class Task:
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
+    effective: Callable[[Params, Tensor], Params]
+    averaged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains. ``local_epochs`` passes a round over its windows.
 
-    ``item_learning_rate`` is the step of the item table: small data wants it smaller.
+    ``item_learning_rate`` is the step of item tables and residuals: small data wants it smaller.
+    ``projection_learning_rate``: that of the projection of public item vectors.
     ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
     ``engine``: a node's clients are trained one by one ("loop"), as one program ("batched"), or the
     small ones so ("auto").
@@ -55,6 +61,7 @@ class LocalTraining:
     max_length: int
     seed: int
     item_learning_rate: float
+    projection_learning_rate: float = 0.001
     decay: float = 1.0
     negatives: int = 0
     engine: str = "auto"
@@ -66,6 +73,7 @@ class LocalTraining:
             self,
             learning_rate=self.learning_rate * scale,
             item_learning_rate=self.item_learning_rate * scale,
+            projection_learning_rate=self.projection_learning_rate * scale,
         )
 
 
@@ -152,6 +160,11 @@ def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Ite
         yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
 
 
+def private_codes(data: ClientDataset) -> Tensor:
+    """Item codes of the rows of a client's private item tensor, padding first: (n + 1,)."""
+    return torch.from_numpy(np.concatenate([[0], data.touched]))
+
+
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
     """:func:`training_windows` with items as row numbers of the client's table: (W, L + 1)."""
     return row_numbers(training_windows(data, config.max_length), task.candidates(data))
@@ -160,7 +173,7 @@ def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Te
 def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
-    rows = len(job.params[ITEMS]) - 1
+    rows = len(task.candidates(job.data))
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
             inputs, targets = batch[:, :-1], batch[:, 1:]
@@ -180,9 +193,10 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer = fresh_adam(leaves, config)
+    optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
     for step in steps(task, config, job, windows):
-        loss = _loss(task.apply(leaves, step.inputs, step.bits), leaves[ITEMS], step)
+        model = task.effective(leaves, codes)
+        loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
             loss = loss + job.extra_loss.term(leaves, job.extra_loss.context)
@@ -210,13 +224,19 @@ def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generato
 
 
 def fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
-    """Adam at the encoder's and the item table's step sizes, nothing accumulated yet."""
-    encoder = [tensor for name, tensor in leaves.items() if name != ITEMS]
-    groups = [
-        {"params": encoder, "lr": config.learning_rate},
-        {"params": [leaves[ITEMS]], "lr": config.item_learning_rate},
-    ]
-    return torch.optim.Adam(groups, fused=True)
+    """Adam at the step sizes of encoder, item rows and projection, nothing accumulated yet.
+
+    Its steps are normalised coordinate by coordinate, so the step of an item's row depends neither
+    on how many items there are nor on the mean over a batch.
+    """
+    rates = dict.fromkeys(ROW_NAMES, config.item_learning_rate)
+    rates[PROJECTION] = config.projection_learning_rate
+    groups: dict[float, list[Tensor]] = {}
+    for name, tensor in leaves.items():
+        groups.setdefault(rates.get(name, config.learning_rate), []).append(tensor)
+    return torch.optim.Adam(
+        [{"params": part, "lr": rate} for rate, part in groups.items()], fused=True
+    )
 
 
 def freeze(leaves: Params, frozen: Masks | None) -> None:

@@ -56,6 +56,7 @@ class Served:
     """A model ready to recommend without a server.
 
     ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
+    ``texts``: words about each item where item vectors are made from them, else empty.
     ``secret``: the store's, where it has one; secret item tables start from it.
     """
 
@@ -69,6 +70,7 @@ class Served:
     titles: Mapping[str, str]
     clients: Mapping[str, ClientPart] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ class NodeStore:
         ``clients``: its clients one after the other, in place of those in ``served``.
         """
         clients = served.clients.items() if clients is None else clients
-        catalogue = json.dumps({"item_ids": list(served.item_ids), "titles": dict(served.titles)})
+        words = {"titles": dict(served.titles), "texts": list(served.texts)}
+        catalogue = json.dumps({"item_ids": list(served.item_ids), **words})
         names = (served.run, served.algorithm)
         facts = (served.round, served.fingerprint, json.dumps(dict(served.settings)), catalogue)
         with self._file.transaction() as file:
@@ -247,6 +250,7 @@ class NodeStore:
             shared=self._file.tensors(row[8], row[7]),
             item_ids=tuple(catalogue["item_ids"]),
             titles=catalogue["titles"],
+            texts=tuple(catalogue.get("texts", ())),
             clients={
                 name: StoredClient(partial(self._served_state, row[0], name), json.loads(histories))
                 for name, histories in clients

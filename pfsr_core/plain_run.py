@@ -89,7 +89,7 @@ def train_and_evaluate(
 
     Each round is told, and added to the file ``metrics``.
     """
-    assembly = assemble(settings, federation.split.item_ids)
+    assembly = assemble(settings, federation.catalogue)
     experiment = Experiment(settings, federation, assembly)
     lines: list[Row] = []
     started = last = time.perf_counter()

@@ -39,6 +39,14 @@ def _table(interactions: Interactions) -> pa.Table:
         "item": np.array(interactions.item_ids, str)[interactions.items - 1],
         "timestamp": interactions.timestamps,
     }
+    words = {"title": interactions.titles, "text": interactions.texts}
+    named |= {
+        name: np.array([of_item.get(raw, "") for raw in interactions.item_ids])[
+            interactions.items - 1
+        ]
+        for name, of_item in words.items()
+        if of_item
+    }
     further = {k: v for k, v in interactions.columns.items() if k not in named}
     return pa.table(
         {name: pa.array(values.tolist()) for name, values in {**named, **further}.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pfsr_core.assembly import assemble
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
 from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import Settings, parse_settings
@@ -157,11 +158,12 @@ def _some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
 def _model_scores(served: Served, asker: Asker) -> Tensor:
     """Scores of the catalogue by the model of the asker's client: (V + 1,)."""
     settings = _settings(served)
-    assembly = assemble(settings, served.item_ids)
+    assembly = assemble(settings, Catalogue(tuple(served.item_ids), tuple(served.texts)))
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
-            f"settings ({assembly.fingerprint}). Fix: serve with the version that trained it."
+            f"settings ({assembly.fingerprint}). Fix: serve with the version that trained it, and "
+            f"with its file of item vectors where model.item-vectors names one."
         )
     state = served.clients[asker.client].state
     whole = assembly.algorithm.personalize(served.shared, state)

@@ -29,4 +29,5 @@ def item_scorer_task(item_ids: Sequence[str], dim: int, seed: int, item_std: flo
         init_private=lambda _data: clone(head),
         candidates=lambda _data: everything,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+        effective=lambda params, _codes: params,
     )

@@ -10,26 +10,32 @@ from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
-from pfsr_core.local_training import Task
+from pfsr_core.local_training import Task, private_codes
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
     """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
-    candidates = task.candidates(data)
+    candidates, model = task.candidates(data), effective_model(task, params, data)
 
     @torch.no_grad()
     def score(histories: Sequence[ItemArray]) -> Tensor:
         codes, lengths = pad_right(histories, max_length)
-        items, table = with_unseen(task, params[ITEMS], data, codes)
-        hidden = task.apply({**params, ITEMS: table}, items, None)
+        items, table = with_unseen(task, model[ITEMS], data, codes)
+        hidden = task.apply({**model, ITEMS: table}, items, None)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         scores = torch.full((len(items), data.num_items + 1), -torch.inf)
-        scores[:, candidates] = last @ params[ITEMS][1:].T
+        scores[:, candidates] = last @ model[ITEMS][1:].T
         return scores
 
     return score
+
+
+@torch.no_grad()
+def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
+    """A client's whole parameters as the model takes them: see ``Task.effective``."""
+    return task.effective(params, private_codes(data))
 
 
 def with_unseen(

@@ -68,7 +68,17 @@ class ModelSettings:
         "sequence encoder",
         choices=("associative-mamba", "mamba", "mamba1", "sasrec", "gru4rec"),
     )
-    items: str = setting("private", "where item tables live", choices=("private", "shared"))
+    items: str = setting(
+        "private",
+        "where item vectors live",
+        choices=("private", "shared", "dual", "semantic"),
+    )
+    item_vectors: str = setting(
+        "tf-idf", "vectors for items semantic: tf-idf, hashed, sentence:<model>, or a file"
+    )
+    text_dim: int = setting(64, "width of an item's text vector", low=1)
+    id_dim: int = setting(192, "random numbers beside it that tell items apart", low=0)
+    id_weight: float = setting(1.0, "their length over the text vector's", low=0.0)
     item_start: str = setting(
         "co-occurrence", "how private tables start", choices=("common", "secret", "co-occurrence")
     )
@@ -87,6 +97,9 @@ class ModelSettings:
 class TrainSettings:
     learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
     item_learning_rate: float = setting(0.0004, "Adam's step size on the item table", low=0.0)
+    projection_learning_rate: float = setting(
+        0.002, "Adam's step size on the projection of items semantic", low=0.0
+    )
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
     batch_size: int = setting(16, "windows in a batch", low=1)

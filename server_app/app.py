@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from pfsr_core.assembly import Assembly, algorithm_names, assemble
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.final_table import final_table
+from pfsr_core.item_modes import Catalogue
 from pfsr_core.params import fingerprint
 from pfsr_core.report import write_report
 from pfsr_core.settings import Settings, flat_settings, parse_settings
@@ -84,7 +85,8 @@ def assembly_of(settings: Settings, roster: Roster) -> Assembly:
     """The server's half of the model. It knows the items only where their table is shared."""
     known = roster.members[0].item_ids
     count = max(member.num_items for member in roster.members)
-    return assemble(settings, known or tuple(map(str, range(1, count + 1))))
+    ids = known or tuple(map(str, range(1, count + 1)))
+    return assemble(settings, Catalogue(ids, known=bool(known)))
 
 
 def _train(run: Run, name: str) -> dict[str, Any]:

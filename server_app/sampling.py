@@ -45,6 +45,7 @@ class Member:
     num_items: int
     description: str
     item_ids: tuple[str, ...]
+    vectors: str
 
     @property
     def place(self) -> tuple[int, str]:
@@ -139,6 +140,7 @@ def read_hello(node: int, content: RecordDict) -> Member:
             num_items=facts["num-items"],
             description=facts["describe"],
             item_ids=tuple(facts["item-ids"]),
+            vectors=facts["vectors"],
         )
     except KeyError as error:
         raise ProtocolError(f"a hello without {error}") from None
@@ -170,6 +172,15 @@ def _check_digests(roster: Roster) -> None:
     catalogues = {member.item_ids for member in roster.members}
     if len(catalogues) > 1:
         raise FederationError(
-            "the nodes have different items, but model.items = 'shared' averages one table. "
-            "Fix: give every node the same catalogue, or choose model.items = 'private'."
+            "the nodes have different items, but model.items = 'shared' and 'dual' average one "
+            "table. Fix: give every node the same catalogue, or choose model.items = 'private' or "
+            "'semantic'."
+        )
+    vectors = {member.vectors: member.label for member in roster.members}
+    if len(vectors) > 1:
+        listed = ", ".join(f"node {node}: {value[:12]}" for value, node in vectors.items())
+        raise FederationError(
+            f"the nodes make different item vectors ({listed}), so one projection would mean "
+            f"different things. Fix: give every node the same texts of items and the same file in "
+            f"model.item-vectors."
         )

@@ -22,6 +22,7 @@ from pfsr_core.ablation_report import (
     write_between_markers,
 )
 from pfsr_core.evaluation.ranking import per_user
+from pfsr_core.settings import Value
 from pfsr_core.settings_file import load_recipe
 from tests.tiny import tiny_settings
 
@@ -48,6 +49,22 @@ def test_the_record_is_the_round_that_validation_chose() -> None:
     values = per_user(np.array(list(record["ranks"].values())), "ndcg@10")
     assert values.mean() == pytest.approx(record["test_means"]["excluded/ndcg@10"])
     assert record["ranks"].keys() == record["lengths"].keys()
+
+
+@pytest.mark.parametrize("name", ["pfsr", "fed-avg"])
+def test_an_item_mode_is_recorded_with_its_views_and_its_cold_targets(name: str) -> None:
+    changes: dict[str, Value] = {"algorithm__name": name, "federation__rounds": 2}
+    record = run_arm(tiny_settings(model__items="semantic", **changes), every=1)
+    assert list(record["views"]) == ["global", "global+private", "full"]
+    assert record["bytes_up_per_client"] == record["bytes_down_per_client"] > 0
+    for one in (record, *record["views"].values()):
+        parts = one["test_by_target"]
+        users = sum(part["users"] for part in parts.values())
+        total = sum(part["users"] * part["excluded/ndcg@10"] for part in parts.values())
+        assert (users, total / users) == (24, pytest.approx(one["test"]))
+    with_private = record["views"]["global+private"]
+    assert (with_private["test"] == record["test"]) or name == "pfsr"
+    assert run_arm(tiny_settings(**changes), every=1)["views"] == {}
 
 
 def test_baselines_are_records_of_the_same_users() -> None:

@@ -28,10 +28,19 @@ RANKS = ("ranks_excluded", "ranks_kept", "ranks_sampled")
     [
         {"federation__partition": "user"},
         {"federation__partition": "user", "model__items": "shared"},
+        {"federation__partition": "user", "model__items": "dual"},
+        {"federation__sizes": "1 3 2 8 9 1", "model__items": "semantic"},
         {"federation__sizes": "1 3 2 8 9 1"},
         {"federation__sizes": "1 3 2 8 9 1", "algorithm__name": "pfedrec"},
     ],
-    ids=["a user a client", "shared items", "groups, one of them large", "an item scorer"],
+    ids=[
+        "a user a client",
+        "shared items",
+        "dual items",
+        "semantic items",
+        "groups, one of them large",
+        "an item scorer",
+    ],
 )
 def test_together_equals_alone(changes: dict[str, Value], encoder: str) -> None:
     settings, federation, assembly = tiny_world(

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from pfsr_core import batched_fisher
-from pfsr_core.algorithms.pfsr import _log_probability, fisher_samples
+from pfsr_core.algorithms.pfsr import Response, _log_probability, _sampled
 from pfsr_core.assembly import Assembly, local_training
 from pfsr_core.batched_fisher import GRADIENTS, Sampled, client_fishers
 from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.local_training import Job
 from pfsr_core.params import Params
 from pfsr_core.settings import Settings, Value
@@ -35,13 +36,12 @@ def sampled(
     for seed, data in enumerate(clients):
         private = task.init_private(data)
         job = Job({**task.init_shared(), **private}, data, seed)
-        samples = fisher_samples(task, training, job, count)
-        encoder = moved(task.init_shared(), seed)
-        found.append(Sampled(encoder, {n: t.double() for n, t in private.items()}, samples))
+        moved_whole = moved(job.params, seed)
+        found.append(_sampled(task, training, moved_whole, job, Response(fisher_samples=count)))
     return found
 
 
-@pytest.mark.parametrize("items", ["private", "shared"])
+@pytest.mark.parametrize("items", ITEM_MODES)
 @pytest.mark.parametrize("bound", [GRADIENTS, 1])
 def test_together_equals_alone(monkeypatch: pytest.MonkeyPatch, items: str, bound: int) -> None:
     """Whatever the number of samples, the sizes of the tables and those of the groups."""

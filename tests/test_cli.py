@@ -14,6 +14,7 @@ from pfsr_core import doctor
 from pfsr_core.ablation import arm_settings
 from pfsr_core.cli_training import central_settings
 from pfsr_core.data import load_dataset
+from pfsr_core.data.item_vectors import words_of
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.node_store import NodeStore
@@ -135,7 +136,11 @@ def test_prepared_data_have_the_same_split(tmp_path: Path) -> None:
     assert f'--set data.path="{file}"' in text
     before, after = load_dataset("synthetic", path), load_dataset("file", str(file))
     assert leave_one_out(after).digest == leave_one_out(before).digest
-    assert set(after.columns) == set(before.columns)
+    assert set(after.columns) == {*before.columns, "title", "text"}
+    assert after.titles == before.titles
+    assert {raw: set(words_of(text)) for raw, text in after.texts.items()} == {
+        raw: set(words_of(text)) for raw, text in before.texts.items()
+    }
     assert pq.read_table(file).num_rows == len(before)
     assert json.loads((out / "data.json").read_text())["users"] == 20
     assert not list(out.glob(".*"))

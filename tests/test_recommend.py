@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.node_store import (
     NodeStore,
     Served,
@@ -46,6 +47,7 @@ def serve(**changes: str | int | float | bool) -> Served:
         shared=server.params,
         item_ids=federation.split.item_ids,
         titles=federation.interactions.titles,
+        texts=federation.catalogue.texts,
         clients={
             data.client: ServedClient(
                 states[data.client], {user.user: user.full.tolist() for user in data.users}
@@ -89,7 +91,7 @@ def test_scores_are_those_of_the_trained_model(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["pfsr", "fed-avg", "fed-prox", "local-only"])
-@pytest.mark.parametrize("items", ["private", "shared"])
+@pytest.mark.parametrize("items", ITEM_MODES)
 def test_every_algorithm_can_be_served(name: str, items: str) -> None:
     served = serve(algorithm__name=name, model__items=items)
     answer = recommend(served, some_user(served)[1], k=3)

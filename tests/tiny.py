@@ -44,4 +44,4 @@ def tiny_settings(**changes: Value) -> Settings:
 def tiny_world(**changes: Value) -> tuple[Settings, Federation, Assembly]:
     settings = tiny_settings(**changes)
     federation = load_federation(settings)
-    return settings, federation, assemble(settings, federation.split.item_ids)
+    return settings, federation, assemble(settings, federation.catalogue)

@@ -6,17 +6,27 @@ the encoder is averaged, each client keeps its own table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.batched_training import Trained, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
+from pfsr_core.federated import (
+    GLOBAL,
+    WITH_PRIVATE,
+    Broadcast,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Personalize,
+    ServerState,
+)
 from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
 from pfsr_core.losses import proximal
+from pfsr_core.models.next_item import RESIDUAL
 from pfsr_core.params import Params, distance, shapes_of
 
 
@@ -47,6 +57,9 @@ def fed_avg(
         ]
         return train_clients(task, training.in_round(broadcast.round), jobs)
 
+    def personalize(shared: Params, state: Params) -> Params:
+        return {**shared, **state}
+
     def client_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
@@ -66,10 +79,26 @@ def fed_avg(
         init_client=task.init_private,
         client_updates=client_updates,
         server_update=lambda server, reply: step(server, reply.params),
-        personalize=lambda shared, state: {**shared, **state},
+        personalize=personalize,
         reply_shapes=shapes_of(task.init_shared()),
         finetunes=finetunes,
+        views=item_views(task, personalize),
     )
+
+
+def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
+    """Where clients have residuals: the model without and with them.
+
+    They are GLOBAL and WITH_PRIVATE.
+    """
+    if RESIDUAL not in task.partition.private:
+        return {}
+
+    def without(shared: Params, state: Params) -> Params:
+        whole = personalize(shared, state)
+        return {**whole, RESIDUAL: torch.zeros_like(whole[RESIDUAL])}
+
+    return {GLOBAL: without, WITH_PRIVATE: personalize}
 
 
 def _update(

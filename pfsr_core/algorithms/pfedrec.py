@@ -31,7 +31,14 @@ from pfsr_core.algorithms.fed_avg import loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.batched_scorer import Trained, train_scorers
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
+from pfsr_core.federated import (
+    GLOBAL,
+    WITH_PRIVATE,
+    Broadcast,
+    ClientUpdate,
+    FederatedAlgorithm,
+    ServerState,
+)
 from pfsr_core.local_training import Task
 from pfsr_core.models.item_scorer import head_of
 from pfsr_core.models.next_item import ITEMS
@@ -39,7 +46,6 @@ from pfsr_core.params import Params, shapes_of
 from pfsr_core.scorer_training import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
 
 ROWS, CODES = "personal/items", "personal/codes"
-GLOBAL, WITH_PRIVATE = "global", "global+private"
 
 
 def pfedrec(

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.fed_avg import fed_avg, loss_metrics
+from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
+from pfsr_core.batched_fisher import CODES, ROWS, Sampled, Samples, client_fishers
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
@@ -52,12 +52,13 @@ from pfsr_core.local_training import (
     LossSum,
     Task,
     prefix_samples,
+    private_codes,
     stream_seed,
 )
 from pfsr_core.losses import keep_local, magnitude
 from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, Shapes, distance
+from pfsr_core.params import Params, Shapes, distance, select
 
 PERSONAL = "personal/"
 MASK = "mask/"
@@ -130,18 +131,14 @@ def pfsr(
     base, whole = fed_avg(task, training), response.serve == "personal"
 
     def masks_of(trained: Sequence[Params], jobs: Sequence[Job]) -> list[Masks]:
-        parts = [task.partition.split(whole) for whole in trained]
-        masks = [empty_masks(encoder) for encoder, _ in parts]
+        masks = [empty_masks(task.partition.split(whole)[0]) for whole in trained]
         if response.mask_mode == "none":
             return masks
         taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
-        sampled = [
-            Sampled(*parts[i], fisher_samples(task, training, jobs[i], response.fisher_samples))
-            for i in taught
-        ]
+        sampled = [_sampled(task, training, trained[i], jobs[i], response) for i in taught]
         fishers = client_fishers(_log_probability(task), sampled, training.engine)
         for i, fisher in zip(taught, fishers, strict=True):
-            masks[i] = response.mask(fisher)
+            masks[i] |= response.mask(fisher)
         return masks
 
     def local(
@@ -202,8 +199,12 @@ def pfsr(
         trained = local(broadcast, states, datasets)
         return [join_state(new, whole=whole) for new, _, _ in trained]
 
+    def averaged(shared: Params, state: Params) -> Params:
+        return {**shared, **split_state(state, shared).private}
+
     return replace(
         base,
+        views=item_views(task, averaged),
         client_updates=client_updates,
         server_update=_server_update(aggregation, step),
         personalize=personalize,
@@ -302,16 +303,31 @@ def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) ->
     return row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
 
 
+def _sampled(
+    task: Task, training: LocalTraining, whole: Params, job: Job, response: Response
+) -> Sampled:
+    """A client's Fisher samples, and which of its names may be masked."""
+    masked = select(whole, task.partition.shared - task.averaged)
+    return Sampled(
+        encoder=masked,
+        private={name: tensor for name, tensor in whole.items() if name not in masked},
+        samples=fisher_samples(task, training, job, response.fisher_samples),
+        items=len(task.candidates(job.data)) + 1,
+        codes=private_codes(job.data),
+    )
+
+
 def _log_probability(task: Task) -> LogProbability:
     def log_probability(
-        params: Params, private: Params, prefix: Tensor, length: Tensor, target: Tensor
+        params: Params, constants: Params, prefix: Tensor, length: Tensor, target: Tensor
     ) -> Tensor:
-        whole = {**params, **{name: part for name, part in private.items() if name != ROWS}}
-        hidden = task.apply(whole, prefix[None], None)[0]
+        rest = {name: part for name, part in constants.items() if name not in (ROWS, CODES)}
+        model = task.effective({**params, **rest}, constants[CODES])
+        hidden = task.apply(model, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
-        logits = whole[ITEMS][1:] @ last
-        if ROWS in private:
-            logits = logits + private[ROWS]
+        logits = model[ITEMS][1:] @ last
+        if ROWS in constants:
+            logits = logits + constants[ROWS]
         return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
 
     return log_probability

@@ -28,6 +28,8 @@ ALIASES = {
     "item": ("item", "itemid", "iid", "movieid", "sid", "productid", "asin"),
     "timestamp": ("timestamp", "time", "ts", "unixtime", "datetime", "date"),
 }
+TITLES = ("title", "itemtitle")
+TEXTS = (*TITLES, "genre", "genres", "category", "categories", "text", "itemtext", "description")
 
 
 def read_delimited(path: Path, delimiter: str, source: str = "") -> Interactions:
@@ -45,8 +47,9 @@ def table_to_interactions(table: Table, source: str) -> Interactions:
             fix = f"name one of the columns {' or '.join(ALIASES[role][:4])}"
             raise MalformedFileError(table.path, 1, problem, fix)
     user, item, timestamp = (str(name) for name in roles.values())
-    titles = _titles(table, item)
-    return to_interactions(table, Schema(user, item, timestamp, titles=titles), source)
+    titles, texts = _item_words(table, item, TITLES), _item_words(table, item, TEXTS)
+    schema = Schema(user, item, timestamp, titles=titles, texts=texts)
+    return to_interactions(table, schema, source)
 
 
 def find_role(names: Sequence[str], role: str) -> str | None:
@@ -95,12 +98,13 @@ def _check_delimiter(path: Path, names: Sequence[str], delimiter: str) -> None:
         raise MalformedFileError(path, 1, problem, fix)
 
 
-def _titles(table: Table, item: str) -> dict[str, str]:
-    name = next((name for name in table.columns if _plain(name) in ("title", "itemtitle")), None)
-    if name is None:
-        return {}
+def _item_words(table: Table, item: str, kinds: Sequence[str]) -> dict[str, str]:
+    """The cells of the columns of ``kinds`` by raw item id, joined, where there is one."""
+    found = [name for kind in kinds for name in table.columns if _plain(name) == kind]
     ids = (cell.strip() for cell in table.columns[item])
-    return {raw: title for raw, title in zip(ids, table.columns[name], strict=True) if title}
+    cells = zip(ids, *(table.columns[name] for name in found), strict=True)
+    words = ((raw, " ".join(filter(None, parts))) for raw, *parts in cells)
+    return {raw: text for raw, text in words if text}
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,11 +44,14 @@ def take(interactions: Interactions, rows: NDArray[np.bool_] | NDArray[np.int64]
         timestamps=interactions.timestamps[rows],
         user_ids=tuple(interactions.user_ids[code] for code in user_codes),
         item_ids=item_ids,
-        titles={
-            item: interactions.titles[item] for item in item_ids if item in interactions.titles
-        },
+        titles=_of_items(interactions.titles, item_ids),
+        texts=_of_items(interactions.texts, item_ids),
         columns={name: cells[rows] for name, cells in interactions.columns.items()},
     )
+
+
+def _of_items(words: Mapping[str, str], item_ids: Sequence[str]) -> dict[str, str]:
+    return {item: words[item] for item in item_ids if item in words}
 
 
 def _frequent(codes: NDArray[np.int64], keep: NDArray[np.bool_], core: int) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ class Interactions:
     ``item_ids[code - 1]`` is the raw id. Codes number the raw ids by first appearance.
     ``timestamps``: (N,) seconds, or the position in the history where the source has no times.
     ``titles``: raw item id -> a title a person can read, where the source has one.
+    ``texts``: raw item id -> all words about it, title, genres and the like, for item vectors.
     ``columns``: further columns of the source by name, (N,) strings each, e.g. a market.
     """
 
@@ -27,6 +28,7 @@ class Interactions:
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
     titles: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
     def __len__(self) -> int:

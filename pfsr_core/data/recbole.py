@@ -1,7 +1,7 @@
 """Reader of RecBole's atomic files (https://recbole.io/docs/user_guide/data/atomic_files.html).
 
-Tab separated; the header gives every column as ``name:type``. Titles come from the ``.item`` file
-of the same name when it lies beside the ``.inter`` file.
+Tab separated; the header gives every column as ``name:type``. Titles and texts come from the
+``.item`` file of the same name when it lies beside the ``.inter`` file.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TYPES = ("token", "token_seq", "float", "float_seq")
 def read_inter(path: Path, source: str = "") -> Interactions:
     """Interactions of an ``.inter`` file with user_id, item_id and timestamp columns."""
     table = _read_atomic(path, ("user_id", "item_id", "timestamp"))
-    titles = _titles(path.with_suffix(".item"))
-    schema = Schema("user_id", "item_id", "timestamp", titles=titles)
+    titles, texts = _item_words(path.with_suffix(".item"))
+    schema = Schema("user_id", "item_id", "timestamp", titles=titles, texts=texts)
     return to_interactions(table, schema, source or path.stem)
 
 
@@ -46,11 +46,14 @@ def _column_name(path: Path, column: str) -> str:
     return name
 
 
-def _titles(path: Path) -> dict[str, str]:
+def _item_words(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Titles, and texts of every further column, by raw item id."""
     if not path.exists():
-        return {}
+        return {}, {}
     table = _read_atomic(path, ("item_id",))
-    name = next((name for name in table.columns if "title" in name or "name" in name), None)
-    if name is None:
-        return {}
-    return dict(zip(table.columns["item_id"], table.columns[name], strict=True))
+    ids = table.columns["item_id"]
+    words = {name: cells for name, cells in table.columns.items() if name != "item_id"}
+    texts = {raw: " ".join(cells) for raw, *cells in zip(ids, *words.values(), strict=True)}
+    name = next((name for name in words if "title" in name or "name" in name), None)
+    titles = {} if name is None else dict(zip(ids, words[name], strict=True))
+    return titles, texts

@@ -175,6 +175,7 @@ def _to_log(
         user_ids=user_ids,
         item_ids=item_ids,
         titles=titles,
+        texts=titles,
         columns={"market": names[market_of[users]]},
     )
 

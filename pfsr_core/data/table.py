@@ -43,6 +43,7 @@ class Schema:
     timestamp: str
     positive_ids: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -132,6 +133,7 @@ def to_interactions(table: Table, schema: Schema, source: str) -> Interactions:
         user_ids=user_ids,
         item_ids=item_ids,
         titles={item: schema.titles[item] for item in item_ids if item in schema.titles},
+        texts={item: schema.texts[item] for item in item_ids if item in schema.texts},
         columns=_further_columns(table, schema),
     )
 

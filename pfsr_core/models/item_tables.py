@@ -31,6 +31,14 @@ def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) 
     return torch.from_numpy(rows * np.float32(std))
 
 
+def add_rows(table: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
+    """``table`` (V + 1, D) with ``rows`` (n, D) added at ``codes`` (n,).
+
+    Differentiable, and may be mapped by ``torch.func``; rows that fill up have the code 0.
+    """
+    return table.scatter_add(0, codes[:, None].expand_as(rows), rows)
+
+
 def row_numbers(codes: Tensor, items: Tensor) -> Tensor:
     """Where ``codes`` of any shape stand in a table that holds the sorted ``items`` (V',).
 

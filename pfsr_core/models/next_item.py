@@ -19,6 +19,9 @@ from pfsr_core.models.layout import layout_of
 from pfsr_core.params import Params
 
 ITEMS = "items.weight"
+PROJECTION = "item_projection"  # (D, S): public item vectors to item vectors
+RESIDUAL = "item_residual"  # (n + 1, D): what a client adds to the rows of its own items
+ROW_NAMES = (ITEMS, RESIDUAL)  # a row for each item, the padding row first
 Apply = Callable[[Params, Tensor, Tensor | None], Tensor]
 
 

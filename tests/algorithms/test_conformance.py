@@ -8,24 +8,38 @@ import pytest
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import ALGORITHMS, TASKS, algorithm_names, assemble
+from pfsr_core.assembly import ALGORITHMS, TASKS, Assembly, algorithm_names, assemble
+from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast
-from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, clone, shapes_of
+from pfsr_core.item_modes import ITEM_MODES
+from pfsr_core.models.next_item import ROW_NAMES
+from pfsr_core.params import Params, Shapes, clone, shapes_of
 from pfsr_core.settings import SettingsError
 from tests.tiny import tiny_settings, tiny_world
+
+PAIRS = [
+    (n, items) for n in ALGORITHMS for items in ITEM_MODES if n not in TASKS or items == "shared"
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every algorithm, with every item mode that it has where a test asks for ``items``."""
+    if "items" in metafunc.fixturenames:
+        metafunc.parametrize(("name", "items"), PAIRS)
+    elif "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", ALGORITHMS)
 
 
 def same(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(params=list(ALGORITHMS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def with_rows_of(assembly: Assembly, data: ClientDataset) -> Shapes:
+    """Shapes of a client's whole model: its private tensors have the rows of its own items."""
+    private = assembly.task.partition.private & set(ROW_NAMES)
+    return {**assembly.shapes, **dict.fromkeys(private, (len(data.touched) + 1, 8))}
 
 
-@pytest.mark.parametrize("items", ["private", "shared"])
 def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
@@ -39,29 +53,34 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
         state, server = update.state, algorithm.server_update(server, reply)
     whole = algorithm.personalize(server.params, state)
-    rows = len(assembly.task.candidates(data)) + 1
-    assert shapes_of(whole) == {**assembly.shapes, ITEMS: (rows, 8)}
+    assert shapes_of(whole) == with_rows_of(assembly, data)
     for view in algorithm.views.values():
         assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
-def test_private_tables_are_never_in_a_reply(name: str) -> None:
-    if name in TASKS:
-        settings = tiny_settings(algorithm__name=name)
-        private = replace(settings, model=replace(settings.model, items="private"))
-        with pytest.raises(SettingsError, match="write model.items = 'shared'"):
-            assemble(private, ["a", "b"])
-        with pytest.raises(SettingsError, match="write model.items = 'shared'"):
-            algorithm_names(private)
-        return
-    _, _, assembly = tiny_world(algorithm__name=name)
-    assert not [key for key in assembly.algorithm.reply_shapes if "items" in key]
+@pytest.mark.parametrize("own", TASKS)
+def test_a_model_of_its_own_shares_its_table(own: str) -> None:
+    settings = tiny_settings(algorithm__name=own)
+    private = replace(settings, model=replace(settings.model, items="private"))
+    with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+        assemble(private, ["a", "b"])
+    with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+        algorithm_names(private)
 
 
-def test_same_seed_same_bytes(name: str) -> None:
+def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
+    partition = assembly.task.partition.check(assembly.shapes)
+    assert not [key for key in assembly.algorithm.reply_shapes if key in partition.private]
+    table = len(federation.split.item_ids) + 1
+    rows = {key for key, shape in assembly.algorithm.reply_shapes.items() if table in shape}
+    assert bool(rows) == (items in ("shared", "dual") and name != "local-only")
+
+
+def test_same_seed_same_bytes(name: str, items: str) -> None:
     ends = []
     for _ in range(2):
-        settings, federation, assembly = tiny_world(algorithm__name=name)
+        _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
         torch.manual_seed(torch.seed())  # the global generator must not matter
         ends.append(simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1))
     (server, states), (other_server, other_states) = ends
@@ -77,9 +96,10 @@ def test_the_number_of_nodes_changes_only_the_order_of_summation(name: str, node
     torch.testing.assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns(name: str) -> None:
+def test_it_learns(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(
         algorithm__name=name,
+        model__items=items,
         train__local_epochs=2,
         train__learning_rate=0.01,
         train__item_learning_rate=0.01,
@@ -98,8 +118,8 @@ def test_it_learns(name: str) -> None:
     assert losses[-1] < losses[0] - (0.05 if name in TASKS else 0.2)
 
 
-def test_an_absent_client_keeps_its_state(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_an_absent_client_keeps_its_state(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     seen: dict[str, Params] = {}
 
     def check(report: simulation.RoundReport) -> None:
@@ -113,20 +133,19 @@ def test_an_absent_client_keeps_its_state(name: str) -> None:
     )
 
 
-def test_finetuning_sends_nothing_and_changes_the_private_part(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_finetuning_sends_nothing_and_changes_the_private_part(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     data, algorithm = federation.clients[0], assembly.algorithm
     server, states = simulation.run(algorithm, federation.clients, rounds=1, seed=1)
     state = algorithm.finetune(server.broadcast(), states[data.client], data)
     before = algorithm.personalize(server.params, states[data.client])
     after = algorithm.personalize(server.params, state)
-    rows = len(assembly.task.candidates(data)) + 1
-    assert shapes_of(after) == {**assembly.shapes, ITEMS: (rows, 8)}
+    assert shapes_of(after) == with_rows_of(assembly, data)
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_client_without_a_target_sends_the_shared_model_back(name: str) -> None:
-    _, federation, assembly = tiny_world(algorithm__name=name)
+def test_a_client_without_a_target_sends_the_shared_model_back(name: str, items: str) -> None:
+    _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     left = 0 if name in TASKS else 1  # what is trained on: items, or pairs of neighbours
     user = federation.clients[0].users[0]
     lonely = replace(user, train=user.train[:left])

@@ -74,7 +74,7 @@ def test_round(monkeypatch: pytest.MonkeyPatch) -> None:
         rounds.one_user_clients.cache_clear()
     assert [line.size for line in lines] == [12.0, *[None] * 5, 4.0, 6.0, None]
     assert all(line.ratio is not None and line.ratio > 0 for line in lines)
-    assert [line.threads for line in lines] == [1, 2, 1, 1, 1, 1, 1]
+    assert [line.threads for line in lines] == [1, 2, *[1] * 7]
 
 
 def test_the_stand_in_for_pfedrec_ends_with_the_same_mean(monkeypatch: pytest.MonkeyPatch) -> None:

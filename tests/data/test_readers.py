@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pfsr_core.data.delimited import read_delimited
 from pfsr_core.data.files import read_file
+from pfsr_core.data.filters import take
 from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_data
 from pfsr_core.data.parquet import read_parquet
 from pfsr_core.data.recbole import read_inter
@@ -22,8 +24,12 @@ ROWS = [("7", "30", 5.0), ("8", "20", 6.0), ("7", "20", 4.0)]
 
 def test_u_data(tmp_path: Path) -> None:
     path = write(tmp_path / "u.data", "7\t30\t3\t5\n8\t20\t4\t6\n7\t20\t1\t4\n")
-    (tmp_path / "u.item").write_bytes("20|Léon|1994\n30|Heat|1995\n99|Unseen|1\n".encode("latin-1"))
+    flags = "|".join(["0", "1", *"0" * 16, "1"])
+    (tmp_path / "u.item").write_bytes(
+        f"20|Léon|1994\n30|Heat|1995|{flags}\n99|Unseen|1\n".encode("latin-1")
+    )
     log = read_u_data(path)
+    assert log.texts == {"20": "Léon", "30": "Heat Action Western"}
     assert rows_of(log) == ROWS
     assert log.user_ids == ("7", "8")
     assert log.item_ids == ("30", "20")
@@ -35,10 +41,11 @@ def test_u_data(tmp_path: Path) -> None:
 
 def test_ratings_dat(tmp_path: Path) -> None:
     path = write(tmp_path / "ratings.dat", "7::30::3::5\n8::20::4::6\n7::20::1::4\n")
-    write(tmp_path / "movies.dat", "30::Heat (1995)::Action\n")
+    write(tmp_path / "movies.dat", "30::Heat (1995)::Action|Crime\n")
     log = read_ratings_dat(path)
     assert rows_of(log) == ROWS
     assert log.titles == {"30": "Heat (1995)"}
+    assert log.texts == {"30": "Heat (1995) Action Crime"}
 
 
 def test_ratings_csv(tmp_path: Path) -> None:
@@ -50,15 +57,20 @@ def test_ratings_csv(tmp_path: Path) -> None:
     log = read_ratings_csv(path)
     assert rows_of(log) == ROWS
     assert log.titles == {"20": "Mask, The"}
+    assert log.texts == {"20": "Mask, The Comedy"}
 
 
 def test_inter(tmp_path: Path) -> None:
     header = "user_id:token\titem_id:token\ttimestamp:float\tmarket:token\n"
     path = write(tmp_path / "shop.inter", header + "007\ta b\t5\tde\n8\tc\t6\tfr\n")
-    write(tmp_path / "shop.item", "item_id:token\tmovie_title:token_seq\nc\tHeat\n")
+    write(
+        tmp_path / "shop.item",
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq\nc\tHeat\tCrime\n",
+    )
     log = read_inter(path)
     assert rows_of(log) == [("007", "a b", 5.0), ("8", "c", 6.0)]
     assert log.titles == {"c": "Heat"}
+    assert log.texts == {"c": "Heat Crime"}
     assert log.columns["market"].tolist() == ["de", "fr"]
     assert log.source == "shop"
 
@@ -135,3 +147,10 @@ def test_parquet(tmp_path: Path, times: list[object], expected: list[float]) -> 
 def test_the_suffix_chooses_the_reader(tmp_path: Path, name: str, text: str) -> None:
     log = read_file(str(write(tmp_path / name, text)))
     assert (len(log), log.source) == (1, "a")
+
+
+def test_words_about_items_come_from_every_column_that_has_some(tmp_path: Path) -> None:
+    text = "user,item,time,Genres,Title,category\n1,a,1,Crime,Heat,\n1,b,2,,,Film\n2,c,3,,,\n"
+    log = read_delimited(write(tmp_path / "log.csv", text), ",")
+    assert log.texts == {"a": "Heat Crime", "b": "Film"}
+    assert take(log, np.array([False, True, True])).texts == {"b": "Film"}

@@ -30,7 +30,7 @@ def settings_in(directory: Path, **changes: Value) -> Settings:
 
 def plain_loop(settings: Settings, nodes: int = 1) -> tuple[ServerState, States]:
     federation = load_federation(settings)
-    algorithm = assemble(settings, federation.split.item_ids).algorithm
+    algorithm = assemble(settings, federation.catalogue).algorithm
     clients = sorted(federation.clients, key=lambda data: data.client)
     return run(
         algorithm,
@@ -57,7 +57,7 @@ def final_server(log: RunLog, algorithm: str) -> ServerState:
 def stored_states(log: RunLog, settings: Settings, directory: Path, nodes: int) -> States:
     """The last private state of every client that has one, out of the nodes' stores."""
     federation = load_federation(settings)
-    assembly = assemble(settings, federation.split.item_ids)
+    assembly = assemble(settings, federation.catalogue)
     stores = [NodeStore(directory / "state" / f"node-{p}.sqlite") for p in range(nodes)]
     states: States = {}
     for data in federation.clients:

@@ -44,7 +44,7 @@ def honest_half(tmp_path_factory):
     from pfsr_core.simulation import hosted_by, node_update
 
     federation = load_federation(settings)
-    algorithm = assemble(settings, federation.split.item_ids).algorithm
+    algorithm = assemble(settings, federation.catalogue).algorithm
     by_name = {data.client: data for data in federation.clients}
     here = [by_name[name] for name in hosted_by(sorted(by_name), 1, 2)]
     server = algorithm.init()
@@ -123,7 +123,7 @@ def test_a_lost_answer_rolls_its_clients_back(tmp_path):
     from pfsr_core.simulation import hosted_by, node_update
 
     federation = load_federation(settings)
-    algorithm = assemble(settings, federation.split.item_ids).algorithm
+    algorithm = assemble(settings, federation.catalogue).algorithm
     clients = sorted(federation.clients, key=lambda data: data.client)
     halves = [hosted_by(clients, node, 2) for node in (0, 1)]
     server, states = algorithm.init(), {}

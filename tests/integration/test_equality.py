@@ -17,9 +17,10 @@ from tests.integration.helpers import (
 from tests.integration.loopback import run_loopback
 
 
+@pytest.mark.parametrize("items", ["private", "dual", "semantic"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_equals_the_plain_loop(tmp_path, algorithm):
-    settings = settings_in(tmp_path, algorithm__name=algorithm)
+def test_every_algorithm_equals_the_plain_loop(tmp_path, algorithm, items):
+    settings = settings_in(tmp_path, algorithm__name=algorithm, model__items=items)
     server, states = plain_loop(settings, nodes=2)
     log, _grid = run_loopback(settings, tmp_path, nodes=2)
     assert_same_server(final_server(log, algorithm), server)

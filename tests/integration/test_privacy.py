@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from pfsr_core.algorithms import pfedrec
-from pfsr_core.assembly import ALGORITHMS, assemble, load_federation
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.assembly import ALGORITHMS, TASKS, assemble, load_federation
+from pfsr_core.models.next_item import ITEMS, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.protocol import TRAIN
 from tests.integration.helpers import final_server, settings_in, stored_states
 from tests.integration.loopback import run_loopback
 
-PRIVATE_ROWS = {"pfedrec": pfedrec.ROWS}  # its name in a state, where that is not the table's own
+PRIVATE = {"private": ITEMS, "semantic": RESIDUAL}  # by mode, its name in a state
+PAIRS = [
+    *((name, *mode) for name in ALGORITHMS if name not in TASKS for mode in PRIVATE.items()),
+    ("pfedrec", "shared", pfedrec.ROWS),
+]
 
 
 def pieces(tensor: torch.Tensor) -> list[bytes]:
@@ -27,10 +31,14 @@ def all_bytes(grid, kinds=None) -> bytes:
     return b"".join(data for _p, kind, data in grid.wire if kinds is None or kind in kinds)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm):
+@pytest.mark.parametrize(("algorithm", "items", "private"), PAIRS)
+def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm, items, private):
     settings = settings_in(
-        tmp_path, algorithm__name=algorithm, federation__rounds=2, algorithm__finetune=True
+        tmp_path,
+        algorithm__name=algorithm,
+        federation__rounds=2,
+        algorithm__finetune=True,
+        model__items=items,
     )
     log, grid = run_loopback(settings, tmp_path, nodes=2)
     sent = all_bytes(grid)
@@ -39,7 +47,7 @@ def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm):
     finetuned = {name: c.state for s in served for name, c in s.clients.items()}
     assert len(states) == len(finetuned) == 6
     own = [state for s in (states, finetuned) for state in s.values()]
-    rows = [row for state in own for row in pieces(state[PRIVATE_ROWS.get(algorithm, ITEMS)])]
+    rows = [row for state in own for row in pieces(state[private])]
     assert len(rows) > 100
     assert not [row for row in rows if row in sent]
 

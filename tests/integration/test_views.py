@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pfsr_core.algorithms.pfedrec import GLOBAL, WITH_PRIVATE
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.federated import GLOBAL, WITH_PRIVATE
 from pfsr_core.final_table import final_table
 from pfsr_core.personal_evaluation import evaluate_models, split_means
 from pfsr_core.report import write_report

@@ -178,3 +178,35 @@ def test_a_settled_federation_needs_no_number(tmp_path):
     roster = roster_of(tmp_path, owners(tmp_path, "oslo"), settle=0.2)
     assert (roster.members[0].partitions, len(roster.clients)) == (0, 6)
     assert roster.users < inf
+
+
+def semantic(tmp_path, vectors: str) -> Roster:
+    """Two owners of different catalogues under items = semantic."""
+    settings = tiny_settings(model__items="semantic", model__item_vectors=vectors)
+    grid = LoopbackGrid(flat_settings(settings), owners(tmp_path, "berlin", "paris"))
+    return gather(grid, HELLO, timeout=20, settle=0.2)
+
+
+def test_owners_of_other_items_agree_on_how_vectors_are_made(tmp_path):
+    roster = semantic(tmp_path, "hashed")
+    assert {member.vectors for member in roster.members} == {"hashed, 64"}
+    assert not any(member.item_ids for member in roster.members)
+    with pytest.raises(FederationError, match=r"fitted to a catalogue.*item-vectors = 'hashed'"):
+        semantic(tmp_path, "tf-idf")
+
+
+def test_nodes_with_other_item_vectors_do_not_train_one_projection(tmp_path):
+    settings = tiny_settings(model__items="semantic")
+    grid = LoopbackGrid(flat_settings(settings), partitions(2, tmp_path))
+    roster = gather(grid, HELLO, timeout=20)
+    assert len({member.vectors for member in roster.members}) == 1
+    other = replace(roster.members[1], vectors="0" * 64)
+    with pytest.raises(FederationError, match=r"different item vectors \(node 0: .*, node 1: 0"):
+        check(replace(roster, members=(roster.members[0], other)))
+
+
+def test_a_dual_table_needs_one_catalogue(tmp_path):
+    settings = tiny_settings(model__items="dual")
+    grid = LoopbackGrid(flat_settings(settings), owners(tmp_path, "berlin", "paris"))
+    with pytest.raises(FederationError, match=r"'shared' and 'dual' average one table"):
+        gather(grid, HELLO, timeout=20, settle=0.2)

@@ -1,0 +1,139 @@
+"""The item modes in the ablation: their arms, and what is recorded of them.
+
+Every mode with clients of 1, 5, 20, 47 and 100 users, with PFSR and with FedAvg: "dual
+personalization can be integrated into existing methods". Of each arm the record holds the views of
+its algorithm, the accuracy on targets that the client has trained and on those it has not, and the
+bytes of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pfsr_core.assembly import Assembly, Federation
+from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.evaluation.client import ClientEvaluation
+from pfsr_core.evaluation.ranking import means, merge
+from pfsr_core.federated import ServerState, keep_states
+from pfsr_core.packing import size_of
+from pfsr_core.params import Params, shapes_of
+from pfsr_core.personal_evaluation import evaluate_models
+from pfsr_core.run_rows import Evaluations
+from pfsr_core.settings import Value
+from pfsr_core.simulation import finetune_clients
+
+Overrides = dict[str, Value]
+
+FULL = "full"
+BYTES_PER_VALUE = 4
+
+# Many small clients: a tenth of them a round, more rounds, a server that keeps its direction.
+MANY_CLIENTS: Overrides = {
+    "federation.participation": 0.1,
+    "federation.rounds": 80,
+    "train.batch-size": 4,
+    "train.round-decay": 0.97,
+    "algorithm.server-optimizer": "momentum",
+    "algorithm.fisher-samples": 8,
+}
+COMMON_START: Overrides = {
+    "model.item-start": "common",
+    "model.item-std": 0.02,
+    "model.dropout": 0.2,
+    "train.item-learning-rate": 0.002,
+}
+ITEMS: dict[str, Overrides] = {
+    "private": {},
+    "shared": {"model.items": "shared", **COMMON_START},
+    "dual": {"model.items": "dual", **COMMON_START},
+    "semantic": {"model.items": "semantic", **COMMON_START},
+}
+CLIENTS: dict[int, Overrides] = {
+    1: {"federation.partition": "user", **MANY_CLIENTS},
+    5: {"federation.clients": 943 // 5, **MANY_CLIENTS},
+    20: {"federation.clients": 943 // 20},
+    47: {},
+    100: {"federation.clients": 943 // 100},
+}
+METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
+
+
+def item_arms() -> dict[str, Overrides]:
+    """``<method>, <mode> items, clients of <users>``: settings by arm.
+
+    Private tables with clients of 20 and more are arms of their own, e.g. "pfsr, clients of 20".
+    """
+    return {
+        f"{method}, {mode} items, clients of {users}": {**of_mode, **of_size, **of_method}
+        for users, of_size in CLIENTS.items()
+        for mode, of_mode in ITEMS.items()
+        for method, of_method in METHODS.items()
+        if mode != "private" or users < 20
+    }
+
+
+def evaluate_all(
+    assembly: Assembly,
+    max_length: int,
+    server: ServerState,
+    states: Mapping[str, Params],
+    federation: Federation,
+) -> Evaluations:
+    """Both splits of every client with the model that it would recommend with."""
+    clients = federation.clients
+    found = evaluate_models(assembly, max_length, server.params, states, clients)
+    return {split: [one[split] for one in found] for split in SPLITS}
+
+
+def views_of(
+    assembly: Assembly,
+    max_length: int,
+    server: ServerState,
+    states: Mapping[str, Params],
+    federation: Federation,
+) -> dict[str, Any]:
+    """Test figures of each view of the algorithm, and of FULL.
+
+    FULL is the model as a client's own training leaves it: once more from what the server has,
+    with nothing sent.
+    """
+    algorithm, found = assembly.algorithm, {}
+    for name, view in algorithm.views.items():
+        seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
+        found[name] = evaluate_all(seen, max_length, server, states, federation)
+    if algorithm.views and algorithm.finetunes is not keep_states:
+        after = finetune_clients(algorithm, server.broadcast(), states, federation.clients)
+        found[FULL] = evaluate_all(assembly, max_length, server, after, federation)
+    return {name: figures(evaluations) for name, evaluations in found.items()}
+
+
+def figures(found: Evaluations) -> dict[str, Any]:
+    """NDCG@10 by split, all test means, and those by whether the client has trained the target."""
+    test = found["test"]
+    return {
+        "valid": user_means(found["valid"])["excluded/ndcg@10"],
+        "test": user_means(test)["excluded/ndcg@10"],
+        "test_means": user_means(test),
+        "test_by_target": {
+            name: user_means([one.select(one.covered == covered) for one in test])
+            for name, covered in (("covered", True), ("cold", False))
+            if any((one.covered == covered).any() for one in test)
+        },
+    }
+
+
+def bytes_of_a_round(assembly: Assembly) -> dict[str, int]:
+    """Bytes to and from a client in a round, as float32."""
+    down = size_of(shapes_of(assembly.algorithm.init().params))
+    up = size_of(assembly.algorithm.reply_shapes)
+    return {
+        "bytes_down_per_client": BYTES_PER_VALUE * down,
+        "bytes_up_per_client": BYTES_PER_VALUE * up,
+    }
+
+
+def user_means(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
+    """Means over all users of the clients."""
+    return means(merge(*(one.sums() for one in evaluations)))

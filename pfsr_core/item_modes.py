@@ -1,0 +1,230 @@
+"""Item modes: how a client comes by the vectors of its items, and which part of that it shares.
+
+    private    a table of the client's own items, which stays on the client
+    shared     a table of the catalogue, averaged
+    dual       that table plus a private residual on the rows of the client's own items
+    semantic   ``W t_i`` plus such a residual: ``t_i`` is a public vector of the item that nobody
+               sends, and the projection ``W`` is shared, so no row of any item leaves a client
+
+Residuals start at zero (dual personalization: Zhang et al., IJCAI 2023, here of a sequence model).
+With "dual" and "semantic" every item of the catalogue has a vector, so every one can be ranked.
+
+A public vector is the item's text vector beside numbers that are drawn from its raw id, which tell
+items of like texts apart: ``t_i = [text ; weight * random] / length``.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray
+from pfsr_core.data.item_vectors import ItemVectors, item_vectors
+from pfsr_core.local_training import stream_seed
+from pfsr_core.models.item_tables import (
+    add_rows,
+    co_occurrence_start,
+    common_item_table,
+    mean_length,
+)
+from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
+from pfsr_core.params import Params
+from pfsr_core.settings import Settings, SettingsError
+
+ItemStart = Callable[[ClientDataset, ItemArray, Sequence[ItemArray]], Tensor]
+"""(client, item codes (n,), histories of these items) -> the rows (n, D) they start with."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All items: raw ids by code, and words about each, "" where none are known.
+
+    A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
+    """
+
+    item_ids: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class ItemMode:
+    """One of the modes over one catalogue.
+
+    ``shared``: its tensors that are averaged, at their start. ``private``: the name of the tensor,
+    of rows of the client's own items, that stays; "" without one. ``start(data)``: that tensor.
+    ``table(params, codes)``: the item vectors (V' + 1, D) of a client's whole parameters, ``codes``
+    being those of the private rows. ``own_rows``: whether a client ranks its own items only.
+    ``unseen_rows(data, codes)`` (n, D): what items without a row start with.
+    ``averaged``: shared names that no mask of an algorithm keeps local.
+    ``digest``: what it was made from besides the settings; ``method`` as of ItemVectors.
+    """
+
+    shared: Params
+    private: str
+    start: Callable[[ClientDataset], Tensor]
+    table: Callable[[Params, Tensor], Tensor]
+    own_rows: bool
+    unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
+    averaged: frozenset[str] = frozenset()
+    digest: str = ""
+    method: str = ""
+
+    def init_private(self, data: ClientDataset) -> Params:
+        """The private tensor of a client: rows of its own items after the padding row."""
+        return {self.private: self.start(data)} if self.private else {}
+
+    def effective(self, params: Params, codes: Tensor) -> Params:
+        """A client's whole parameters as the model takes them: one table of item vectors."""
+        rest = {n: t for n, t in params.items() if n not in (ITEMS, PROJECTION, RESIDUAL)}
+        return {ITEMS: self.table(params, codes), **rest}
+
+
+def item_mode(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    """The mode that ``model.items`` names. Raises DataError where item vectors are missing."""
+    return ITEM_MODES[settings.model.items](settings, catalogue)
+
+
+def _private(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    start_of = _item_start(settings, _common_table(settings, catalogue))
+
+    def start(data: ClientDataset) -> Tensor:
+        return _padded(start_of(data, data.touched, [user.train for user in data.users]))
+
+    return ItemMode(
+        shared={},
+        private=ITEMS,
+        start=start,
+        table=lambda params, _codes: params[ITEMS],
+        own_rows=True,
+        unseen_rows=lambda data, codes: start_of(data, codes, []),
+    )
+
+
+def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    table = _common_table(settings, catalogue)
+    return ItemMode(
+        shared={ITEMS: table},
+        private="",
+        start=lambda _data: table[:1],
+        table=lambda params, _codes: params[ITEMS],
+        own_rows=False,
+        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+    )
+
+
+def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    if settings.train.negatives:
+        raise SettingsError(
+            "train.negatives with model.items = 'dual': of a shared table only the rows of the "
+            "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
+        )
+    table = _common_table(settings, catalogue)
+    return ItemMode(
+        shared={ITEMS: table},
+        private=RESIDUAL,
+        start=_zero_residual(settings),
+        table=lambda params, codes: add_rows(params[ITEMS], params[RESIDUAL], codes),
+        own_rows=False,
+        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+        averaged=frozenset({ITEMS}),
+    )
+
+
+def _semantic(settings: Settings, catalogue: Catalogue) -> ItemMode:
+    model, width = settings.model, settings.model.text_dim + settings.model.id_dim
+    found = _item_vectors(settings, catalogue) if catalogue.known else None
+    public = torch.zeros(len(catalogue.item_ids) + 1, width)
+    if found is not None:
+        numbers = common_item_table(catalogue.item_ids, model.id_dim, 0, 1.0)
+        public = _public_vectors(_padded(torch.from_numpy(found.rows)), numbers, model.id_weight)
+    generator = torch.Generator().manual_seed(stream_seed(settings.run.seed, "projection"))
+    start = torch.randn(model.embedding_dim, width, generator=generator) * model.item_std
+
+    def table(params: Params, codes: Tensor) -> Tensor:
+        projection = params[PROJECTION]
+        return add_rows(public.to(projection.dtype) @ projection.T, params[RESIDUAL], codes)
+
+    return ItemMode(
+        shared={PROJECTION: start},
+        private=RESIDUAL,
+        start=_zero_residual(settings),
+        table=table,
+        own_rows=False,
+        unseen_rows=lambda _data, codes: public[torch.from_numpy(codes)] @ start.T,
+        averaged=frozenset({PROJECTION}),
+        digest="" if found is None else found.digest,
+        method="" if found is None else found.method,
+    )
+
+
+ITEM_MODES: dict[str, Callable[[Settings, Catalogue], ItemMode]] = {
+    "private": _private,
+    "shared": _shared,
+    "dual": _dual,
+    "semantic": _semantic,
+}
+
+
+def _item_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors:
+    model, ids = settings.model, catalogue.item_ids
+    texts = catalogue.texts or ("",) * len(ids)
+    return item_vectors(model.item_vectors, ids, texts, model.text_dim)
+
+
+def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:
+    """``[text ; weight * random]`` of length 1, both halves of length 1 before: (V + 1, S)."""
+    halves = torch.cat([texts, weight * _unit(numbers)], dim=1)
+    return _unit(halves)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.clamp(min=1e-12)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """``rows`` after the padding row."""
+    return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+
+
+def _zero_residual(settings: Settings) -> Callable[[ClientDataset], Tensor]:
+    return lambda data: torch.zeros(len(data.touched) + 1, settings.model.embedding_dim)
+
+
+def _common_table(settings: Settings, catalogue: Catalogue) -> Tensor:
+    model = settings.model
+    return common_item_table(
+        catalogue.item_ids, model.embedding_dim, settings.run.seed, model.item_std
+    )
+
+
+def _item_start(settings: Settings, table: Tensor) -> ItemStart:
+    """How the rows of private tables start; ``table`` (V + 1, D) is the common start."""
+    kind, dim, seed = settings.model.item_start, table.shape[1], settings.run.seed
+    std, length = settings.model.item_std, mean_length(table)
+
+    def start(data: ClientDataset, items: ItemArray, histories: Sequence[ItemArray]) -> Tensor:
+        if kind == "secret":
+            names = [data.item_ids[code - 1] for code in items]
+            return common_item_table(names, dim, private_seed(data, seed), std)[1:]
+        if kind == "co-occurrence":
+            return co_occurrence_start(table, length, items, histories)
+        return table[torch.from_numpy(items)]
+
+    return start
+
+
+def private_seed(data: ClientDataset, seed: int) -> int:
+    """A seed that follows from the client's secret, HMAC-SHA256(secret, purpose and client).
+
+    On the plain loop nobody has a secret: there the run's seed stands for it, so that experiments
+    repeat. It is then no protection, and none is needed.
+    """
+    key = data.secret or f"no node, seed {seed}".encode()
+    digest = hmac.digest(key, f"item table of {data.client}".encode(), "sha256")
+    return int.from_bytes(digest[:8], "little")

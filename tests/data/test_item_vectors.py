@@ -1,0 +1,127 @@
+"""Public item vectors: what they are made from, the same everywhere, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfsr_core.data.errors import DataError, MalformedFileError
+from pfsr_core.data.item_vectors import HASHED, TF_IDF, ItemVectors, item_vectors, words_of
+from tests.data.helpers import write
+
+IDS = ("7", "a b", "9", "x")
+TEXTS = (
+    "Alien 1979 Horror Sci-Fi",
+    "Aliens 1986 Horror Sci-Fi",
+    "Amélie 2001 Comedy Romance",
+    "Heat 1995 Romance Comedy",
+)
+DIM = 8
+
+
+def made(source: str, texts: tuple[str, ...] = TEXTS, ids: tuple[str, ...] = IDS) -> ItemVectors:
+    return item_vectors(source, ids, texts, DIM)
+
+
+@pytest.mark.parametrize("source", [TF_IDF, HASHED])
+def test_items_with_words_in_common_are_near(source: str) -> None:
+    rows = made(source).rows
+    assert rows.shape == (4, DIM) and rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    near = rows @ rows.T
+    assert near[0, 1] > near[0, 2] and near[2, 3] > near[1, 3]
+
+
+def test_words() -> None:
+    assert words_of("Children's Sci-Fi 1979, Amélie") == [
+        *("children's", "sci-fi", "1979", "1970s", "amélie")
+    ]
+    assert words_of("Movie 4021") == ["movie", "4021"]
+
+
+@pytest.mark.parametrize("source", [TF_IDF, HASHED])
+def test_another_process_makes_the_same_numbers(source: str) -> None:
+    code = (
+        "import sys\nfrom tests.data.test_item_vectors import made\n"
+        f"sys.stdout.buffer.write(made({source!r}).rows.tobytes())"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    assert done.stdout == made(source).rows.tobytes()
+
+
+def test_a_hashed_vector_is_the_same_in_another_catalogue() -> None:
+    few = made(HASHED, TEXTS[1:3], IDS[1:3])
+    assert np.array_equal(few.rows, made(HASHED).rows[1:3])
+    assert few.method == made(HASHED).method and few.digest != made(HASHED).digest
+
+
+def test_the_digest_names_texts_items_and_method() -> None:
+    changed = ("Alien 1980 Horror Sci-Fi", *TEXTS[1:])
+    digests = {
+        made(TF_IDF).digest,
+        made(HASHED).digest,
+        made(TF_IDF, changed).digest,
+        made(TF_IDF, ids=("8", *IDS[1:])).digest,
+        item_vectors(TF_IDF, IDS, TEXTS, 4).digest,
+    }
+    assert len(digests) == 5
+    assert made(TF_IDF).digest == made(TF_IDF).digest
+
+
+def test_an_item_without_words_has_no_direction() -> None:
+    for source in (TF_IDF, HASHED):
+        assert not made(source, ("", *TEXTS[1:])).rows[0].any()
+
+
+def test_words_that_no_two_items_share() -> None:
+    assert not made(TF_IDF, ("one", "two", "three", "four")).rows.any()
+
+
+def npz(path: Path, ids: object, vectors: object) -> Path:
+    np.savez(path, ids=np.array(ids), vectors=np.array(vectors, np.float32))
+    return path
+
+
+def test_files_by_raw_item_id(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, DIM)).astype(np.float32)
+    ids = ["x", "9", "unknown", "a b", "7"]
+    lines = [",".join([raw, *map(str, row)]) for raw, row in zip(ids, rows, strict=True)]
+    header = ",".join(["id", *(f"v{i}" for i in range(DIM))])
+    table = write(tmp_path / "v.csv", "\n".join([header, *lines]) + "\n")
+    for path in (npz(tmp_path / "v.npz", ids, rows), table):
+        found = made(str(path), texts=("",) * 4).rows
+        expected = rows[[4, 3, 1, 0]]
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_another_file_has_another_digest(tmp_path: Path) -> None:
+    one = made(str(npz(tmp_path / "a.npz", IDS, np.ones((4, DIM)))))
+    other = made(str(npz(tmp_path / "b.npz", IDS, np.eye(4, DIM))))
+    assert one.digest != other.digest and one.method != other.method
+
+
+def test_what_is_refused_names_the_place_and_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no titles.*Fix: give the data a column title"):
+        made(TF_IDF, ("",) * 4)
+    with pytest.raises(DataError, match=r"neither a file .*\.npz.* nor one of tf-idf, hashed"):
+        made("tfidf")
+    with pytest.raises(DataError, match="sentence-transformers.*Fix: pip install"):
+        made("sentence:all-MiniLM-L6-v2")
+    with pytest.raises(DataError, match=r"no vector of 2 items, among them 9, x\. Fix"):
+        made(str(npz(tmp_path / "few.npz", IDS[:2], np.ones((2, DIM)))))
+    with pytest.raises(DataError, match=r"3 numbers, model\.text-dim is 8.*text-dim = 3"):
+        made(str(npz(tmp_path / "narrow.npz", IDS, np.ones((4, 3)))))
+    with pytest.raises(MalformedFileError, match="ids and vectors"):
+        made(str(npz(tmp_path / "nan.npz", IDS, np.full((4, DIM), np.nan))))
+    with pytest.raises(MalformedFileError, match=r"not ids and vectors.*Fix: np\.savez"):
+        made(str(write(tmp_path / "text.npz", "hello")))
+    with pytest.raises(MalformedFileError, match=r"line 3: .* are not all numbers"):
+        made(str(write(tmp_path / "v.csv", "id,a\n7,1\n9,one\n")))
+    with pytest.raises(DataError, match="is not available"):
+        made(str(tmp_path / "missing.npz"))
