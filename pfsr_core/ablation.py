@@ -179,6 +179,7 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         **best,
         "history": history,
         "split": federation.split.digest,
+        "protocol": federation.split.protocol,
         "cpu_seconds": time.process_time() - started,
         "bytes_down_per_client": down,
     }
