@@ -188,6 +188,7 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         "views": views_of(assembly, length, *ends[0], federation),
         "history": history,
         "split": federation.split.digest,
+        "protocol": federation.split.protocol,
         "cpu_seconds": time.process_time() - started,
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from pfsr_core.data.protocols import STRICT
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
 UNKNOWN = "–"
@@ -113,7 +114,9 @@ def _title(record: RunRecord) -> str:
     users = record.summary.get("users") or record.data.get("split_users")
     state = "" if record.finished else ", still running"
     people = f", {users:,} users" if users else ""
-    return f"{record.name}{people}{state}: test items among the whole catalogue"
+    protocol = record.summary.get("protocol", STRICT.name)
+    other = "" if protocol == STRICT.name else f", protocol {protocol}"
+    return f"{record.name}{people}{state}: test items among the whole catalogue{other}"
 
 
 def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:

@@ -155,6 +155,8 @@ def _facts(record: RunRecord) -> dict[str, str]:
         "rounds": max((line["round"] for line in record.rounds), default=0),
     }
     cards = {label: f"{value:,}" for label, value in known.items() if value}
+    if "protocol" in summary:
+        cards["protocol"] = summary["protocol"]
     seconds = summary.get("seconds")
     return cards | ({"wall time": duration(seconds)} if seconds else {})
 

@@ -52,13 +52,11 @@ def pfedrec(
     task: Task, training: ScorerTraining, *, step: ServerStep = average
 ) -> FederatedAlgorithm:
     """PFedRec over an item scorer whose table is shared and whose score function is private."""
-
-    common = task.init_private(ClientDataset("", (), ()))
+    shapes, common = shapes_of(task.init_shared()), task.init_private(ClientDataset("", (), ()))
 
     def init_client(data: ClientDataset) -> Params:
-        dim = task.init_shared()[ITEMS].shape[1]
-        none = {ROWS: torch.zeros(0, dim), CODES: torch.zeros(0, dtype=torch.int32)}
-        return {**task.init_private(data), **none}
+        rows = torch.zeros(0, shapes[ITEMS][1])
+        return {**task.init_private(data), ROWS: rows, CODES: torch.zeros(0, dtype=torch.int32)}
 
     def local(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -89,7 +87,7 @@ def pfedrec(
         client_updates=client_updates,
         server_update=lambda server, reply: step(server, reply.params),
         personalize=_own_view,
-        reply_shapes=shapes_of(task.init_shared()),
+        reply_shapes=shapes,
         finetunes=finetunes,
         views={
             GLOBAL: lambda shared, _state: {**shared, **common},

@@ -77,7 +77,7 @@ def test_the_run_left_all_its_files(engine_runs, main):
         assert log.path(name).stat().st_size > 0
 
 
-def test_no_process_is_left(engine_run):
+def test_no_process_is_left(engine_runs):
     assert descendants(os.getpid()) == []
 
 

@@ -41,6 +41,7 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     assert summary["protocol"] == "paper-pfedrec"
     assert summary["split"] == federation.split.digest
     text = final_table(log.directory)
+    assert "whole catalogue, protocol paper-pfedrec" in text
     for name in ("pfedrec", f"pfedrec: {GLOBAL}", f"pfedrec: {WITH_PRIVATE}"):
         assert text.count(f"{name} ") >= 2, "a row in the table, and a line of sampled-99"
     assert text.index("sampled-99") > text.index("history excluded")
