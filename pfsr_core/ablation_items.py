@@ -27,35 +27,56 @@ from pfsr_core.simulation import finetune_clients
 Overrides = dict[str, Value]
 
 FULL = "full"
+FEW = 20  # users from which on a client is a large one
 BYTES_PER_VALUE = 4
 
-# Many small clients: a tenth of them a round, more rounds, a server that keeps its direction.
+# Many small clients: a few of them a round, many rounds, a server that keeps its direction.
 MANY_CLIENTS: Overrides = {
-    "federation.participation": 0.1,
-    "federation.rounds": 80,
+    "federation.participation": 0.03,
+    "federation.rounds": 240,
     "train.batch-size": 4,
-    "train.round-decay": 0.97,
+    "train.round-decay": 0.99,
     "algorithm.server-optimizer": "momentum",
+    "algorithm.server-learning-rate": 0.5,
     "algorithm.fisher-samples": 8,
 }
-COMMON_START: Overrides = {
+# Few large ones: averaging shrinks what single clients learn of an item, as with a shared table.
+FEW_CLIENTS: Overrides = {
+    "train.learning-rate": 0.006,
+    "train.local-epochs": 2,
+    "train.round-decay": 0.95,
+}
+RANDOM_START: Overrides = {
     "model.item-start": "common",
     "model.item-std": 0.02,
     "model.dropout": 0.2,
-    "train.item-learning-rate": 0.002,
 }
 ITEMS: dict[str, Overrides] = {
     "private": {},
-    "shared": {"model.items": "shared", **COMMON_START},
-    "dual": {"model.items": "dual", **COMMON_START},
-    "semantic": {"model.items": "semantic", **COMMON_START},
+    "shared": {"model.items": "shared", **RANDOM_START},
+    "dual": {"model.items": "dual", **RANDOM_START},
+    "semantic": {"model.items": "semantic", **RANDOM_START},
 }
 CLIENTS: dict[int, Overrides] = {
     1: {"federation.partition": "user", **MANY_CLIENTS},
-    5: {"federation.clients": 943 // 5, **MANY_CLIENTS},
-    20: {"federation.clients": 943 // 20},
-    47: {},
-    100: {"federation.clients": 943 // 100},
+    5: {"federation.clients": 943 // 5, **MANY_CLIENTS, "federation.participation": 0.1},
+    20: {"federation.clients": 943 // 20, **FEW_CLIENTS},
+    47: {"federation.clients": 943 // 47, **FEW_CLIENTS},
+    100: {"federation.clients": 943 // 100, **FEW_CLIENTS},
+}
+# Residuals of large clients learn their histories by heart: small steps.
+STEPS: dict[tuple[str, bool], Overrides] = {
+    ("shared", True): {"train.item-learning-rate": 0.002},
+    ("shared", False): {"train.item-learning-rate": 0.006},
+    ("dual", True): {"train.item-learning-rate": 0.002},
+    ("dual", False): {"train.item-learning-rate": 0.006},
+    ("semantic", True): {"train.item-learning-rate": 0.002},
+    ("semantic", False): {
+        "train.item-learning-rate": 0.0003,
+        "train.projection-learning-rate": 0.006,
+        "model.dropout": 0.3,
+        "model.id-dim": 448,
+    },
 }
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
 
@@ -66,11 +87,16 @@ def item_arms() -> dict[str, Overrides]:
     Private tables with clients of 20 and more are arms of their own, e.g. "pfsr, clients of 20".
     """
     return {
-        f"{method}, {mode} items, clients of {users}": {**of_mode, **of_size, **of_method}
+        f"{method}, {mode} items, clients of {users}": {
+            **of_mode,
+            **of_size,
+            **STEPS.get((mode, users < FEW), {}),
+            **of_method,
+        }
         for users, of_size in CLIENTS.items()
         for mode, of_mode in ITEMS.items()
         for method, of_method in METHODS.items()
-        if mode != "private" or users < 20
+        if mode != "private" or users < FEW
     }
 
 

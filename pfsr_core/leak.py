@@ -1,0 +1,114 @@
+"""What one upload says about a client's history, by item mode.
+
+    python -m pfsr_core.leak --seed 0
+
+An honest but curious server sees the reply of a client of one user in its first round and asks
+which items are in the history. It knows the model, the vectors and what it sent, so it reads off
+how far the vector of every item moved, and ranks the items
+
+    norm    by the length of the move
+    cosine  by how much it turns away from the mean move of all items
+
+Reported are the area under the ROC curve and, of as many items as the history has, the share that
+the ranking finds. Chance is .5 and the share of the catalogue that a history is. What is summed
+over many clients before the server sees it says less; nothing here sums it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pfsr_core.assembly import Assembly, assemble, load_federation
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.models.next_item import ITEMS, RESIDUAL
+from pfsr_core.scoring import effective_model
+from pfsr_core.settings import Value, parse_settings
+from pfsr_core.settings_file import load_recipe
+
+RECIPE = Path("recipes/semantic.toml")
+MODES: dict[str, Mapping[str, Value]] = {
+    "shared": {"model.items": "shared", "model.item-start": "common"},
+    "dual": {"model.items": "dual"},
+    "semantic": {"model.items": "semantic"},
+    "semantic, 64 numbers of the id": {"model.items": "semantic", "model.id-dim": 64},
+    "semantic, 192 numbers of the id": {"model.items": "semantic", "model.id-dim": 192},
+}
+Scores = NDArray[np.float32]
+
+
+def moves(assembly: Assembly, data: ClientDataset) -> Tensor:
+    """How the vector of every item moves between what a client received and its reply: (V, D)."""
+    algorithm = assembly.algorithm
+    server, state = algorithm.init(), algorithm.init_client(data)
+    reply = algorithm.client_update(server.broadcast(), state, data).params
+    none = {RESIDUAL: torch.zeros_like(state[RESIDUAL])} if RESIDUAL in state else {}
+    before, after = (
+        effective_model(assembly.task, {**shared, **none}, data)[ITEMS]
+        for shared in (server.params, reply)
+    )
+    return (after - before)[1:]
+
+
+def by_norm(moved: Tensor) -> Scores:
+    """Items that moved far first."""
+    scores: Scores = torch.linalg.vector_norm(moved, dim=1).numpy()
+    return scores
+
+
+def by_cosine(moved: Tensor) -> Scores:
+    """Items that moved against the mean first."""
+    return -torch.nn.functional.cosine_similarity(moved, moved.mean(0)[None]).numpy()
+
+
+ATTACKS: dict[str, Callable[[Tensor], Scores]] = {"norm": by_norm, "cosine": by_cosine}
+
+
+def found(scores: Scores, history: NDArray[np.bool_]) -> tuple[float, float]:
+    """(area under the ROC curve, share of the history among as many highest scores)."""
+    order = np.argsort(scores, kind="stable")
+    count, others = int(history.sum()), int((~history).sum())
+    ranks = np.flatnonzero(history[order])
+    area = (ranks.sum() - count * (count - 1) / 2) / (count * others)
+    return float(area), float(history[order[-count:]].mean())
+
+
+def leak(assembly: Assembly, clients: Sequence[ClientDataset]) -> dict[str, tuple[float, float]]:
+    """Of each attack, the means over ``clients`` of :func:`found`."""
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in ATTACKS}
+    for data in clients:
+        moved = moves(assembly, data)
+        history = np.zeros(len(moved), np.bool_)
+        history[data.touched - 1] = True
+        for name, attack in ATTACKS.items():
+            results[name].append(found(attack(moved), history))
+    means = {name: np.mean(pairs, axis=0) for name, pairs in results.items()}
+    return {name: (float(area), float(share)) for name, (area, share) in means.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=int, default=50, help="clients of one user to attack")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    options = parser.parse_args(argv)
+    for mode, changes in MODES.items():
+        recipe = {**load_recipe(options.recipe), **changes, "run.seed": options.seed}
+        settings = parse_settings({**recipe, "federation.partition": "user"})
+        federation = load_federation(settings)
+        step = max(1, len(federation.clients) // options.clients)
+        results = leak(assemble(settings, federation.catalogue), federation.clients[::step])
+        listed = [f"{name} AUC {a:.3f} found {s:.3f}" for name, (a, s) in results.items()]
+        sys.stdout.write(f"{mode}: {', '.join(listed)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

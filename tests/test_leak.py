@@ -1,0 +1,35 @@
+"""What an upload says about a history: the attacks find what is there, and chance is chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pfsr_core.leak import found, leak, moves
+from pfsr_core.settings import Value
+from tests.tiny import tiny_world
+
+USERS: dict[str, Value] = {"federation__partition": "user", "algorithm__name": "fed-avg"}
+
+
+def test_area_and_share_on_a_case_by_hand() -> None:
+    scores = np.array([4.0, 3.0, 2.0, 1.0], np.float32)
+    assert found(scores, np.array([True, True, False, False])) == (1.0, 1.0)
+    assert found(scores, np.array([False, False, True, True])) == (0.0, 0.0)
+    assert found(scores, np.array([True, False, True, False])) == (0.75, 0.5)
+
+
+def test_a_table_of_rows_tells_the_history_and_text_alone_tells_less() -> None:
+    areas = {}
+    for items in ("dual", "semantic"):
+        _, federation, assembly = tiny_world(**USERS, model__items=items, model__id_dim=0)
+        areas[items] = max(a for a, _ in leak(assembly, federation.clients[:8]).values())
+    assert areas["dual"] > 0.9
+    assert areas["semantic"] < areas["dual"] - 0.05
+
+
+@pytest.mark.parametrize("items", ["shared", "dual", "semantic"])
+def test_moves_are_of_every_item(items: str) -> None:
+    _, federation, assembly = tiny_world(**USERS, model__items=items)
+    data = federation.clients[0]
+    assert moves(assembly, data).shape == (data.num_items, 8)
