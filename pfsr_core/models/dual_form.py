@@ -4,7 +4,7 @@
 
 with c_t = dt_1 + ... + dt_t (state-space duality: Dao & Gu 2024; the second, anchored direction:
 see ``associative_mamba``). Within a chunk the sum is two matrix products; between chunks it is
-carried in two states, h for the first term and S for the second.
+carried in two states, h for the first term and S for the second, which lie in one matrix.
 
 Letters in shapes: B batch, L length, H heads, P width of a head, N state size, Q chunk length.
 """
@@ -37,44 +37,58 @@ def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
     """
     length = x.shape[1]
     chunk = math.ceil(length / math.ceil(length / chunk))
-    decay, dx = a * dt, dt[..., None] * x
-    anchor = None  # exp(a' c_{s-1})
-    if a_anchored is not None:
-        anchor = torch.exp(a_anchored * (dt.cumsum(1) - dt))
-    outputs = []
-    h = S = None
-    for start in range(0, length, chunk):
-        now = slice(start, start + chunk)
-        r = decay[:, now].cumsum(1)  # from the chunk's start: small numbers
-        to_start = None if gate is None or anchor is None else (gate[:, now], anchor[:, now])
-        y = _within(r, to_start, B[:, now], C[:, now], dx[:, now])
-        if h is not None:
-            y = torch.addcmul(y, torch.exp(r)[..., None], _read(C[:, now], h))
-        if S is not None and gate is not None:
-            y = torch.addcmul(y, gate[:, now, :, None], _read(C[:, now], S))
+    decay, dx = (a * dt).mT, (dt[..., None] * x).transpose(1, 2)  # heads before positions
+    anchors = []  # exp(a' c_{s-1}) and g
+    if a_anchored is not None and gate is not None:
+        anchors = [torch.exp(a_anchored * (dt.cumsum(1) - dt)).mT, gate.mT]
+    # split, not slices: the gradient of a slice is as large as what it was cut from.
+    tokens = (B.split(chunk, dim=1), C.split(chunk, dim=1), dx.split(chunk, dim=2))
+    scalars = [part.split(chunk, dim=2) for part in (decay, *anchors)]
+    outputs: list[Tensor] = []
+    state: Tensor | None = None
+    for b, c, v, d, *anchored in zip(*tokens, *scalars, strict=True):
+        e, g = anchored or (None, None)
+        r = d.cumsum(2)  # from the chunk's start: small numbers
+        y = _within(r, g, e, b, c) @ v
+        if state is not None:
+            y = y + _weighted(c, torch.exp(r), g) @ state
         outputs.append(y)
-        if start + chunk < length:
-            end = r[:, -1:]
-            added = _write(torch.exp(end - r), dx[:, now], B[:, now])
-            h = added if h is None else torch.addcmul(added, torch.exp(end)[..., None], h)
-            if anchor is not None:
-                added = _write(anchor[:, now], dx[:, now], B[:, now])
-                S = added if S is None else S + added
-    return torch.cat(outputs, dim=1)
+        if len(outputs) < len(tokens[0]):
+            end = r[..., -1:]
+            added = _weighted(b, torch.exp(end - r), e).mT @ v
+            state = added if state is None else _faded(state, end, bool(anchored)) + added
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _within(
-    r: Tensor, to_start: tuple[Tensor, Tensor] | None, B: Tensor, C: Tensor, dx: Tensor
-) -> Tensor:
-    """What the inputs of a chunk add to its outputs: (B, Q, H, P).
+def _within(r: Tensor, gate: Tensor | None, anchor: Tensor | None, B: Tensor, C: Tensor) -> Tensor:
+    """Weight of each input of a chunk in each of its outputs: (B, H, Q, Q).
 
-    r (B, Q, H): log decay since the chunk's start; ``to_start``: gate and anchor, (B, Q, H) each.
+    r (B, H, Q): log decay since the chunk's start; gate and anchor likewise, or None.
     """
     products = (C @ B.mT).tril()  # (B, Q, Q), serves both directions
-    gate, anchor = (None, None) if to_start is None else (part.mT for part in to_start)
-    weights = _Weights.apply(products, r.mT, gate, anchor)[0]  # type: ignore[no-untyped-call]
-    y: Tensor = (weights @ dx.transpose(1, 2)).transpose(1, 2)
-    return y
+    weights: Tensor = _Weights.apply(products, r, gate, anchor)[0]  # type: ignore[no-untyped-call]
+    return weights
+
+
+def _weighted(vectors: Tensor, fading: Tensor, anchored: Tensor | None) -> Tensor:
+    """B or C (B, Q, N) for each head, and once for each direction: (B, H, Q, N or 2 N).
+
+    ``fading`` and ``anchored`` (B, H, Q): their weights. The states of both directions are one
+    matrix (B, H, 2 N, P), so one product reads or writes both.
+    """
+    both = fading[..., None] * vectors[:, None]
+    if anchored is None:
+        return both
+    return torch.cat([both, anchored[..., None] * vectors[:, None]], dim=-1)
+
+
+def _faded(state: Tensor, end: Tensor, anchored: bool) -> Tensor:
+    """``state`` after a chunk of log decay ``end`` (B, H, 1); the anchored half does not fade."""
+    factor = torch.exp(end)[..., None]
+    if not anchored:
+        return factor * state
+    h, S = state.chunk(2, dim=2)
+    return torch.cat([factor * h, S], dim=2)
 
 
 class _Weights(torch.autograd.Function):
@@ -123,19 +137,6 @@ def _both(forward: Tensor, gate: Tensor | None, anchor: Tensor | None) -> Tensor
     if gate is None or anchor is None:
         return forward
     return torch.addcmul(forward, gate[..., :, None], anchor[..., None, :])
-
-
-def _read(C: Tensor, state: Tensor) -> Tensor:
-    """Outputs that a carried state adds: C (B, Q, N), state (B, N, H, P) -> (B, Q, H, P)."""
-    outputs: Tensor = (C @ state.flatten(2)).unflatten(-1, state.shape[2:])
-    return outputs
-
-
-def _write(weight: Tensor, dx: Tensor, B: Tensor) -> Tensor:
-    """What a chunk adds to a state: weight (B, Q, H), dx (B, Q, H, P), B (B, Q, N)."""
-    weighted = weight[..., None] * dx
-    added: Tensor = (B.mT @ weighted.flatten(2)).unflatten(-1, dx.shape[2:])
-    return added
 
 
 def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
