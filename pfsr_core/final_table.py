@@ -146,10 +146,10 @@ def _sampled_text(rows: Sequence[Method]) -> str:
     chosen = sampled_rows(rows)
     if not chosen:
         return ""
-    width = max(len(row.name) for row in chosen)
+    width = max(len(_label(row)) for row in chosen)
     titles = " / ".join(column.title for column in SAMPLED_COLUMNS)
     lines = [
-        f"  {row.name:{width}}  " + " / ".join(cell(column, row) for column in SAMPLED_COLUMNS)
+        f"  {_label(row):{width}}  " + " / ".join(cell(column, row) for column in SAMPLED_COLUMNS)
         for row in chosen
     ]
     return "\n".join([f"{SAMPLED_NOTE}; {titles}", *lines]) + "\n"

@@ -20,8 +20,11 @@ from pfsr_core.settings import Settings, parse_settings
 
 
 def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds: int) -> float:
-    """HR@10 among 99 sampled items after ``rounds`` rounds, clients of one user each."""
-    found = []
+    """HR@10 among 99 sampled items after ``rounds`` rounds, clients of one user each.
+
+    Equal counts are put into a random order: ties count against the target otherwise.
+    """
+    found, coin = [], np.random.default_rng(0)
     for data in clients:
         drawn = np.zeros(data.num_items + 1)
         for round_ in range(1, rounds + 1):
@@ -30,7 +33,8 @@ def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds:
             drawn += np.bincount(lesson.codes[lesson.rows[zeros]], minlength=len(drawn))
         everything = np.arange(len(drawn))
         user = data.users[0]
-        found.append(rank_in_sample(-drawn, everything, user.test, user.rivals(data.num_items)))
+        scores = coin.random(len(drawn)) - drawn
+        found.append(rank_in_sample(scores, everything, user.test, user.rivals(data.num_items)))
     return float(per_user(np.array(found), "hr@10").mean())
 
 

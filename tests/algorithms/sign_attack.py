@@ -24,7 +24,7 @@ from pfsr_core.federated import ServerState
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.settings import Settings, parse_settings
 from pfsr_core.settings_file import load_recipe
-from pfsr_core.simulation import node_update, run
+from pfsr_core.simulation import States, node_update, run
 
 
 def guess(sent: Tensor, reply: Tensor) -> ItemArray:
@@ -45,13 +45,17 @@ def precision_recall(guessed: ItemArray, truth: ItemArray) -> tuple[float, float
 
 
 def attack(
-    assembly: Assembly, federation: Federation, server: ServerState, together: int
+    assembly: Assembly,
+    federation: Federation,
+    trained: tuple[ServerState, States],
+    together: int,
 ) -> Iterator[tuple[float, float]]:
     """Precision and recall for every client, when the server sees the mean of ``together``."""
+    server, states = trained
     clients, sent = federation.clients, server.params[ITEMS]
     for start in range(0, len(clients) - together + 1, together):
         group = clients[start : start + together]
-        reply, _ = node_update(assembly.algorithm, server.broadcast(), {}, group)
+        reply, _ = node_update(assembly.algorithm, server.broadcast(), states, group)
         guessed = guess(sent, reply.params[ITEMS])
         for data in group:
             yield precision_recall(guessed, data.touched)
@@ -61,9 +65,9 @@ def measured(settings: Settings, rounds: int, together: Sequence[int]) -> Iterat
     """A line for each number of clients whose sum is seen, after ``rounds`` rounds of training."""
     federation = load_federation(settings)
     assembly = assemble(settings, federation.split.item_ids)
-    server, _ = run(assembly.algorithm, federation.clients, rounds=rounds, seed=settings.run.seed)
+    trained = run(assembly.algorithm, federation.clients, rounds=rounds, seed=settings.run.seed)
     for count in together:
-        found = np.array(list(attack(assembly, federation, server, count)))
+        found = np.array(list(attack(assembly, federation, trained, count)))
         precision, recall = found.mean(0)
         yield f"{count} together: precision {precision:.3f}, recall {recall:.3f}"
 

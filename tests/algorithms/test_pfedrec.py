@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core import batched_scorer
+from pfsr_core import batched_scorer, simulation
 from pfsr_core.algorithms.pfedrec import CODES, ROWS
 from pfsr_core.assembly import assemble, load_federation, scorer_training
 from pfsr_core.batched_scorer import train_scorers
@@ -222,12 +222,12 @@ def test_size_pattern_and_weight_of_a_reply_are_those_of_every_client() -> None:
 @pytest.mark.parametrize("item_step", ["row", "batch"])
 def test_one_reply_gives_the_history_away_and_a_sum_gives_less(item_step: str) -> None:
     world: dict[str, Value] = {"data__path": "users=60,items=300,seed=3,mean_length=20"}
-    settings, federation, assembly = tiny_world(
+    _, federation, assembly = tiny_world(
         **{**ONE_USER, **world, "algorithm__item_step": item_step, "model__embedding_dim": 32}
     )
-    server = assembly.algorithm.init()
-    alone = np.mean(list(attack(assembly, federation, server, 1)), axis=0)
-    summed = np.mean(list(attack(assembly, federation, server, 20)), axis=0)
+    trained = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=0)
+    alone = np.mean(list(attack(assembly, federation, trained, 1)), axis=0)
+    summed = np.mean(list(attack(assembly, federation, trained, 20)), axis=0)
     assert alone.min() > 0.95
     assert summed[0] < 0.35
 
