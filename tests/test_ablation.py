@@ -55,14 +55,14 @@ def test_the_record_is_the_round_that_validation_chose() -> None:
 def test_an_item_mode_is_recorded_with_its_views_and_its_cold_targets(name: str) -> None:
     changes: dict[str, Value] = {"algorithm__name": name, "federation__rounds": 2}
     record = run_arm(tiny_settings(model__items="semantic", **changes), every=1)
-    assert list(record["views"]) == ["global", "global + private part", "full"]
+    assert list(record["views"]) == ["global", "global+private", "full"]
     assert record["bytes_up_per_client"] == record["bytes_down_per_client"] > 0
     for one in (record, *record["views"].values()):
         parts = one["test_by_target"]
         users = sum(part["users"] for part in parts.values())
         total = sum(part["users"] * part["excluded/ndcg@10"] for part in parts.values())
         assert (users, total / users) == (24, pytest.approx(one["test"]))
-    with_private = record["views"]["global + private part"]
+    with_private = record["views"]["global+private"]
     assert (with_private["test"] == record["test"]) or name == "pfsr"
     assert run_arm(tiny_settings(**changes), every=1)["views"] == {}
 

@@ -171,9 +171,9 @@ def test_views_without_and_with_the_private_part(name: str, items: str) -> None:
     update, _ = sent(assembly, data)
     shared = algorithm.init().params
     views = {k: view(shared, update.state) for k, view in algorithm.views.items()}
-    assert list(views) == ["global", "global + private part"]
+    assert list(views) == ["global", "global+private"]
     assert not views["global"][RESIDUAL].any()
-    assert torch.equal(views["global + private part"][RESIDUAL], update.state[RESIDUAL])
+    assert torch.equal(views["global+private"][RESIDUAL], update.state[RESIDUAL])
     assert update.state[RESIDUAL].any()
     assert all(torch.equal(one[n], shared[n]) for one in views.values() for n in shared)
 

@@ -27,7 +27,7 @@ from pfsr_core.losses import proximal
 from pfsr_core.models.next_item import RESIDUAL
 from pfsr_core.params import Params, distance, shapes_of
 
-GLOBAL, GLOBAL_AND_PRIVATE = "global", "global + private part"
+GLOBAL, GLOBAL_AND_PRIVATE = "global", "global+private"
 
 
 def fed_avg(
