@@ -107,9 +107,10 @@ def evaluate_all(
     states: Mapping[str, Params],
     federation: Federation,
 ) -> Evaluations:
-    """Both splits of every client with the model that it would recommend with."""
-    clients = federation.clients
-    found = evaluate_models(assembly, max_length, server.params, states, clients)
+    """Both splits of every client with the model that it would recommend with; no further view."""
+    clients, plain = federation.clients, replace(assembly.algorithm, views={})
+    alone = replace(assembly, algorithm=plain)
+    found = evaluate_models(alone, max_length, server.params, states, clients)
     return {split: [one[split] for one in found] for split in SPLITS}
 
 
