@@ -74,7 +74,8 @@ STEPS: dict[tuple[str, bool], Overrides] = {
     ("semantic", False): {
         "train.item-learning-rate": 0.0003,
         "train.projection-learning-rate": 0.006,
-        "model.dropout": 0.3,
+        "train.round-decay": 0.91,
+        "model.dropout": 0.4,
         "model.id-dim": 448,
     },
 }
