@@ -76,7 +76,6 @@ STEPS: dict[tuple[str, bool], Overrides] = {
         "train.projection-learning-rate": 0.006,
         "train.round-decay": 0.91,
         "model.dropout": 0.4,
-        "model.id-dim": 448,
     },
 }
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}

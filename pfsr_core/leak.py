@@ -40,6 +40,7 @@ MODES: dict[str, Mapping[str, Value]] = {
     "semantic, words alone": {"model.items": "semantic", "model.id-dim": 0},
     "semantic, 64 numbers of the id": {"model.items": "semantic", "model.id-dim": 64},
     "semantic, 192 numbers of the id": {"model.items": "semantic", "model.id-dim": 192},
+    "semantic, 448 numbers of the id": {"model.items": "semantic", "model.id-dim": 448},
 }
 Scores = NDArray[np.float32]
 
