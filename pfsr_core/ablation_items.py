@@ -74,8 +74,8 @@ STEPS: dict[tuple[str, bool], Overrides] = {
     ("semantic", False): {
         "train.item-learning-rate": 0.0003,
         "train.projection-learning-rate": 0.006,
-        "model.dropout": 0.3,
-        "model.id-dim": 448,
+        "train.round-decay": 0.91,
+        "model.dropout": 0.4,
     },
 }
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
@@ -107,9 +107,10 @@ def evaluate_all(
     states: Mapping[str, Params],
     federation: Federation,
 ) -> Evaluations:
-    """Both splits of every client with the model that it would recommend with."""
-    clients = federation.clients
-    found = evaluate_models(assembly, max_length, server.params, states, clients)
+    """Both splits of every client with the model that it would recommend with; no further view."""
+    clients, plain = federation.clients, replace(assembly.algorithm, views={})
+    alone = replace(assembly, algorithm=plain)
+    found = evaluate_models(alone, max_length, server.params, states, clients)
     return {split: [one[split] for one in found] for split in SPLITS}
 
 

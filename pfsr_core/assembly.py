@@ -32,7 +32,7 @@ from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
-from pfsr_core.models.next_item import ITEMS, NextItemModel, make_apply
+from pfsr_core.models.next_item import ITEMS, ROW_NAMES, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
 from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.scorer_task import item_scorer_task
@@ -76,7 +76,7 @@ class Assembly:
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model and the rows of the item table that a client's state belongs to."""
-        if not self.task.partition.private:
+        if not self.task.partition.private & set(ROW_NAMES):
             return self.fingerprint
         return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
 

@@ -37,9 +37,10 @@ RECIPE = Path("recipes/semantic.toml")
 MODES: dict[str, Mapping[str, Value]] = {
     "shared": {"model.items": "shared", "model.item-start": "common"},
     "dual": {"model.items": "dual"},
-    "semantic": {"model.items": "semantic"},
+    "semantic, words alone": {"model.items": "semantic", "model.id-dim": 0},
     "semantic, 64 numbers of the id": {"model.items": "semantic", "model.id-dim": 64},
     "semantic, 192 numbers of the id": {"model.items": "semantic", "model.id-dim": 192},
+    "semantic, 448 numbers of the id": {"model.items": "semantic", "model.id-dim": 448},
 }
 Scores = NDArray[np.float32]
 

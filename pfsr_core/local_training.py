@@ -19,6 +19,11 @@ from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_
 from pfsr_core.params import Params, Partition, clone
 
 
+def as_they_are(params: Params, _codes: Tensor) -> Params:
+    """Parameters that the model takes as a client holds them."""
+    return params
+
+
 @dataclass(frozen=True)
 class Task:
     """A model as an algorithm sees it: functions of parameters, and who owns which of them.
@@ -40,7 +45,7 @@ class Task:
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
-    effective: Callable[[Params, Tensor], Params]
+    effective: Callable[[Params, Tensor], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
 
 
