@@ -1,12 +1,12 @@
 """Thousands of one-user clients in a round of Flower's simulation, against a message for each.
 
-    python -m tests.deployment.many_clients --users 6040 --sample 40
+    python -m tests.deployment.many_clients --users 6040 --samples 40 640
 
 Synthetic users with histories as long as ML-1M's (mean 165, at least 18), the default encoder,
-federated averaging, one local epoch. First all of them on two nodes; then a sample, a node and a
-message for each, in the same way. What all would take like that is the sample's time a client
-times their number, which is in its favour: Flower's own cost a message grows with the number of
-nodes. A last run, of a model that hardly trains, shows that cost alone.
+federated averaging, one local epoch. First all of them on two nodes; then two samples, a node and a
+message for each client, in the same way. Flower's own cost of a message grows with the number of
+nodes, so what all would take like that is read off the line through both samples. A last run, of
+a model that hardly trains, shows that cost alone.
 """
 
 from __future__ import annotations
@@ -77,23 +77,39 @@ def measure(users: int, nodes: int, rounds: int = 3, model: Flat | None = None) 
     )
 
 
+def at_size(small: Measured, large: Measured, clients: int) -> float:
+    """Seconds a client of a message for each, on the line through two sizes."""
+    slope = (large.a_client - small.a_client) / (large.clients - small.clients)
+    return small.a_client + slope * (clients - small.clients)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=6040)
-    parser.add_argument("--sample", type=int, default=40)
+    parser.add_argument("--samples", type=int, nargs=2, default=[40, 640])
     options = parser.parse_args(arguments)
     together = measure(options.users, 2)
-    alone = measure(options.sample, options.sample)
-    message = measure(options.sample, options.sample, model=TINY)
-    ratio = alone.a_client / together.a_client
     sys.stdout.write(
         f"{together.clients} clients on {together.nodes} nodes: {together.later:.1f} s a round "
         f"(the first {together.first:.1f} s), of which the slower node works "
         f"{together.working:.1f} s; {1000 * together.a_client:.2f} ms a client\n"
-        f"a message for each, {alone.clients} clients on as many nodes: {alone.later:.2f} s a "
-        f"round, {1000 * alone.a_client:.1f} ms a client, {ratio:.1f} times as long\n"
-        f"Flower's own cost, a model that hardly trains: {1000 * message.a_client:.1f} ms a "
-        f"message\n"
+    )
+    alone = [measure(sample, sample) for sample in options.samples]
+    for one in alone:
+        sys.stdout.write(
+            f"a message for each of {one.clients}: {one.later:.2f} s a round, "
+            f"{1000 * one.a_client:.1f} ms a client, {one.a_client / together.a_client:.1f} times "
+            f"as long\n"
+        )
+    more = at_size(*alone, options.users)
+    sys.stdout.write(
+        f"on the line through both, {options.users} messages: {1000 * more:.0f} ms a client, "
+        f"{more / together.a_client:.0f} times as long\n"
+    )
+    message = measure(options.samples[0], options.samples[0], model=TINY)
+    sys.stdout.write(
+        f"Flower's own cost, {message.clients} nodes and a model that hardly trains: "
+        f"{1000 * message.a_client:.1f} ms a message\n"
     )
     return 0
 
