@@ -33,7 +33,7 @@ NAME = "round"
 USERS, ITEMS, MEAN_LENGTH = 943, 1682, 106
 SHORT_LENGTH = 25  # of histories that are one window each
 COUNTS = (30, 100, 300, USERS)
-SECONDS = 60.0  # for the repetitions of one pair
+SECONDS = 30.0  # for the repetitions of one pair
 DEFAULT = ModelSettings()
 TINY = ModelSettings(embedding_dim=16, state_dim=8, num_layers=1, num_heads=2, max_length=20)
 SCORER = Settings(
