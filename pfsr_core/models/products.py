@@ -1,0 +1,86 @@
+"""Matrix products by the compiled kernel where it applies and is faster, else by torch.
+
+torch's float32 product takes narrow vectors on some processors; the kernel's does not
+(``kernels/README.md``). A product has the same bits in every process with the same kernel: which
+of the two computes it is decided by shapes alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfsr_core.models import kernel_calls, kernels
+
+ROWS = 32  # of a product, at least: below, torch's call is over before the kernel's has begun
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
+    rows = x.shape[:-1]
+    if rows.numel() < ROWS or not kernels.applies_to(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return _differentiable(x.flatten(0, -2), weight.T, bias).unflatten(0, rows)
+
+
+def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    """``torch.baddbmm`` with a bias for each column: a (G, R, D), b (G, D, C), bias (G, C)."""
+    if kernels.applies_to(a, b, bias):
+        return _differentiable(a, b, bias)
+    return torch.baddbmm(bias[:, None], a, b)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of matrices, not differentiable."""
+    return kernel_calls.multiply(a, b) if kernels.applies_to(a, b) else a @ b
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a @ b`` of matrices, not differentiable; ``out`` is contiguous."""
+    if kernels.applies_to(out, a, b):
+        kernel_calls.add_product(out, a, b)
+    else:
+        out.addmm_(a, b)
+
+
+def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, _Product.apply(a, b, bias))  # type: ignore[no-untyped-call]
+
+
+class _Product(torch.autograd.Function):
+    """a (R, D) times b (D, C) plus bias (C,) or None; or G of each. Any number of derivatives."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        return kernel_calls.multiply(a, b, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        of_a, of_b, of_bias = ctx.needs_input_grad
+        return (
+            _differentiable(grad, b.mT, None) if of_a else None,
+            _differentiable(a.mT, grad, None) if of_b else None,
+            grad.sum(-2) if of_bias else None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
+        """The mapped dimension becomes one of groups, or of more groups."""
+        mapped = [
+            value if value is None else kernels.mapped_first(value, dim, info.batch_size)
+            for value, dim in zip(inputs, in_dims, strict=True)
+        ]
+        a, b, bias = mapped
+        if cast(Tensor, a).dim() == 3:
+            return _Product.apply(a, b, bias), 0  # type: ignore[no-untyped-call]
+        folded = [None if value is None else value.flatten(0, 1) for value in mapped]
+        out = _Product.apply(*folded)  # type: ignore[no-untyped-call]
+        return out.unflatten(0, (info.batch_size, -1)), 0
