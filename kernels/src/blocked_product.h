@@ -1,6 +1,6 @@
 // Matrix products of any sizes and strides, for what does not fit into the caches. The depth is
 // taken in blocks and B in panels of two vectors of columns, copied so that a panel's block lies in
-// one piece; a transposed A is copied as well, a band of rows after the other. A number of C is one
+// one piece; a transposed A is copied as well, in strips of as many rows as a vector has lanes. A number of C is one
 // sum in the order of the depth, however rows are divided among units, so units may depend on the
 // number of threads.
 #pragma once
@@ -44,17 +44,16 @@ inline void pack_panel(float* panel, const float* B, int64_t step, int64_t colum
       panel[k * PANEL + j] = j < columns ? B[k * step + j * column] : 0.0f;
 }
 
-// Rows of A, `rows` x `depth`, as bands (depth, BAND) one after the other.
-inline void pack_rows(float* bands, Left A, int64_t rows, int64_t depth) {
-  for (int64_t i = 0; i < rows; i += BAND, bands += depth * BAND) {
-    const int64_t count = rows - i < BAND ? rows - i : BAND;
+// Rows of A, `rows` x `depth`, as strips (depth, LANES) of LANES rows, one after the other.
+inline void pack_rows(float* strips, Left A, int64_t rows, int64_t depth) {
+  for (int64_t i = 0; i < rows; i += LANES, strips += depth * LANES) {
+    const int64_t count = rows - i < LANES ? rows - i : LANES;
     const float* from = A.data + i * A.row;
-    if (A.row == 1 && count == BAND)
-      for (int64_t k = 0; k < depth; ++k)
-        std::memcpy(bands + k * BAND, from + k * A.step, BAND * sizeof(float));
+    if (A.row == 1 && count == LANES)
+      for (int64_t k = 0; k < depth; ++k) store(strips + k * LANES, load(from + k * A.step));
     else
       for (int64_t k = 0; k < depth; ++k)
-        for (int64_t r = 0; r < count; ++r) bands[k * BAND + r] = from[r * A.row + k * A.step];
+        for (int64_t r = 0; r < count; ++r) strips[k * LANES + r] = from[r * A.row + k * A.step];
   }
 }
 
@@ -91,14 +90,14 @@ PFSR_INLINE void panel_band(float* C, int64_t stride, Left A, const ProductScrat
   for (int i = 0; i < ROWS; ++i) copy(C + i * stride, scratch.edge + i * PANEL, columns);
 }
 
-// All rows of a block with the panel in scratch. A holds plain rows or, with `bands`, packed ones.
-__attribute__((noinline)) void multiply_panel(float* C, int64_t stride, Left A, bool bands,
+// All rows of a block with the panel in scratch. A holds plain rows or, with `strips`, packed ones.
+__attribute__((noinline)) void multiply_panel(float* C, int64_t stride, Left A, bool strips,
                                               const ProductScratch& scratch, const Block& block,
                                               bool begun, const float* bias) {
   for (int64_t i = 0, height; i < block.rows; i += height) {
     const int64_t left = block.rows - i;
     height = left >= BAND ? BAND : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const Left from = bands ? Left{A.data + i / BAND * BAND * block.depth + i % BAND, 1, BAND}
+    const Left from = strips ? Left{A.data + i / LANES * LANES * block.depth + i % LANES, 1, LANES}
                             : Left{A.data + i * A.row, A.row, A.step};
     float* to = C + i * stride;
     const int64_t depth = block.depth, columns = block.columns;
@@ -123,9 +122,9 @@ inline void multiply_rows(const ProductJob& job, const ProductUnit& unit,
   if (p.depth == 0 && !p.add) begin_tile(C, p.columns, bias, rows, p.columns);
   for (int64_t k = 0; k < p.depth; k += DEPTH) {
     const int64_t depth = p.depth - k < DEPTH ? p.depth - k : DEPTH;
-    const bool bands = p.A_step != 1, begun = p.add || k > 0;
+    const bool strips = p.A_step != 1, begun = p.add || k > 0;
     Left from{A + k * p.A_step, p.A_row, p.A_step};
-    if (bands) {
+    if (strips) {
       pack_rows(scratch.A, from, rows, depth);
       from.data = scratch.A;
     }
@@ -133,7 +132,7 @@ inline void multiply_rows(const ProductJob& job, const ProductUnit& unit,
       const int64_t columns = p.columns - j < PANEL ? p.columns - j : PANEL;
       pack_panel(scratch.panel, B + k * p.B_step + j * p.B_column, p.B_step, p.B_column, depth,
                  columns);
-      multiply_panel(C + j, p.columns, from, bands, scratch, {rows, columns, depth}, begun,
+      multiply_panel(C + j, p.columns, from, strips, scratch, {rows, columns, depth}, begun,
                      bias ? bias + j : nullptr);
     }
   }

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from pfsr_core.models import kernel_calls, kernels
 
-ROWS = 32  # of a product, at least: below, torch's call is over before the kernel's has begun
+WORK = 2**20  # multiply-adds of a layer, at least: below, torch's shorter way to its product wins
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
     rows = x.shape[:-1]
-    if rows.numel() < ROWS or not kernels.applies_to(x, weight, bias):
+    little = rows.numel() * weight.numel() < WORK and not torch._C._are_functorch_transforms_active()
+    if little or not kernels.applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
     return _differentiable(x.flatten(0, -2), weight.T, bias).unflatten(0, rows)
 
@@ -47,11 +48,32 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return cast(Tensor, _Product.apply(a, b, bias))  # type: ignore[no-untyped-call]
+    function = _MappedProduct if torch._C._are_functorch_transforms_active() else _Product
+    return cast(Tensor, function.apply(a, b, bias))  # type: ignore[no-untyped-call]
 
 
 class _Product(torch.autograd.Function):
     """a (R, D) times b (D, C) plus bias (C,) or None; or G of each. Any number of derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return kernel_calls.multiply(a, b, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        of_a, of_b, of_bias = ctx.needs_input_grad
+        return (
+            _differentiable(grad, b.mT, None) if of_a else None,
+            # transposed, so that the gradient of a weight, b.mT, is contiguous as the weight is
+            _differentiable(grad.mT, a, None).mT if of_b else None,
+            grad.sum(-2) if of_bias else None,
+        )
+
+
+class _MappedProduct(torch.autograd.Function):
+    """The same under ``torch.func``, which asks for another, slower form of ``forward``."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,26 +83,16 @@ class _Product(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        a, b = ctx.saved_tensors
-        of_a, of_b, of_bias = ctx.needs_input_grad
-        return (
-            _differentiable(grad, b.mT, None) if of_a else None,
-            _differentiable(a.mT, grad, None) if of_b else None,
-            grad.sum(-2) if of_bias else None,
-        )
+    backward = _Product.backward
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
         """The mapped dimension becomes one of groups, or of more groups."""
-        mapped = [
+        a, b, bias = (
             value if value is None else kernels.mapped_first(value, dim, info.batch_size)
             for value, dim in zip(inputs, in_dims, strict=True)
-        ]
-        a, b, bias = mapped
-        if cast(Tensor, a).dim() == 3:
-            return _Product.apply(a, b, bias), 0  # type: ignore[no-untyped-call]
-        folded = [None if value is None else value.flatten(0, 1) for value in mapped]
-        out = _Product.apply(*folded)  # type: ignore[no-untyped-call]
-        return out.unflatten(0, (info.batch_size, -1)), 0
+        )
+        if a.dim() == 3:
+            return _differentiable(a, b, bias), 0
+        folded = (None if value is None else value.flatten(0, 1) for value in (a, b, bias))
+        return _differentiable(*folded).unflatten(0, (info.batch_size, -1)), 0
