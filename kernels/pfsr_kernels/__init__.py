@@ -1,4 +1,4 @@
-"""The compiled associative Mamba block and matrix products: a shared library and its ctypes signatures.
+"""The compiled associative Mamba block and products: a shared library, its ctypes signatures.
 
 Knows neither torch nor numpy: arrays are addresses. ``pfsr_core.models.kernels`` calls it; what
 each function does stands in ``src/pfsr_kernels.h``.
@@ -15,9 +15,7 @@ ABI_VERSION = 2
 LIBRARY = Path(__file__).with_name("libpfsr_kernels.so")
 
 SHAPE = "rows length groups dim inner heads state taps anchored threads"
-PRODUCT = (
-    "groups rows columns depth A_group A_row A_step B_group B_step B_column add threads"
-)
+PRODUCT = "groups rows columns depth A_group A_row A_step B_group B_step B_column add threads"
 PARAMETERS = (
     "in_weight out_weight conv_weight norm_weight conv_bias dt_bias A_log D"
     " A_log_anchored gate_bias gate_weight"

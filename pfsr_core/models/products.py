@@ -15,40 +15,47 @@ from torch.nn import functional as F
 
 from pfsr_core.models import kernel_calls, kernels
 
-WORK = 2**20  # multiply-adds of a layer, at least: below, torch's shorter way to its product wins
+WORK = 2**19  # multiply-adds, at least: below, torch's shorter way to its product wins
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
     rows = x.shape[:-1]
-    little = rows.numel() * weight.numel() < WORK and not torch._C._are_functorch_transforms_active()
-    if little or not kernels.applies_to(x, weight, bias):
+    little = rows.numel() * weight.numel() < WORK
+    if (little and not _transformed()) or not kernels.applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
-    return _differentiable(x.flatten(0, -2), weight.T, bias).unflatten(0, rows)
+    return _differentiable(x.flatten(0, -2), weight.T, bias).view(*rows, len(weight))
 
 
 def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
     """``torch.baddbmm`` with a bias for each column: a (G, R, D), b (G, D, C), bias (G, C)."""
-    if kernels.applies_to(a, b, bias):
+    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(a, b, bias):
         return _differentiable(a, b, bias)
     return torch.baddbmm(bias[:, None], a, b)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices, not differentiable."""
-    return kernel_calls.multiply(a, b) if kernels.applies_to(a, b) else a @ b
+    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(a, b):
+        return kernel_calls.multiply(a, b)
+    return a @ b
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """``out += a @ b`` of matrices, not differentiable; ``out`` is contiguous."""
-    if kernels.applies_to(out, a, b):
+    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(out, a, b):
         kernel_calls.add_product(out, a, b)
     else:
         out.addmm_(a, b)
 
 
+def _transformed() -> bool:
+    """Whether this runs under ``torch.func``: shapes may be those of one client of many."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    function = _MappedProduct if torch._C._are_functorch_transforms_active() else _Product
+    function = _MappedProduct if _transformed() else _Product
     return cast(Tensor, function.apply(a, b, bias))  # type: ignore[no-untyped-call]
 
 
@@ -88,11 +95,11 @@ class _MappedProduct(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
         """The mapped dimension becomes one of groups, or of more groups."""
-        a, b, bias = (
-            value if value is None else kernels.mapped_first(value, dim, info.batch_size)
+        mapped = [
+            None if value is None else kernels.mapped_first(value, dim, info.batch_size)
             for value, dim in zip(inputs, in_dims, strict=True)
-        )
-        if a.dim() == 3:
-            return _differentiable(a, b, bias), 0
-        folded = (None if value is None else value.flatten(0, 1) for value in (a, b, bias))
-        return _differentiable(*folded).unflatten(0, (info.batch_size, -1)), 0
+        ]
+        nested = cast(Tensor, mapped[0]).dim() > 3
+        folded: Any = [x.flatten(0, 1) if nested and x is not None else x for x in mapped]
+        out = _differentiable(*folded)
+        return out.unflatten(0, (info.batch_size, -1)) if nested else out, 0

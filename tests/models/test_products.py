@@ -211,6 +211,7 @@ class TestLinear:
         monkeypatch.setattr(kernel_calls, "multiply", lambda *_: pytest.fail("the kernel ran"))
         x, weight, bias = torch.randn(50, 9), torch.randn(4, 9), torch.randn(4)
         assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(products.product(x, weight.T), x @ weight.T)
 
     def test_torch_answers_for_other_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel_calls, "multiply", lambda *_: pytest.fail("the kernel ran"))
@@ -221,6 +222,7 @@ class TestLinear:
             assert products.linear(x, weight, bias).dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("any_work")
 class TestOthers:
     @pytest.mark.parametrize("kernel", [True, False])
     def test_grouped(self, kernel: bool) -> None:
