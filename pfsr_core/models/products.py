@@ -24,7 +24,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     little = rows.numel() * weight.numel() < WORK
     if (little and not _transformed()) or not kernels.applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
-    return _differentiable(x.flatten(0, -2), weight.T, bias).view(*rows, len(weight))
+    return _differentiable(x.reshape(rows.numel(), x.shape[-1]), weight.T, bias).view(
+        *rows, len(weight)
+    )
 
 
 def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:

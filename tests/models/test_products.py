@@ -171,6 +171,12 @@ class TestLinear:
         for found, wanted in zip(gradients(vmap(products.linear), *inputs), exact, strict=True):
             close(found, wanted)
 
+    @pytest.mark.parametrize("shape", [(5, 9), (5, 0, 9)])
+    def test_mapped_over_single_rows_and_none(self, shape: tuple[int, ...]) -> None:
+        x, weight, bias = torch.randn(shape), torch.randn(4, 9), torch.randn(4)
+        found = vmap(products.linear, (0, None, None))(x, weight, bias)
+        close(found, F.linear(x.double(), weight.double(), bias.double()))
+
     def test_per_sample_gradients_of_several_clients(self) -> None:
         """Maps inside a map, over a gradient: one with shared parameters, one without."""
         x, weight, bias = torch.randn(2, 3, 40, 9), torch.randn(2, 21, 9), torch.randn(2, 21)
