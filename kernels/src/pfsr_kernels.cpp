@@ -12,7 +12,7 @@ namespace pfsr {
 namespace {
 
 constexpr int64_t UNIT_POSITIONS = 512;  // rows go together until they have so many
-constexpr int64_t WORK_OF_A_THREAD = 1 << 22;  // multiply-adds: less is done before one has begun
+constexpr int64_t WORK_OF_A_THREAD = 1 << 24;  // multiply-adds: less is done before it has begun
 constexpr int64_t MOST_UNITS = 8;        // of a group: every unit has all gradients for itself
 
 const Passes* widest(int64_t most) {

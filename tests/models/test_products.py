@@ -121,9 +121,10 @@ class TestMultiply:
         assert (whole[0] == 7).all()
         assert (whole[2] == 7).all()
 
-    @pytest.mark.parametrize("shape", [(1, 700, 300, 90), (5, 130, 200, 150), (1, 30, 900, 400)])
+    @pytest.mark.parametrize("shape", [(1, 1100, 400, 90), (5, 130, 500, 150), (1, 30, 1300, 900)])
     @pytest.mark.usefixtures("one_thread")
     def test_threads_change_no_bit(self, shape: tuple[int, int, int, int]) -> None:
+        """Each has work enough for two."""
         groups, rows, columns, depth = shape
         a, b = torch.randn(groups, rows, depth), torch.randn(groups, depth, columns)
         one = kernel_calls.multiply(a, b), kernel_calls.multiply(b.mT, a.mT)
