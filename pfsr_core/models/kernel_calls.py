@@ -63,6 +63,11 @@ def compiled() -> Any | None:
     return None
 
 
+def lanes() -> int:
+    """Floats in a vector of the instructions that the kernel uses here."""
+    return cast(int, cast(Any, compiled()).library().pfsr_lanes())
+
+
 @cache
 def _shape(
     rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int

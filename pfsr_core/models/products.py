@@ -1,8 +1,8 @@
 """Matrix products by the compiled kernel where it applies and is faster, else by torch.
 
-torch's float32 product takes narrow vectors on some processors; the kernel's does not
-(``kernels/README.md``). A product has the same bits in every process with the same kernel: which
-of the two computes it is decided by shapes alone.
+torch's float32 product takes narrow vectors on some processors that have wide ones; the kernel's
+does not (``kernels/README.md``). A product has the same bits in every process on a machine: which
+of the two computes it is decided by shapes and by the machine's vectors, never by timing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from pfsr_core.models import kernel_calls, kernels
 
 WORK = 2**19  # multiply-adds, at least: below, torch's shorter way to its product wins
+LANES = 16  # of the kernel's vectors, at least: with eight (AVX2) it is only as fast as torch
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
     rows = x.shape[:-1]
     little = rows.numel() * weight.numel() < WORK
-    if (little and not _transformed()) or not kernels.applies_to(x, weight, bias):
+    if (little and not _transformed()) or not _applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
     return _differentiable(x.reshape(rows.numel(), x.shape[-1]), weight.T, bias).view(
         *rows, len(weight)
@@ -31,24 +32,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
     """``torch.baddbmm`` with a bias for each column: a (G, R, D), b (G, D, C), bias (G, C)."""
-    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(a, b, bias):
+    if a.numel() * b.shape[-1] >= WORK and _applies_to(a, b, bias):
         return _differentiable(a, b, bias)
     return torch.baddbmm(bias[:, None], a, b)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices, not differentiable."""
-    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(a, b):
+    if a.numel() * b.shape[-1] >= WORK and _applies_to(a, b):
         return kernel_calls.multiply(a, b)
     return a @ b
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """``out += a @ b`` of matrices, not differentiable; ``out`` is contiguous."""
-    if a.numel() * b.shape[-1] >= WORK and kernels.applies_to(out, a, b):
+    if a.numel() * b.shape[-1] >= WORK and _applies_to(out, a, b):
         kernel_calls.add_product(out, a, b)
     else:
         out.addmm_(a, b)
+
+
+def _applies_to(*tensors: Tensor) -> bool:
+    """Whether the kernel applies and has vectors with which it was measured to be faster."""
+    return kernels.applies_to(*tensors) and kernel_calls.lanes() >= LANES
 
 
 def _transformed() -> bool:

@@ -149,8 +149,9 @@ class TestMultiply:
 
 @pytest.fixture
 def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel also for little."""
+    """The kernel also for little, and with vectors of any width."""
     monkeypatch.setattr(products, "WORK", 0)
+    monkeypatch.setattr(products, "LANES", 0)
 
 
 class TestLinear:
@@ -166,6 +167,7 @@ class TestLinear:
         ):
             close(found, exact)
 
+    @pytest.mark.usefixtures("any_work")
     def test_clients_with_parameters_of_their_own(self) -> None:
         inputs = torch.randn(3, 2, 40, 9), torch.randn(3, 21, 9), torch.randn(3, 21)
         exact = gradients(vmap(F.linear), *(x.double() for x in inputs))
@@ -173,11 +175,13 @@ class TestLinear:
             close(found, wanted)
 
     @pytest.mark.parametrize("shape", [(5, 9), (5, 0, 9)])
+    @pytest.mark.usefixtures("any_work")
     def test_mapped_over_single_rows_and_none(self, shape: tuple[int, ...]) -> None:
         x, weight, bias = torch.randn(shape), torch.randn(4, 9), torch.randn(4)
         found = vmap(products.linear, (0, None, None))(x, weight, bias)
         close(found, F.linear(x.double(), weight.double(), bias.double()))
 
+    @pytest.mark.usefixtures("any_work")
     def test_per_sample_gradients_of_several_clients(self) -> None:
         """Maps inside a map, over a gradient: one with shared parameters, one without."""
         x, weight, bias = torch.randn(2, 3, 40, 9), torch.randn(2, 21, 9), torch.randn(2, 21)
@@ -192,6 +196,7 @@ class TestLinear:
         for found, wanted in zip(mapped(products.linear, x, weight, bias), exact, strict=True):
             close(found, wanted)
 
+    @pytest.mark.usefixtures("any_work")
     def test_second_derivatives(self) -> None:
         inputs = [torch.randn(40, 3), torch.randn(4, 3), torch.randn(4)]
 
@@ -206,7 +211,10 @@ class TestLinear:
         for found, wanted in zip(actual, exact, strict=True):
             close(found, wanted)
 
-    @needs_kernel
+    @pytest.mark.skipif(
+        kernel_calls.compiled() is None or kernel_calls.lanes() < products.LANES,
+        reason="no pfsr-kernels, or vectors with which torch is as fast",
+    )
     def test_the_kernel_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A control: the comparisons would hold, too, between torch and itself."""
         layer = FeedForward(64, 0.0)
@@ -219,6 +227,13 @@ class TestLinear:
         x, weight, bias = torch.randn(50, 9), torch.randn(4, 9), torch.randn(4)
         assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
         assert torch.equal(products.product(x, weight.T), x @ weight.T)
+
+    @needs_kernel
+    def test_torch_answers_where_vectors_are_narrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernel_calls, "multiply", lambda *_: pytest.fail("the kernel ran"))
+        monkeypatch.setattr(kernel_calls, "lanes", lambda: 8)
+        x, weight, bias = torch.randn(150, 64), torch.randn(128, 64), torch.randn(128)
+        assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
 
     def test_torch_answers_for_other_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel_calls, "multiply", lambda *_: pytest.fail("the kernel ran"))
