@@ -1,8 +1,8 @@
 // Matrix products of any sizes and strides, for what does not fit into the caches. The depth is
 // taken in blocks and B in panels of two vectors of columns, copied so that a panel's block lies in
-// one piece; a transposed A is copied as well, in strips of as many rows as a vector has lanes. A number of C is one
-// sum in the order of the depth, however rows are divided among units, so units may depend on the
-// number of threads.
+// one piece; a transposed A is copied as well, in strips of as many rows as a vector has lanes. A
+// number of C is one sum in the order of the depth, however rows are divided among units, so units
+// may depend on the number of threads.
 #pragma once
 
 #include "mixer.h"
@@ -11,8 +11,8 @@
 
 namespace {
 
-constexpr int64_t DEPTH = 256;         // a block's
-constexpr int64_t PANEL = 2 * LANES;   // columns
+constexpr int64_t DEPTH = 256;           // of a block
+constexpr int64_t PANEL = 2 * LANES;     // columns
 constexpr int BAND = LANES > 8 ? 8 : 4;  // rows
 
 struct ProductScratch {

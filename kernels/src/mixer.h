@@ -9,7 +9,7 @@ namespace pfsr {
 namespace {  // no code built for one instruction set may stand in for that of another
 
 constexpr int64_t CHUNK = 64;  // positions handled together; all their numbers stay in the caches
-constexpr int64_t PRODUCT_ROWS = 256;  // of a matrix product handled together, likewise
+constexpr int64_t PRODUCT_ROWS = 256;  // at most, of a matrix product handled together
 constexpr int64_t PAD = 16;    // widths are padded to this, on every instruction set alike
 
 constexpr int64_t padded(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
