@@ -37,6 +37,7 @@ from pfsr_core.local_training import (
     train,
 )
 from pfsr_core.models.next_item import ITEMS, ROW_NAMES
+from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
@@ -276,9 +277,7 @@ def _cross_entropies(
     dims = (0, 0, None if step.bits is None else 0)
     models = vmap(task.effective)(leaves, codes)
     hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
-    logits = torch.baddbmm(
-        beyond.to(hidden.dtype)[:, None], hidden, models[ITEMS][:, 1:].transpose(1, 2)
-    )
+    logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"

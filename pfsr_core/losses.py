@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pfsr_core.fisher import Masks
+from pfsr_core.models.products import add_product, product
 from pfsr_core.params import Params
 
 CHUNK = 256  # positions whose logits live at once
@@ -63,11 +64,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = inputs.new_zeros(())
         for rows in (slice(i, i + CHUNK) for i in range(0, len(labels), CHUNK)):
             part, label = inputs[rows], labels[rows, None]
-            scores = torch.log_softmax(part @ table.T, dim=1)
+            scores = torch.log_softmax(product(part, table.T), dim=1)
             total -= scores.gather(1, label).sum()
             grad = scores.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=scores.dtype))
-            torch.mm(grad, table, out=grad_inputs[rows])
-            grad_table.addmm_(grad.T, part)
+            grad_inputs[rows] = product(grad, table)
+            add_product(grad_table, grad.T, part)
         count = len(labels)
         return total / count, grad_inputs.div_(count), grad_table.div_(count)
 

@@ -1,4 +1,4 @@
-"""The compiled associative Mamba block: a shared library and its ctypes signatures.
+"""The compiled associative Mamba block and products: a shared library, its ctypes signatures.
 
 Knows neither torch nor numpy: arrays are addresses. ``pfsr_core.models.kernels`` calls it; what
 each function does stands in ``src/pfsr_kernels.h``.
@@ -11,10 +11,11 @@ from ctypes import POINTER, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY = Path(__file__).with_name("libpfsr_kernels.so")
 
 SHAPE = "rows length groups dim inner heads state taps anchored threads"
+PRODUCT = "groups rows columns depth A_group A_row A_step B_group B_step B_column add threads"
 PARAMETERS = (
     "in_weight out_weight conv_weight norm_weight conv_bias dt_bias A_log D"
     " A_log_anchored gate_bias gate_weight"
@@ -25,6 +26,12 @@ class Shape(ctypes.Structure):
     """``pfsr_shape``."""
 
     _fields_ = [(name, c_int64) for name in SHAPE.split()] + [("eps", c_double)]
+
+
+class Product(ctypes.Structure):
+    """``pfsr_product``."""
+
+    _fields_ = [(name, c_int64) for name in PRODUCT.split()]
 
 
 class Parameters(ctypes.Structure):
@@ -54,6 +61,7 @@ def library() -> ctypes.CDLL:
         ("pfsr_kept_floats", c_int64, [shape]),
         ("pfsr_forward", c_int, [shape, parameters] + 4 * [c_void_p]),
         ("pfsr_backward", c_int, [shape, parameters] + 5 * [c_void_p] + [parameters]),
+        ("pfsr_multiply", c_int, [POINTER(Product)] + 4 * [c_void_p]),
         ("pfsr_step", c_int, [shape, parameters, c_void_p, state, c_void_p, state]),
     ):
         function = getattr(loaded, name)

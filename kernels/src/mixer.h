@@ -9,6 +9,7 @@ namespace pfsr {
 namespace {  // no code built for one instruction set may stand in for that of another
 
 constexpr int64_t CHUNK = 64;  // positions handled together; all their numbers stay in the caches
+constexpr int64_t PRODUCT_ROWS = 256;  // at most, of a matrix product handled together
 constexpr int64_t PAD = 16;    // widths are padded to this, on every instruction set alike
 
 constexpr int64_t padded(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
@@ -85,6 +86,16 @@ struct Unit {
   Exchange exchange;
 };
 
+struct ProductJob {
+  pfsr_product shape;
+  const float *A, *B, *bias;
+  float* C;
+};
+
+struct ProductUnit {  // rows [first_row, last_row) of one group's product, at most PRODUCT_ROWS
+  int64_t group, first_row, last_row;
+};
+
 // One instruction set. `scratch` is aligned to 64 bytes, of scratch_floats. A unit with all heads
 // needs forward and backward only. For divided heads the projections, gate and norm (`enter`,
 // `leave`) are passes of their own over spans of positions, around forward and backward.
@@ -98,6 +109,8 @@ struct Passes {
   void (*backward)(const Job&, const Unit&, float* scratch);
   void (*backward_leave)(const Job&, const Unit&, float* scratch);
   void (*step)(const Job&, const pfsr_state& before, const pfsr_state& after, float* scratch);
+  int64_t (*product_floats)();  // the scratch memory of multiply
+  void (*multiply)(const ProductJob&, const ProductUnit&, float* scratch);
 };
 
 extern const Passes passes_baseline, passes_avx2, passes_avx512;

@@ -1,5 +1,6 @@
 // The passes for one instruction set: built once for each, with PFSR_PASSES as the table's name.
 #include "backward_unit.h"
+#include "blocked_product.h"
 #include "forward.h"
 #include "step.h"
 
@@ -73,12 +74,24 @@ void step(const Job& job, const pfsr_state& before, const pfsr_state& after, flo
   step_rows(job, before, after, memory);
 }
 
+int64_t product_floats() {
+  Arena arena(nullptr);
+  ProductScratch{arena};
+  return arena.taken();
+}
+
+void multiply_unit(const ProductJob& job, const ProductUnit& unit, float* memory) {
+  Arena arena(memory);
+  multiply_rows(job, unit, ProductScratch(arena));
+}
+
 }  // namespace
 
 namespace pfsr {
 
 extern const Passes PFSR_PASSES;
 const Passes PFSR_PASSES = {LANES,          scratch_floats, forward_enter,  forward, forward_leave,
-                            backward_enter, backward,       backward_leave, step};
+                            backward_enter, backward,       backward_leave, step,
+                            product_floats, multiply_unit};
 
 }  // namespace pfsr

@@ -12,6 +12,7 @@ namespace pfsr {
 namespace {
 
 constexpr int64_t UNIT_POSITIONS = 512;  // rows go together until they have so many
+constexpr int64_t WORK_OF_A_THREAD = 1 << 24;  // multiply-adds: less is done before it has begun
 constexpr int64_t MOST_UNITS = 8;        // of a group: every unit has all gradients for itself
 
 const Passes* widest(int64_t most) {
@@ -182,8 +183,33 @@ void run_backward(const Job& job, const pfsr_gradients& gradients) {
   add_up(job, units, gradients);
 }
 
-template <class Run>
-int guarded(const pfsr_shape& shape, Run run) {
+bool usable(const pfsr_product& p) {
+  return p.groups >= 0 && p.rows >= 0 && p.columns >= 0 && p.depth >= 0;
+}
+
+// Pieces of rows, as many as there are threads to give some to.
+std::vector<ProductUnit> product_units(const pfsr_product& p, int64_t threads) {
+  std::vector<ProductUnit> units;
+  const int64_t share = divided_up(divided_up(p.groups * p.rows, threads), PAD) * PAD;
+  const int64_t together = std::min(PRODUCT_ROWS, share);
+  for (int64_t group = 0; group < p.groups; ++group)
+    for (int64_t row = 0; row < p.rows; row += together)
+      units.push_back({group, row, std::min(row + together, p.rows)});
+  return units;
+}
+
+void run_product(const ProductJob& job) {
+  const pfsr_product& p = job.shape;
+  const double work = static_cast<double>(p.groups) * p.rows * p.columns * p.depth;
+  const int64_t threads =
+      std::max<int64_t>(1, std::min<int64_t>(p.threads, work / WORK_OF_A_THREAD));
+  const std::vector<ProductUnit> units = product_units(p, threads);
+  parallel(static_cast<int64_t>(units.size()), threads, passes().product_floats(),
+           [&](int64_t i, float* scratch) { passes().multiply(job, units[i], scratch); });
+}
+
+template <class Shape, class Run>
+int guarded(const Shape& shape, Run run) {
   if (!usable(shape)) return PFSR_BAD_SHAPE;
   try {
     run();
@@ -236,5 +262,13 @@ int pfsr_step(const pfsr_shape* shape, const pfsr_parameters* parameters, const 
     const FlushDenormals flush;
     passes().step({*shape, *parameters, u, nullptr, out, nullptr, nullptr, nullptr}, *before,
                   *after, scratch().of(passes().scratch_floats(*shape)));
+  });
+}
+
+int pfsr_multiply(const pfsr_product* product, const float* A, const float* B, const float* bias,
+                  float* C) {
+  return guarded(*product, [&] {
+    if (product->groups * product->rows * product->columns == 0) return;
+    run_product({*product, A, B, bias, C});
   });
 }

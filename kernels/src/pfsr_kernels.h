@@ -1,5 +1,6 @@
-// The C interface of the compiled associative Mamba block. All numbers are float32, all arrays
-// contiguous; nothing is kept between calls and nothing but the outputs is written.
+// The C interface of the compiled associative Mamba block, and of the matrix products around it.
+// All numbers are float32; arrays are contiguous but for the factors of a product. Nothing is kept
+// between calls and nothing but the outputs is written.
 #pragma once
 
 #include <stdint.h>
@@ -9,7 +10,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define PFSR_ABI_VERSION 1
+#define PFSR_ABI_VERSION 2
 
 enum { PFSR_OK = 0, PFSR_OUT_OF_MEMORY = 1, PFSR_BAD_SHAPE = 2 };
 
@@ -71,6 +72,20 @@ int pfsr_backward(const pfsr_shape *shape, const pfsr_parameters *parameters, co
 // group; shape->length is not read.
 int pfsr_step(const pfsr_shape *shape, const pfsr_parameters *parameters, const float *u,
               const pfsr_state *before, float *out, const pfsr_state *after);
+
+// For each of G groups C = A B, with C (G, rows, columns), A (G, rows, depth), B (G, depth, columns).
+// The factors lie anywhere: element (i, k) of a group's A is at A[group * A_group + i * A_row +
+// k * A_step], element (k, j) of its B at B[group * B_group + k * B_step + j * B_column].
+typedef struct {
+  int64_t groups, rows, columns, depth;
+  int64_t A_group, A_row, A_step, B_group, B_step, B_column;
+  int64_t add;      // 0 or 1: is the product added to what stands in C
+  int64_t threads;  // at most so many are used; they do not change a bit of C
+} pfsr_product;
+
+// bias (G, columns) is added to every row, or null; there is none with `add`.
+int pfsr_multiply(const pfsr_product *product, const float *A, const float *B, const float *bias,
+                  float *C);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ def compiled() -> Any | None:
     return None
 
 
+def lanes() -> int:
+    """Floats in a vector of the instructions that the kernel uses here."""
+    return cast(int, cast(Any, compiled()).library().pfsr_lanes())
+
+
 @cache
 def _shape(
     rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
@@ -95,9 +100,9 @@ def _address_of_lengths(lengths: Tensor | None) -> int | None:
 def _run(function: str, *arguments: Any) -> None:
     status = getattr(cast(Any, compiled()).library(), function)(*arguments)
     if status == 1:
-        raise MemoryError("pfsr-kernels: no memory for a pass over the associative block")
+        raise MemoryError(f"pfsr-kernels: no memory for {function}")
     if status:
-        raise ValueError("pfsr-kernels: sizes of the associative block do not fit together")
+        raise ValueError(f"pfsr-kernels: sizes of a call of {function} do not fit together")
 
 
 def _shape_of(eps: float, u: Tensor, parameters: Sequence[Tensor]) -> Any:
@@ -179,3 +184,40 @@ def step(
     after_states = byref(make(*addresses[2 + len(state) :]))
     _run("pfsr_step", shape, weights, addresses[0], before_states, addresses[1], after_states)
     return out, after
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a`` (R, D) times ``b`` (D, C), plus ``bias`` (C,); or G of each, (G, R, D), ...
+
+    Of any strides. Not differentiable.
+    """
+    out = a.new_empty(*a.shape[:-1], b.shape[-1])
+    if bias is not None:
+        bias = bias.contiguous()
+    _multiply(a, b, bias, out, add=False)
+    return out
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds ``a @ b``, factors as for :func:`multiply`, to ``out``, which is contiguous."""
+    _multiply(a, b, None, out, add=True)
+
+
+def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
+    *_, rows, depth = a.shape
+    columns = b.shape[-1]
+    groups, a_group, b_group = (a.shape[0], a.stride(0), b.stride(0)) if a.dim() > 2 else (1, 0, 0)
+    product = cast(Any, compiled()).Product(
+        groups,
+        rows,
+        columns,
+        depth,
+        a_group,
+        *a.stride()[-2:],
+        b_group,
+        *b.stride()[-2:],
+        add,
+        torch.get_num_threads(),
+    )
+    start = None if bias is None else bias.data_ptr()
+    _run("pfsr_multiply", byref(product), a.data_ptr(), b.data_ptr(), start, out.data_ptr())

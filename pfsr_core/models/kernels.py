@@ -131,7 +131,7 @@ def _folded(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """``function`` on ``size`` times as many groups; outputs carry the mapped dimension first."""
     stacked = [
-        _mapped_first(value, dim, size) if isinstance(value, Tensor) else value
+        mapped_first(value, dim, size) if isinstance(value, Tensor) else value
         for value, dim in zip(inputs, dims, strict=True)
     ]
     grouped = stacked[layout.first_parameter + A_LOG].dim() > 2
@@ -148,5 +148,6 @@ def _folded(
     return tuple(outputs), (0,) * len(outputs)
 
 
-def _mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """``tensor`` with the mapped dimension ``dim`` first; expanded to ``size`` where it is None."""
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

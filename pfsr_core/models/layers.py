@@ -18,6 +18,7 @@ from torch import Tensor, addcmul, nn
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layout import Layout
+from pfsr_core.models.products import linear
 
 State = dict[str, Tensor]
 
@@ -73,8 +74,10 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        hidden = self.hidden_dropout(self.activation(self.expand(x)), noise)
-        return cast(Tensor, self.norm(self.dropout(self.contract(hidden), noise) + x))
+        hidden = linear(x, self.expand.weight, self.expand.bias)
+        hidden = self.hidden_dropout(self.activation(hidden), noise)
+        contracted = linear(hidden, self.contract.weight, self.contract.bias)
+        return cast(Tensor, self.norm(self.dropout(contracted, noise) + x))
 
 
 class MixerLayer(nn.Module):
