@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,17 @@ import torch
 from pfsr_core import simulation
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.settings import parse_settings
+from pfsr_core.settings_file import load_recipe
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "pfsr.toml"
 
 
 def seconds_and_losses(clients: int, rounds: int) -> tuple[list[float], list[float]]:
     """Processor seconds of each round, and its mean training loss."""
     settings = parse_settings(
         {
+            **load_recipe(RECIPE),
+            "run.compare": "",
             "algorithm.name": "fed-avg",
             "federation.clients": clients,
             **({"model.items": "shared", "model.item-start": "common"} if clients == 1 else {}),
