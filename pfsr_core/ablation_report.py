@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.ablation_items_report import PAIRS as ITEM_PAIRS
+from pfsr_core.ablation_items_report import is_item_arm, items_table
 from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
 
@@ -157,9 +159,9 @@ def main_table(records: Records) -> list[str]:
     return lines
 
 
-def pair_table(records: Records) -> list[str]:
+def pair_table(records: Records, pairs: Sequence[tuple[str, str]] = PAIRS) -> list[str]:
     lines = ["| difference in test NDCG@10 | mean | 95 % interval | |", "|---|---|---|---|"]
-    for a, b in PAIRS:
+    for a, b in pairs:
         interval = compare(records, a, b)
         if interval is not None:
             lines.append(
@@ -212,7 +214,8 @@ def report(records: Records) -> str:
     splits = {
         r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
     }
-    usual, more = usual_seeds(records), more_seeds(records)
+    others = {arm: by_seed for arm, by_seed in records.items() if not is_item_arm(arm)}
+    usual, more = usual_seeds(others), more_seeds(others)
     parts = [
         f"Made on {date.today().isoformat()} by `make ablation`; the arms ran at commits "
         f"{', '.join(sorted(commits))}; split {', '.join(sorted(splits))}. ML-100K, protocol "
@@ -223,6 +226,16 @@ def report(records: Records) -> str:
         "By the size of the clients, test NDCG@10:",
         "\n".join(size_table(usual)),
     ]
+    rows = items_table(records)
+    if rows:
+        parts += [
+            "Item modes. *global*, *global+private*, *full*: what the federation learnt, with the "
+            "client's residual, and trained once more on the client. *Own targets*: items that "
+            "the client has trained; *others'*: those that it never met. *kB up*: of a client and "
+            "round.",
+            "\n".join(rows),
+            "\n".join(pair_table(records, ITEM_PAIRS)),
+        ]
     if more:
         count = min(len(seeds) for seeds in more.values())
         parts += [

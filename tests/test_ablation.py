@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pfsr_core.ablation import ARMS, arm_settings, file_name, run_arm, run_baselines
+from pfsr_core.ablation_items_report import is_item_arm, items_table
 from pfsr_core.ablation_report import (
     BEGIN,
     END,
@@ -140,3 +141,29 @@ def test_only_the_part_between_the_markers_is_rewritten(tmp_path: Path) -> None:
     path.write_text("no markers")
     with pytest.raises(ValueError, match="put them where it belongs"):
         write_between_markers(path, "new")
+
+
+def item_record(test: float, own: bool = True) -> dict[str, object]:
+    """A record of an item arm with all that the table reads."""
+    targets = {"cold": {"excluded/ndcg@10": test / 2}}
+    if own:
+        targets["covered"] = {"excluded/ndcg@10": test}
+    return {
+        "test": test,
+        "test_means": {"excluded/hr@10": 2 * test},
+        "views": {"global": {"test": test / 4}},
+        "test_by_target": targets,
+        "bytes_up_per_client": 4000,
+    }
+
+
+def test_item_arms_have_a_table_of_their_own() -> None:
+    arm = "fed-avg, semantic items, clients of 5"
+    rows = items_table({arm: {0: item_record(0.1), 1: item_record(0.3)}, "fed-avg": {}})
+    assert rows[2:] == [
+        "| fed-avg | semantic | 5 | 2 | 0.4000 | 0.2000 | 0.0500 | - | - | 0.2000 | 0.1000 | 4 |"
+    ]
+    alone = items_table({"pfsr, dual items, clients of 1": {0: item_record(0.2, own=False)}})
+    assert "| - | 0.1000 | 4 |" in alone[2]
+    assert items_table({"fed-avg": {}}) == []
+    assert is_item_arm(arm) and not is_item_arm("fed-avg, clients of 100")

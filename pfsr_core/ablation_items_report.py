@@ -1,0 +1,79 @@
+"""The item modes as a table for people: every view, targets by coverage, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pfsr_core.ablation_items import CLIENTS, FULL, ITEMS, METHODS
+from pfsr_core.federated import GLOBAL, WITH_PRIVATE
+
+Record = Mapping[str, Any]
+Records = Mapping[str, Mapping[int, Record]]
+
+NDCG = "excluded/ndcg@10"
+HEADER = (
+    "| method | items | users a client | seeds | HR@10 | NDCG@10 | global | global+private | full "
+    "| NDCG@10, own targets | others' targets | kB up |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+PAIRS = (
+    *(
+        (f"{method}, {mode} items, clients of 1", f"{method}, shared items, clients of 1")
+        for method in METHODS
+        for mode in ("semantic", "dual")
+    ),
+    ("fed-avg, semantic items, clients of 47", "fed-avg"),
+    ("fed-avg, semantic items, clients of 47", "fed-avg, shared table"),
+    ("fed-avg, semantic items, clients of 47", "central"),
+    ("pfsr, semantic items, clients of 47", "pfsr"),
+    ("pfsr, semantic items, clients of 47", "fed-avg, semantic items, clients of 47"),
+)
+
+
+def is_item_arm(arm: str) -> bool:
+    """Whether this table has the arm, and the main one need not."""
+    return " items, clients of " in arm
+
+
+def items_table(records: Records) -> list[str]:
+    """One row for each method, size and mode that was run: test means over the seeds."""
+    lines = [
+        _row(method, mode, users, records[arm])
+        for users in CLIENTS
+        for method in METHODS
+        for mode in ITEMS
+        if (arm := f"{method}, {mode} items, clients of {users}") in records
+    ]
+    return [*HEADER, *lines] if lines else []
+
+
+def _row(method: str, mode: str, users: int, by_seed: Mapping[int, Record]) -> str:
+    def mean(read: Callable[[Record], float | None]) -> str:
+        values = [value for r in by_seed.values() if (value := read(r)) is not None]
+        return f"{np.mean(values):.4f}" if values else "-"
+
+    cells = [
+        method,
+        mode,
+        str(users),
+        str(len(by_seed)),
+        mean(lambda r: r["test_means"]["excluded/hr@10"]),
+        mean(lambda r: r["test"]),
+        *(mean(lambda r, v=view: _of_view(r, v)) for view in (GLOBAL, WITH_PRIVATE, FULL)),  # type: ignore[misc]
+        *(mean(lambda r, t=targets: _of_targets(r, t)) for targets in ("covered", "cold")),  # type: ignore[misc]
+        f"{np.mean([r['bytes_up_per_client'] for r in by_seed.values()]) / 1000:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _of_view(record: Record, view: str) -> float | None:
+    found = record["views"].get(view)
+    return None if found is None else float(found["test"])
+
+
+def _of_targets(record: Record, targets: str) -> float | None:
+    found = record["test_by_target"].get(targets)
+    return None if found is None else float(found[NDCG])
