@@ -19,6 +19,7 @@ NEEDED = (
     "numpy",
     "pandas",
     "pyarrow",
+    "scikit-learn",
     "safetensors",
     "typer",
     "rich",
@@ -93,7 +94,22 @@ def flower_finding(found: str | None) -> Finding:
 
 
 def _accelerator() -> list[Finding]:
-    return [_cuda(), _mamba()]
+    return [_kernels(), _cuda(), _mamba()]
+
+
+def _kernels() -> Finding:
+    found = installed("pfsr-kernels")
+    if not found:
+        fix = "make setup, or pip install ./kernels, where a C++ compiler is"
+        return Finding("note", "pfsr-kernels", "not installed; plain PyTorch is used, slower", fix)
+    try:
+        from pfsr_core.models.kernel_calls import compiled, lanes
+    except ImportError:
+        return Finding("note", "pfsr-kernels", f"{found}, unknown without torch")
+    if compiled() is None:
+        fix = "pip install --force-reinstall ./kernels, and look whether PFSR_KERNELS=never is set"
+        return Finding("note", "pfsr-kernels", f"{found}, not used; plain PyTorch is, slower", fix)
+    return Finding("ok", "pfsr-kernels", f"{found}, vectors of {lanes()} numbers")
 
 
 def _cuda() -> Finding:

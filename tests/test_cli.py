@@ -17,6 +17,7 @@ from pfsr_core.data import load_dataset
 from pfsr_core.data.item_vectors import words_of
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.models import kernel_calls
 from pfsr_core.node_store import NodeStore
 from pfsr_core.settings_file import load_recipe
 from tests.command_line import fail, pfsr, succeed
@@ -216,6 +217,19 @@ def test_doctor_here() -> None:
     assert result.exit_code in (0, 1)
     for subject in ("python", "flwr", "torch", "CUDA", "mamba-ssm", "data ml-100k", "disk"):
         assert subject in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "loaded", "words"),
+    [(None, None, "pip install ./kernels"), ("9.9", None, "not used")],
+)
+def test_doctor_tells_of_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, loaded: None, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda _name: version)
+    monkeypatch.setattr(kernel_calls, "compiled", lambda: loaded)
+    (finding, *_) = doctor._accelerator()
+    assert finding.level == "note" and words in f"{finding.found} {finding.fix}"
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
