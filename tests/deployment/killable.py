@@ -18,7 +18,7 @@ from server_app.app import show
 from tests.integration.helpers import settings_in
 from tests.integration.loopback import run_loopback
 
-NODES, ROUNDS = 2, 60
+NODES, ROUNDS = 2, 150  # more than twenty lives take
 
 
 def settings(directory: Path, resume: str = "") -> Settings:

@@ -68,6 +68,8 @@ def one_life(directory: Path, resume: str, delay: float, orders: int) -> int:
 
     def far_enough() -> bool:
         words = events(directory)[known:]
+        if process.poll() is not None:
+            return True  # too far
         return bool(words) and sum(word.startswith("train") for word in words) >= orders
 
     try:
