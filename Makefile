@@ -61,7 +61,7 @@ ablation: setup ## The ablation table of docs/results.md: hours on two cores, re
 	$(BIN)/python -m pfsr_core.ablation --seeds $(SEEDS) --jobs $(JOBS)
 	$(BIN)/python -m pfsr_core.ablation_report --out docs/results.md
 
-bench: setup ## Time ours against peers: docs/performance.md and its plots, about a quarter of an hour
+bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
 	$(BIN)/pfsr bench --out docs
 
