@@ -13,14 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from pfsr_core.assembly import Assembly, Federation
-from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated import ServerState, keep_states
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.personal_evaluation import evaluate_models
-from pfsr_core.run_rows import Evaluations
+from pfsr_core.run_rows import Evaluations, evaluate_personal
 from pfsr_core.settings import Value
 from pfsr_core.simulation import finetune_clients
 
@@ -108,10 +106,8 @@ def evaluate_all(
     federation: Federation,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
-    clients, plain = federation.clients, replace(assembly.algorithm, views={})
-    alone = replace(assembly, algorithm=plain)
-    found = evaluate_models(alone, max_length, server.params, states, clients)
-    return {split: [one[split] for one in found] for split in SPLITS}
+    alone = replace(assembly, algorithm=replace(assembly.algorithm, views={}))
+    return evaluate_personal(alone, max_length, server.params, states, federation)
 
 
 def views_of(

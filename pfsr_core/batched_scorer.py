@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pfsr_core.batched_training import fill_rows, pad_together
 from pfsr_core.local_training import LossSum
 from pfsr_core.models.item_scorer import BIAS, WEIGHT
 from pfsr_core.params import Params
@@ -119,11 +120,8 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) -> Group:
     most = max(len(lesson.codes) for lesson in lessons)
     places = [lesson.rows + k * most for k, lesson in enumerate(lessons)]
-    rows = table.new_zeros(len(lessons), most, table.shape[1])
-    for place, lesson in zip(rows, lessons, strict=True):
-        place[: len(lesson.codes)] = rows_of(table, lesson.codes)
     return Group(
-        rows=rows,
+        rows=fill_rows([rows_of(table, lesson.codes) for lesson in lessons]),
         weight=torch.cat([head[WEIGHT] for head in heads]),
         bias=torch.cat([head[BIAS] for head in heads]),
         losses=table.new_zeros(len(heads)),
@@ -136,11 +134,7 @@ def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) ->
 
 def _pad(parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
     """(K, T, B), filled up with zeros: samples of no share, on a row that they do not move."""
-    shape = [max(part.shape[axis] for part in parts) for axis in (0, 1)]
-    whole = torch.zeros(len(parts), *shape, dtype=dtype)
-    for place, part in zip(whole, parts, strict=True):
-        place[: part.shape[0], : part.shape[1]] = torch.from_numpy(part)
-    return whole
+    return pad_together([torch.from_numpy(part) for part in parts]).to(dtype)
 
 
 def _unstack(group: Group, lessons: Sequence[Lesson]) -> list[Trained]:

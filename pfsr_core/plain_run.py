@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
-from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.personal_evaluation import evaluate_models, split_means
+from pfsr_core.personal_evaluation import split_means
 from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
 from pfsr_core.run_rows import (
     Evaluations,
@@ -25,6 +24,7 @@ from pfsr_core.run_rows import (
     baseline_rows,
     client_rows,
     coverage,
+    evaluate_personal,
     federated_row,
 )
 from pfsr_core.settings import Settings, flat_settings
@@ -47,9 +47,8 @@ class Experiment:
         return self.settings.algorithm.name
 
     def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
-        length, clients = self.settings.model.max_length, self.federation.clients
-        found = evaluate_models(self.assembly, length, shared, states, clients)
-        return {split: [one[split] for one in found] for split in SPLITS}
+        length = self.settings.model.max_length
+        return evaluate_personal(self.assembly, length, shared, states, self.federation)
 
 
 def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:

@@ -6,11 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfsr_core.assembly import Federation
+from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import SPLITS, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation, client_sums
-from pfsr_core.personal_evaluation import ScorerOf, evaluate_clients, split_means
+from pfsr_core.params import Params
+from pfsr_core.personal_evaluation import (
+    ScorerOf,
+    evaluate_clients,
+    evaluate_models,
+    split_means,
+)
 from pfsr_core.run_files import best_line
 
 Row = dict[str, Any]
@@ -20,6 +26,18 @@ Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
 def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
     """Validation and test of every client."""
     return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
+
+
+def evaluate_personal(
+    assembly: Assembly,
+    max_length: int,
+    shared: Params,
+    states: Mapping[str, Params],
+    federation: Federation,
+) -> Evaluations:
+    """Validation and test of every client with its personalised model, and with every view."""
+    found = evaluate_models(assembly, max_length, shared, states, federation.clients)
+    return {split: [one[split] for one in found] for split in SPLITS}
 
 
 def coverage(federation: Federation) -> dict[str, float]:

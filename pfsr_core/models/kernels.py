@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pfsr_core.models import kernel_calls
 from pfsr_core.models.kernel_calls import A_LOG, MixerParameters, compiled, step
+from pfsr_core.models.mapping import mapped_first
 
 __all__ = ["MixerParameters", "applies_to", "compiled", "mix", "step", "use_kernels"]
 
@@ -146,8 +147,3 @@ def _folded(
         for index, output in enumerate(function.apply(*folded))
     ]
     return tuple(outputs), (0,) * len(outputs)
-
-
-def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """``tensor`` with the mapped dimension ``dim`` first; expanded to ``size`` where it is None."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

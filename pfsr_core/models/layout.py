@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from pfsr_core.models.mapping import is_transformed
 
 WORTH_IT = 0.95  # with more of the places filled than this, packing costs more than it saves
 
@@ -42,7 +43,7 @@ def layout_of(items: Tensor) -> Layout | None:
 
     None as well inside ``torch.func`` transforms: there a shape may not depend on values.
     """
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return None
     real = items > 0
     index = real.flatten().nonzero()[:, 0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfsr_core.models import kernel_calls, kernels
+from pfsr_core.models.mapping import is_transformed, mapped_first
 
 WORK = 2**19  # multiply-adds, at least: below, torch's shorter way to its product wins
 LANES = 16  # of the kernel's vectors, at least: with eight (AVX2) it is only as fast as torch
@@ -23,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
     rows = x.shape[:-1]
     little = rows.numel() * weight.numel() < WORK
-    if (little and not _transformed()) or not _applies_to(x, weight, bias):
+    if (little and not is_transformed()) or not _applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
     return _differentiable(x.reshape(rows.numel(), x.shape[-1]), weight.T, bias).view(
         *rows, len(weight)
@@ -57,13 +58,8 @@ def _applies_to(*tensors: Tensor) -> bool:
     return kernels.applies_to(*tensors) and kernel_calls.lanes() >= LANES
 
 
-def _transformed() -> bool:
-    """Whether this runs under ``torch.func``: shapes may be those of one client of many."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    function = _MappedProduct if _transformed() else _Product
+    function = _MappedProduct if is_transformed() else _Product
     return cast(Tensor, function.apply(a, b, bias))  # type: ignore[no-untyped-call]
 
 
@@ -104,7 +100,7 @@ class _MappedProduct(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
         """The mapped dimension becomes one of groups, or of more groups."""
         mapped = [
-            None if value is None else kernels.mapped_first(value, dim, info.batch_size)
+            None if value is None else mapped_first(value, dim, info.batch_size)
             for value, dim in zip(inputs, in_dims, strict=True)
         ]
         nested = cast(Tensor, mapped[0]).dim() > 3

@@ -26,6 +26,7 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layers import NORM_EPS, State, of_prefix, with_prefix
+from pfsr_core.models.mapping import is_transformed
 
 
 class AttentionBlock(nn.Module):
@@ -155,7 +156,7 @@ def attention_kernel() -> AbstractContextManager[None]:
 
     The fused CPU kernel has no batching rule: ``vmap`` would warn and run it sample by sample.
     """
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
     return nullcontext()
 

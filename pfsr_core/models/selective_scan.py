@@ -30,6 +30,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from pfsr_core.models.mapping import mapped_first
+
 UseKernel = Literal["auto", "never"]
 
 TILE_NUMBERS = 2**18  # states held at once: a megabyte of float32 fits next to the core
@@ -271,10 +273,7 @@ def _folded(
     decay_index: int,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Apply ``function`` to ``size`` x b sequences; outputs carry the mapped dimension first."""
-    stacked = [
-        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(inputs, dims, strict=True)
-    ]
+    stacked = [mapped_first(tensor, dim, size) for tensor, dim in zip(inputs, dims, strict=True)]
     decays, count = stacked[decay_index], stacked[0].shape[1]
     shared = decays.shape[1] == 1
     stacked[decay_index] = decays.expand(-1, count, -1, -1) if shared else decays
