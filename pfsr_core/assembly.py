@@ -180,6 +180,7 @@ def local_training(settings: Settings) -> LocalTraining:
     return LocalTraining(
         learning_rate=train.learning_rate,
         item_learning_rate=train.item_learning_rate,
+        residual_learning_rate=train.residual_learning_rate,
         projection_learning_rate=train.projection_learning_rate,
         local_epochs=train.local_epochs,
         batch_size=train.batch_size,
@@ -188,6 +189,7 @@ def local_training(settings: Settings) -> LocalTraining:
         decay=train.round_decay,
         negatives=train.negatives,
         engine=train.engine,
+        optimizer=train.optimizer,
     )
 
 
@@ -228,7 +230,11 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
 def _server_step(settings: Settings) -> ServerStep:
     algorithm = settings.algorithm
     return server_step(
-        algorithm.server_optimizer, algorithm.server_learning_rate, algorithm.server_momentum
+        algorithm.server_optimizer,
+        algorithm.server_learning_rate,
+        algorithm.server_momentum,
+        decay=algorithm.server_decay,
+        epsilon=algorithm.server_epsilon,
     )
 
 

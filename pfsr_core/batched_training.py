@@ -31,7 +31,7 @@ from pfsr_core.local_training import (
     Task,
     client_windows,
     freeze,
-    fresh_adam,
+    fresh_optimizer,
     private_codes,
     steps,
     train,
@@ -146,7 +146,7 @@ def similar(
 def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
     stacks = stack_params([lane.job.params for lane in lanes])
     leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
-    optimizer = fresh_adam(leaves, config)
+    optimizer = fresh_optimizer(leaves, config)
     frozen = _stack_masks([lane.job.frozen for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
     beyond = beyond_tables([lane.size.items for lane in lanes])
@@ -223,18 +223,18 @@ def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
 
 
 def _first(
-    count: int, leaves: Params, optimizer: torch.optim.Adam, config: LocalTraining
-) -> tuple[Params, torch.optim.Adam]:
+    count: int, leaves: Params, optimizer: torch.optim.Optimizer, config: LocalTraining
+) -> tuple[Params, torch.optim.Optimizer]:
     """The first ``count`` clients and their moments: views, so that the whole stacks move on."""
     fewer = {name: leaf.detach()[:count].requires_grad_() for name, leaf in leaves.items()}
-    adam = fresh_adam(fewer, config)
+    for_fewer = fresh_optimizer(fewer, config)
     for name, leaf in leaves.items():
         if leaf in optimizer.state:
             moments = optimizer.state[leaf]
-            adam.state[fewer[name]] = {
+            for_fewer.state[fewer[name]] = {
                 key: value if key == "step" else value[:count] for key, value in moments.items()
             }
-    return fewer, adam
+    return fewer, for_fewer
 
 
 def _rows(stacks: Params, count: int) -> Params:

@@ -15,7 +15,7 @@ from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
+from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 
 
@@ -53,8 +53,13 @@ class Task:
 class LocalTraining:
     """How a client trains. ``local_epochs`` passes a round over its windows.
 
-    ``item_learning_rate`` is the step of item tables and residuals: small data wants it smaller.
-    ``projection_learning_rate``: that of the projection of public item vectors.
+    ``optimizer``: "adam", or "sgd" without momentum. Adam's first step is the sign of the gradient
+    whatever its size; of a client that takes few steps a round, plain gradients tell the server
+    more (federated SGD, McMahan et al. 2017).
+
+    ``item_learning_rate`` is the step of item tables: small data wants it smaller.
+    ``residual_learning_rate``, ``projection_learning_rate``: those of private residuals and of the
+    projection of public item vectors.
     ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
     ``engine``: a node's clients are trained one by one ("loop"), as one program ("batched"), or the
     small ones so ("auto").
@@ -66,10 +71,12 @@ class LocalTraining:
     max_length: int
     seed: int
     item_learning_rate: float
+    residual_learning_rate: float = 0.001
     projection_learning_rate: float = 0.001
     decay: float = 1.0
     negatives: int = 0
     engine: str = "auto"
+    optimizer: str = "adam"
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
@@ -78,6 +85,7 @@ class LocalTraining:
             self,
             learning_rate=self.learning_rate * scale,
             item_learning_rate=self.item_learning_rate * scale,
+            residual_learning_rate=self.residual_learning_rate * scale,
             projection_learning_rate=self.projection_learning_rate * scale,
         )
 
@@ -189,7 +197,7 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Itera
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
-    """``local_epochs`` passes with a fresh Adam; returns new parameters, writes none of its inputs.
+    """``local_epochs`` passes with a fresh optimiser; returns new parameters, writes no input.
 
     The reference: other ways to train must end with the same parameters.
     """
@@ -198,7 +206,7 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
+    optimizer, codes = fresh_optimizer(leaves, config), private_codes(job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, codes)
         loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
@@ -228,18 +236,27 @@ def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generato
     return draw_bits((*shape, task.noise_width), generator) if task.noise_width else None
 
 
-def fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:
-    """Adam at the step sizes of encoder, item rows and projection, nothing accumulated yet.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
 
-    Its steps are normalised coordinate by coordinate, so the step of an item's row depends neither
-    on how many items there are nor on the mean over a batch.
+
+def fresh_optimizer(leaves: Params, config: LocalTraining) -> torch.optim.Optimizer:
+    """The optimiser at the step sizes of encoder, item rows and projection, nothing accumulated.
+
+    Adam's steps are normalised coordinate by coordinate, so the step of an item's row depends
+    neither on how many items there are nor on the mean over a batch.
     """
-    rates = dict.fromkeys(ROW_NAMES, config.item_learning_rate)
-    rates[PROJECTION] = config.projection_learning_rate
+    rates = {
+        ITEMS: config.item_learning_rate,
+        RESIDUAL: config.residual_learning_rate,
+        PROJECTION: config.projection_learning_rate,
+    }
     groups: dict[float, list[Tensor]] = {}
     for name, tensor in leaves.items():
         groups.setdefault(rates.get(name, config.learning_rate), []).append(tensor)
-    return torch.optim.Adam(
+    return OPTIMIZERS[config.optimizer](
         [{"params": part, "lr": rate} for rate, part in groups.items()], fused=True
     )
 

@@ -95,10 +95,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
-    item_learning_rate: float = setting(0.0004, "Adam's step size on the item table", low=0.0)
+    optimizer: str = setting("adam", "of the clients", choices=("adam", "sgd"))
+    learning_rate: float = setting(0.002, "its step size on the clients", low=1e-9)
+    item_learning_rate: float = setting(0.0004, "its step size on the item table", low=0.0)
+    residual_learning_rate: float = setting(
+        0.0004, "its step size on private residuals of items dual and semantic", low=0.0
+    )
     projection_learning_rate: float = setting(
-        0.002, "Adam's step size on the projection of items semantic", low=0.0
+        0.002, "its step size on the projection of items semantic", low=0.0
     )
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
@@ -143,6 +147,12 @@ class AlgorithmSettings:
     )
     server_learning_rate: float = setting(1.0, "server step of momentum and adam", low=0.0)
     server_momentum: float = setting(0.9, "momentum of momentum and adam", low=0.0, high=0.9999)
+    server_decay: float = setting(
+        1.0, "the server's step shrinks by it every round", low=0.1, high=1.0
+    )
+    server_epsilon: float = setting(
+        1e-3, "tau of the server's adam: changes far below it are not scaled up", low=0.0
+    )
     item_step: str = setting(
         "row",
         "a step of pfedrec on an item's row: the mean over its own samples, or over the batch",

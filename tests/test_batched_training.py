@@ -84,8 +84,9 @@ def test_a_batch_equals_the_loop(algorithm: str, encoder: str, items: str) -> No
         {"algorithm__two_phases": False, "algorithm__anchor": "global"},
         {"algorithm__mask_mode": "minmax", "algorithm__serve": "personal"},
         {"train__batch_size": 3, "train__round_decay": 0.5},
+        {"train__optimizer": "sgd", "train__learning_rate": 0.1, "model__items": "dual"},
     ],
-    ids=["shared items", "no dropout", "one phase", "minmax", "batches"],
+    ids=["shared items", "no dropout", "one phase", "minmax", "batches", "plain gradients"],
 )
 def test_variants_of_pfsr_equal_the_loop(changes: dict[str, Value]) -> None:
     loop, batched = (updates(engine, **changes) for engine in ("loop", "batched"))

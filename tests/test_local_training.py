@@ -244,3 +244,29 @@ def test_a_secret_start_follows_from_the_secret_not_from_the_runs_seed() -> None
         tables.append(whole_table(assembly, data))
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
+
+
+def test_plain_steps_of_all_clients_are_a_step_on_all_data() -> None:
+    """Federated SGD: one step a client, weighted by its targets, is the pooled gradient's step."""
+    settings, federation, assembly = tiny_world(
+        train__optimizer="sgd",
+        train__learning_rate=0.5,
+        train__item_learning_rate=0.5,
+        train__batch_size=1000,
+        model__items="shared",
+        model__dropout=0.0,
+        model__max_length=50,
+    )
+    task, start = assembly.task, double(assembly.task.init_shared())
+    config = local_training(settings)
+    parts = [federation.clients[0], federation.clients[1]]
+    pooled = replace(parts[0], users=parts[0].users + parts[1].users)
+
+    def step(data: ClientDataset) -> tuple[Params, float]:
+        trained, losses = train(task, config, Job(start, data, stream=1))
+        return trained, losses.count
+
+    (one, n), (other, m), (both, _) = step(parts[0]), step(parts[1]), step(pooled)
+    for name, expected in both.items():
+        mean = (n * one[name] + m * other[name]) / (n + m)
+        torch.testing.assert_close(mean, expected, rtol=0, atol=1e-9, msg=name)

@@ -18,7 +18,7 @@ from pfsr_core.params import Params
 ServerStep = Callable[[ServerState, Params], ServerState]
 """(server, the clients' mean of the shared names) -> the next server state"""
 
-SECOND_MOMENT, FLOOR = 0.99, 1e-3  # beta2 and tau of FedAdam
+SECOND_MOMENT, EPSILON = 0.99, 1e-3  # beta2 and tau of FedAdam
 
 
 def average(server: ServerState, mean: Params) -> ServerState:
@@ -26,25 +26,35 @@ def average(server: ServerState, mean: Params) -> ServerState:
     return replace(server, params=mean, round=server.round + 1)
 
 
-def momentum_step(learning_rate: float, momentum: float) -> ServerStep:
-    """``m <- momentum * m + (mean - theta)``, ``theta <- theta + learning_rate * m``."""
+def momentum_step(learning_rate: float, momentum: float, decay: float = 1.0) -> ServerStep:
+    """``m <- momentum * m + (mean - theta)``, ``theta <- theta + learning_rate * m``.
+
+    The learning rate is multiplied by ``decay`` after every round.
+    """
 
     def step(server: ServerState, mean: Params) -> ServerState:
+        rate = learning_rate * decay**server.round
         slots: Params = {}
         params: Params = {}
         for name, old in server.params.items():
             before = server.slots.get(name, torch.zeros_like(old))
             slots[name] = momentum * before + (mean[name] - old)
-            params[name] = old + learning_rate * slots[name]
+            params[name] = old + rate * slots[name]
         return replace(server, params=params, round=server.round + 1, slots=slots)
 
     return step
 
 
-def adam_step(learning_rate: float, momentum: float) -> ServerStep:
-    """``theta <- theta + learning_rate * m / (sqrt(v) + tau)``, without bias correction."""
+def adam_step(
+    learning_rate: float, momentum: float, decay: float = 1.0, epsilon: float = EPSILON
+) -> ServerStep:
+    """``theta <- theta + learning_rate * m / (sqrt(v) + epsilon)``, without bias correction.
+
+    The learning rate is multiplied by ``decay`` after every round.
+    """
 
     def step(server: ServerState, mean: Params) -> ServerState:
+        rate = learning_rate * decay**server.round
         slots: Params = {}
         params: Params = {}
         for name, old in server.params.items():
@@ -53,15 +63,23 @@ def adam_step(learning_rate: float, momentum: float) -> ServerStep:
             v = server.slots.get(f"v/{name}", zero)
             v = SECOND_MOMENT * v + (1 - SECOND_MOMENT) * change.square()
             slots |= {f"m/{name}": m, f"v/{name}": v}
-            params[name] = old + learning_rate * m / (v.sqrt() + FLOOR)
+            params[name] = old + rate * m / (v.sqrt() + epsilon)
         return replace(server, params=params, round=server.round + 1, slots=slots)
 
     return step
 
 
-def server_step(optimizer: str, learning_rate: float, momentum: float) -> ServerStep:
+def server_step(
+    optimizer: str,
+    learning_rate: float,
+    momentum: float,
+    *,
+    decay: float = 1.0,
+    epsilon: float = EPSILON,
+) -> ServerStep:
     """The step named "average", "momentum" or "adam"."""
     if optimizer == "average":
         return average
-    builder = {"momentum": momentum_step, "adam": adam_step}[optimizer]
-    return builder(learning_rate, momentum)
+    if optimizer == "momentum":
+        return momentum_step(learning_rate, momentum, decay)
+    return adam_step(learning_rate, momentum, decay, epsilon)

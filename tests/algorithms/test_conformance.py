@@ -103,6 +103,7 @@ def test_it_learns(name: str, items: str) -> None:
         train__local_epochs=2,
         train__learning_rate=0.01,
         train__item_learning_rate=0.01,
+        train__residual_learning_rate=0.01,
     )
     losses = []
     simulation.run(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,6 +35,24 @@ def test_adam_by_hand_and_a_still_coordinate_stays() -> None:
     assert new.params["a"][0].item() == pytest.approx(1 + 0.01 * 0.1 / (root + 1e-3))
     assert new.params["a"][1].item() == 1.0
     assert set(new.slots) == {"m/a", "v/a"}
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_the_step_shrinks_by_the_decay_every_round(optimizer: str) -> None:
+    later = replace(START, round=3)
+    full = server_step(optimizer, 0.08, 0.9)(later, MEAN).params["a"] - START.params["a"]
+    step = server_step(optimizer, 0.08, 0.9, decay=0.5)(later, MEAN).params["a"] - START.params["a"]
+    torch.testing.assert_close(step, full * 0.5**3)
+
+
+def test_adam_makes_up_for_the_size_of_changes_above_epsilon() -> None:
+    """Changes a thousandth as large, as of plain gradients, move the server as far."""
+    small = {"a": START.params["a"] + 1e-3 * (MEAN["a"] - START.params["a"])}
+    far, near = (
+        server_step("adam", 0.01, 0.9, epsilon=1e-8)(START, mean).params["a"]
+        for mean in (MEAN, small)
+    )
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("optimizer", ["average", "momentum", "adam"])
