@@ -84,6 +84,11 @@ FED_DPA: Overrides = {
     "algorithm.two-phases": True,
     "algorithm.serve": "personal",
 }
+ONE_USER: Overrides = {
+    "federation.partition": "user",
+    "algorithm.fisher-samples": 8,
+    "federation.rounds": 2,
+}
 
 
 def _clients(users: int) -> Overrides:
@@ -134,14 +139,12 @@ ARMS: dict[str, Overrides] = {
         **_clients(5),
         "algorithm.fisher-samples": 16,
     },
+    "pfsr, clients of 5": {**_clients(5), "algorithm.fisher-samples": 16},
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
     # A user's held-out item is none of its history, so its client cannot rank it, however long it
     # trains. Two rounds show that nothing else is wrong.
-    "pfsr, one user a client": {
-        "federation.partition": "user",
-        "algorithm.fisher-samples": 8,
-        "federation.rounds": 2,
-    },
+    "pfsr, one user a client": ONE_USER,
+    "fed-avg, one user a client": {**ONE_USER, **FED_AVG},
     **item_arms(),
 }
 

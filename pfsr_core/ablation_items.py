@@ -25,17 +25,32 @@ from pfsr_core.simulation import finetune_clients
 Overrides = dict[str, Value]
 
 FULL = "full"
+PRIVATE = "private"
+PRIVATE_SIZES = {  # users a client -> how the name of an arm with private tables ends
+    100: ", clients of 100",
+    47: "",
+    20: ", clients of 20",
+    5: ", clients of 5",
+    1: ", one user a client",
+}
 FEW = 20  # users from which on a client is a large one
 BYTES_PER_VALUE = 4
 
-# Many small clients: a few of them a round, many rounds, a server that keeps its direction.
+# Many small clients: a few of them a round, many rounds. A client of one user takes a step or two,
+# so it sends plain gradients, and the server is the one that scales them.
 MANY_CLIENTS: Overrides = {
     "federation.participation": 0.03,
     "federation.rounds": 240,
+    "train.optimizer": "sgd",
     "train.batch-size": 4,
-    "train.round-decay": 0.99,
-    "algorithm.server-optimizer": "momentum",
-    "algorithm.server-learning-rate": 0.5,
+    "train.learning-rate": 0.1,
+    "train.item-learning-rate": 0.1,
+    "train.residual-learning-rate": 0.1,
+    "train.projection-learning-rate": 0.1,
+    "algorithm.server-optimizer": "adam",
+    "algorithm.server-learning-rate": 0.006,
+    "algorithm.server-decay": 0.99,
+    "algorithm.server-epsilon": 1e-6,
     "algorithm.fisher-samples": 8,
 }
 # Few large ones: averaging shrinks what single clients learn of an item, as with a shared table.
@@ -50,7 +65,6 @@ RANDOM_START: Overrides = {
     "model.dropout": 0.2,
 }
 ITEMS: dict[str, Overrides] = {
-    "private": {},
     "shared": {"model.items": "shared", **RANDOM_START},
     "dual": {"model.items": "dual", **RANDOM_START},
     "semantic": {"model.items": "semantic", **RANDOM_START},
@@ -63,14 +77,11 @@ CLIENTS: dict[int, Overrides] = {
     100: {"federation.clients": 943 // 100, **FEW_CLIENTS},
 }
 # Residuals of large clients learn their histories by heart: small steps.
-STEPS: dict[tuple[str, bool], Overrides] = {
-    ("shared", True): {"train.item-learning-rate": 0.002},
-    ("shared", False): {"train.item-learning-rate": 0.006},
-    ("dual", True): {"train.item-learning-rate": 0.002},
-    ("dual", False): {"train.item-learning-rate": 0.006},
-    ("semantic", True): {"train.item-learning-rate": 0.002},
-    ("semantic", False): {
-        "train.item-learning-rate": 0.0003,
+STEPS: dict[str, Overrides] = {
+    "shared": {"train.item-learning-rate": 0.006},
+    "dual": {"train.item-learning-rate": 0.006, "train.residual-learning-rate": 0.0003},
+    "semantic": {
+        "train.residual-learning-rate": 0.0003,
         "train.projection-learning-rate": 0.006,
         "train.round-decay": 0.91,
         "model.dropout": 0.4,
@@ -80,22 +91,28 @@ METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-
 
 
 def item_arms() -> dict[str, Overrides]:
-    """``<method>, <mode> items, clients of <users>``: settings by arm.
+    """``<method>, <mode> items, clients of <users>``: settings by arm, but for private tables.
 
-    Private tables with clients of 20 and more are arms of their own, e.g. "pfsr, clients of 20".
+    Those are arms of their own, see :func:`arm_of`.
     """
     return {
-        f"{method}, {mode} items, clients of {users}": {
+        arm_of(method, mode, users): {
             **of_mode,
             **of_size,
-            **STEPS.get((mode, users < FEW), {}),
+            **(STEPS[mode] if users >= FEW else {}),
             **of_method,
         }
         for users, of_size in CLIENTS.items()
         for mode, of_mode in ITEMS.items()
         for method, of_method in METHODS.items()
-        if mode != "private" or users < FEW
     }
+
+
+def arm_of(method: str, mode: str, users: int) -> str:
+    """The name of the arm."""
+    if mode != PRIVATE:
+        return f"{method}, {mode} items, clients of {users}"
+    return f"{method}{PRIVATE_SIZES[users]}"
 
 
 def evaluate_all(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pfsr_core.ablation_items import CLIENTS, FULL, ITEMS, METHODS
+from pfsr_core.ablation_items import CLIENTS, FULL, ITEMS, METHODS, PRIVATE, arm_of
 from pfsr_core.federated import GLOBAL, WITH_PRIVATE
 
 Record = Mapping[str, Any]
@@ -44,8 +44,8 @@ def items_table(records: Records) -> list[str]:
         _row(method, mode, users, records[arm])
         for users in CLIENTS
         for method in METHODS
-        for mode in ITEMS
-        if (arm := f"{method}, {mode} items, clients of {users}") in records
+        for mode in (PRIVATE, *ITEMS)
+        if records.get(arm := arm_of(method, mode, users))
     ]
     return [*HEADER, *lines] if lines else []
 
@@ -61,19 +61,25 @@ def _row(method: str, mode: str, users: int, by_seed: Mapping[int, Record]) -> s
         str(users),
         str(len(by_seed)),
         mean(lambda r: r["test_means"]["excluded/hr@10"]),
-        mean(lambda r: r["test"]),
+        mean(lambda r: r["test_means"][NDCG]),
         *(mean(lambda r, v=view: _of_view(r, v)) for view in (GLOBAL, WITH_PRIVATE, FULL)),  # type: ignore[misc]
         *(mean(lambda r, t=targets: _of_targets(r, t)) for targets in ("covered", "cold")),  # type: ignore[misc]
-        f"{np.mean([r['bytes_up_per_client'] for r in by_seed.values()]) / 1000:.0f}",
+        _kilobytes(by_seed),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _of_view(record: Record, view: str) -> float | None:
-    found = record["views"].get(view)
+    found = record.get("views", {}).get(view)
     return None if found is None else float(found["test"])
 
 
 def _of_targets(record: Record, targets: str) -> float | None:
-    found = record["test_by_target"].get(targets)
+    found = record.get("test_by_target", {}).get(targets)
     return None if found is None else float(found[NDCG])
+
+
+def _kilobytes(by_seed: Mapping[int, Record]) -> str:
+    """To the server, of one client and round; "-" where the records do not say."""
+    found = {r["bytes_up_per_client"] for r in by_seed.values() if "bytes_up_per_client" in r}
+    return f"{found.pop() / 1000:.0f}" if found else "-"

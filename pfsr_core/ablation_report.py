@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.ablation_items import PRIVATE_SIZES
 from pfsr_core.ablation_items_report import PAIRS as ITEM_PAIRS
 from pfsr_core.ablation_items_report import is_item_arm, items_table
 from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
@@ -77,13 +78,6 @@ PAIRS = (
     ("fed-avg, clients of 20", "local-only, clients of 20"),
     ("two-sided, clients of 5", "fed-avg, clients of 5"),
 )
-SIZES = {  # users a client -> the end of the arms' names
-    100: ", clients of 100",
-    47: "",
-    20: ", clients of 20",
-    5: ", clients of 5",
-    1: ", one user a client",
-}
 SIZED = ("pfsr", "two-sided", "vrm without dml", "fed-avg", "local-only")
 LENGTHS = ((0, 30), (30, 100), (100, 10**9))
 
@@ -201,7 +195,7 @@ def length_table(records: Records, a: str, b: str) -> list[str]:
 def size_table(records: Records) -> list[str]:
     """Test NDCG@10 by the number of users that a client has, "-" where an arm was not run."""
     lines = [f"| users a client | {' | '.join(SIZED)} |", "|---" * (1 + len(SIZED)) + "|"]
-    for size, end in SIZES.items():
+    for size, end in PRIVATE_SIZES.items():
         arms = [records.get(name + end) for name in SIZED]
         cells = [f"{_mean(arm, 'ndcg@10'):.4f}" if arm else "-" for arm in arms]
         lines.append(f"| {size} | {' | '.join(cells)} |")

@@ -41,6 +41,7 @@ MODES: dict[str, Mapping[str, Value]] = {
     "semantic, 64 numbers of the id": {"model.items": "semantic", "model.id-dim": 64},
     "semantic, 192 numbers of the id": {"model.items": "semantic", "model.id-dim": 192},
     "semantic, 448 numbers of the id": {"model.items": "semantic", "model.id-dim": 448},
+    "semantic, 960 numbers of the id": {"model.items": "semantic", "model.id-dim": 960},
 }
 Scores = NDArray[np.float32]
 

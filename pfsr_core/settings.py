@@ -77,7 +77,7 @@ class ModelSettings:
         "tf-idf", "vectors for items semantic: tf-idf, hashed, sentence:<model>, or a file"
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
-    id_dim: int = setting(448, "random numbers beside it that tell items apart", low=0)
+    id_dim: int = setting(960, "random numbers beside it that tell items apart", low=0)
     id_weight: float = setting(1.0, "their length over the text vector's", low=0.0)
     item_start: str = setting(
         "co-occurrence", "how private tables start", choices=("common", "secret", "co-occurrence")

@@ -150,7 +150,7 @@ def item_record(test: float, own: bool = True) -> dict[str, object]:
         targets["covered"] = {"excluded/ndcg@10": test}
     return {
         "test": test,
-        "test_means": {"excluded/hr@10": 2 * test},
+        "test_means": {"excluded/hr@10": 2 * test, "excluded/ndcg@10": test},
         "views": {"global": {"test": test / 4}},
         "test_by_target": targets,
         "bytes_up_per_client": 4000,
@@ -166,4 +166,8 @@ def test_item_arms_have_a_table_of_their_own() -> None:
     alone = items_table({"pfsr, dual items, clients of 1": {0: item_record(0.2, own=False)}})
     assert "| - | 0.1000 | 4 |" in alone[2]
     assert items_table({"fed-avg": {}}) == []
+    private = items_table(
+        {"pfsr": {0: {"test_means": {"excluded/hr@10": 1.0, "excluded/ndcg@10": 0.5}}}}
+    )
+    assert private[2] == "| pfsr | private | 47 | 1 | 1.0000 | 0.5000 | - | - | - | - | - | - |"
     assert is_item_arm(arm) and not is_item_arm("fed-avg, clients of 100")
