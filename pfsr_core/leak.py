@@ -8,16 +8,21 @@ how far the vector of every item moved, and ranks the items
 
     norm    by the length of the move
     cosine  by how much it turns away from the mean move of all items
+    far     by how far it is from the mean move
+
+Public vectors are no basis: an item moves because others like it did. So the same is done with the
+moves that single items would have had to make (ridge regression): "norm, apart" and so on.
 
 Reported are the area under the ROC curve and, of as many items as the history has, the share that
-the ranking finds. Chance is .5 and the share of the catalogue that a history is. What is summed
-over many clients before the server sees it says less; nothing here sums it.
+the ranking finds. Chance is .5 and the share of the catalogue that a history is. ``--together``:
+how many clients are summed before the server sees anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +33,7 @@ from torch import Tensor
 
 from pfsr_core.assembly import Assembly, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.models.next_item import ITEMS, RESIDUAL
+from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.scoring import effective_model
 from pfsr_core.settings import Value, parse_settings
 from pfsr_core.settings_file import load_recipe
@@ -43,6 +48,7 @@ MODES: dict[str, Mapping[str, Value]] = {
     "semantic, 448 numbers of the id": {"model.items": "semantic", "model.id-dim": 448},
     "semantic, 960 numbers of the id": {"model.items": "semantic", "model.id-dim": 960},
 }
+RIDGE = 1e-2  # of public vectors of length 1
 Scores = NDArray[np.float32]
 
 
@@ -59,6 +65,24 @@ def moves(assembly: Assembly, data: ClientDataset) -> Tensor:
     return (after - before)[1:]
 
 
+def apart(assembly: Assembly, data: ClientDataset, moved: Tensor) -> Tensor:
+    """The moves of single items that explain ``moved`` (V, D), all items' mixed: (V, D).
+
+    With public vectors T (V, S) the projection's change is a sum over items of ``move_i t_i``, and
+    ``moved`` is T T^T times those moves. Tables mix nothing.
+    """
+    if PROJECTION not in assembly.shapes:
+        return moved
+    width = assembly.shapes[PROJECTION][1]
+    none = torch.zeros(len(data.touched) + 1, width)
+    public = effective_model(assembly.task, {PROJECTION: torch.eye(width), RESIDUAL: none}, data)[
+        ITEMS
+    ][1:].double()
+    overlap = public @ public.T + RIDGE * torch.eye(len(public), dtype=torch.float64)
+    found: Tensor = torch.linalg.solve(overlap, moved.double())
+    return found.to(moved.dtype)
+
+
 def by_norm(moved: Tensor) -> Scores:
     """Items that moved far first."""
     scores: Scores = torch.linalg.vector_norm(moved, dim=1).numpy()
@@ -70,7 +94,16 @@ def by_cosine(moved: Tensor) -> Scores:
     return -torch.nn.functional.cosine_similarity(moved, moved.mean(0)[None]).numpy()
 
 
-ATTACKS: dict[str, Callable[[Tensor], Scores]] = {"norm": by_norm, "cosine": by_cosine}
+def by_distance(moved: Tensor) -> Scores:
+    """Items that moved unlike the mean first."""
+    return by_norm(moved - moved.mean(0))
+
+
+ATTACKS: dict[str, Callable[[Tensor], Scores]] = {
+    "norm": by_norm,
+    "cosine": by_cosine,
+    "far": by_distance,
+}
 
 
 def found(scores: Scores, history: NDArray[np.bool_]) -> tuple[float, float]:
@@ -82,15 +115,28 @@ def found(scores: Scores, history: NDArray[np.bool_]) -> tuple[float, float]:
     return float(area), float(history[order[-count:]].mean())
 
 
-def leak(assembly: Assembly, clients: Sequence[ClientDataset]) -> dict[str, tuple[float, float]]:
-    """Of each attack, the means over ``clients`` of :func:`found`."""
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in ATTACKS}
-    for data in clients:
-        moved = moves(assembly, data)
-        history = np.zeros(len(moved), np.bool_)
-        history[data.touched - 1] = True
-        for name, attack in ATTACKS.items():
-            results[name].append(found(attack(moved), history))
+def leak(
+    assembly: Assembly, clients: Sequence[ClientDataset], together: int = 1
+) -> dict[str, tuple[float, float]]:
+    """Of each attack, the means over ``clients`` of :func:`found`.
+
+    The server sees the mean move of ``together`` clients and asks for the history of each.
+    """
+    results: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for start in range(0, len(clients), together):
+        group = clients[start : start + together]
+        moved = torch.stack([moves(assembly, data) for data in group]).mean(0)
+        seen = {"": moved, ", apart": apart(assembly, group[0], moved)}
+        guesses = {
+            name + form: attack(rows)
+            for name, attack in ATTACKS.items()
+            for form, rows in seen.items()
+        }
+        for data in group:
+            history = np.zeros(len(moved), np.bool_)
+            history[data.touched - 1] = True
+            for name, scores in guesses.items():
+                results[name].append(found(scores, history))
     means = {name: np.mean(pairs, axis=0) for name, pairs in results.items()}
     return {name: (float(area), float(share)) for name, (area, share) in means.items()}
 
@@ -99,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=50, help="clients of one user to attack")
+    parser.add_argument("--together", type=int, default=1, help="clients whose mean is seen")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     options = parser.parse_args(argv)
     for mode, changes in MODES.items():
@@ -106,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_settings({**recipe, "federation.partition": "user"})
         federation = load_federation(settings)
         step = max(1, len(federation.clients) // options.clients)
-        results = leak(assemble(settings, federation.catalogue), federation.clients[::step])
+        assembly = assemble(settings, federation.catalogue)
+        results = leak(assembly, federation.clients[::step], options.together)
         listed = [f"{name} AUC {a:.3f} found {s:.3f}" for name, (a, s) in results.items()]
         sys.stdout.write(f"{mode}: {', '.join(listed)}\n")
     return 0

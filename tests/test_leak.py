@@ -33,3 +33,20 @@ def test_moves_are_of_every_item(items: str) -> None:
     _, federation, assembly = tiny_world(**USERS, model__items=items)
     data = federation.clients[0]
     assert moves(assembly, data).shape == (data.num_items, 8)
+
+
+def test_a_mean_of_clients_tells_less_of_each() -> None:
+    _, federation, assembly = tiny_world(**USERS, model__items="dual")
+    alone, among = (
+        max(share for _, share in leak(assembly, federation.clients[:8], together).values())
+        for together in (1, 8)
+    )
+    assert among < alone - 0.1
+
+
+def test_moves_taken_apart_undo_the_overlap_of_public_vectors() -> None:
+    """With one direction an item, what a projection tells is what a table would."""
+    _, federation, assembly = tiny_world(**USERS, model__items="semantic", model__id_dim=200)
+    results = leak(assembly, federation.clients[:8])
+    area, share = max(pair for name, pair in results.items() if name.endswith("apart"))
+    assert area > 0.95 and share > 0.9
