@@ -14,6 +14,7 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
+from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import split_means
@@ -51,6 +52,17 @@ class Experiment:
         return evaluate_personal(self.assembly, length, shared, states, self.federation)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one algorithm ended with: its summary row, the rows of its clients, and its models."""
+
+    row: Row
+    clients: list[Row]
+    experiment: Experiment
+    shared: Params
+    states: Mapping[str, Params]
+
+
 def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
     """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files."""
     started = time.perf_counter()
@@ -64,9 +76,11 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     methods = []
     for name in names:
         chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
-        method, rows = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
-        methods.append(method)
-        clients += rows
+        outcome = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
+        methods.append(outcome.row)
+        clients += outcome.clients
+        if name == settings.algorithm.name:
+            _write_item_views(outcome, directory)
     write_clients(directory / "clients.csv", clients)
     summary = {
         "run": directory.name,
@@ -83,11 +97,8 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
 
 def train_and_evaluate(
     settings: Settings, federation: Federation, tell: Tell, metrics: Path | None = None
-) -> tuple[Row, list[Row]]:
-    """One algorithm, evaluated after each round: its summary row and the rows of its clients.
-
-    Each round is told, and added to the file ``metrics``.
-    """
+) -> Outcome:
+    """One algorithm, evaluated after each round, which is told and added to ``metrics``."""
     assembly = assemble(settings, federation.catalogue)
     experiment = Experiment(settings, federation, assembly)
     lines: list[Row] = []
@@ -120,7 +131,8 @@ def train_and_evaluate(
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
     row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
-    return row, client_rows(experiment.name, federation, found)
+    rows = client_rows(experiment.name, federation, found)
+    return Outcome(row, rows, experiment, server.params, states)
 
 
 def progress(line: Row, rounds: int) -> str:
@@ -142,6 +154,14 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
     write_json(directory / "environment.json", environment())
     facts = describe(federation.interactions, federation.split)
     write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
+
+
+def _write_item_views(outcome: Outcome, directory: Path) -> None:
+    experiment = outcome.experiment
+    clients = experiment.federation.clients
+    views = of_few(experiment.assembly, outcome.shared, outcome.states, clients)
+    if views:
+        write_item_views(directory, views)
 
 
 def _round_line(experiment: Experiment, report: RoundReport) -> Row:
