@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 OWN, OTHERS = COLOURS["fed-avg"], "#b6bcc6"
 NAMES = ("global", "personalized")
 NOTE = (
-    "Each client's items as the federation sees them (above) and as the client has them after "
-    "personalization (below). Orange: items that the client trained; grey: the others. A thin line "
-    "leads back to where an item was. Both views of a client have the same two axes: across, the "
-    "direction in which personalization moved its items most; up, the direction of most spread in "
-    f"what is left. Near: share of own items among the {NEAREST} nearest of an own one."
+    "After the last round, the items as the federation sees them and as a client has them after "
+    "personalization: of the largest client, the median one and the smallest. Orange: items that "
+    "the client trained; grey: the others. A thin line leads back to where an item was. Both views "
+    "of a client have the same two axes, in one scale: across, the direction in which "
+    "personalization moved its items most; up, the direction of most spread in what is left. "
+    "Moved: mean distance between the views, over the mean length of a global item vector. Near: "
+    f"share of own items among the {NEAREST} nearest of an own one."
 )
 
 
@@ -62,7 +64,7 @@ def _draw(figure: Figure, views: Sequence[ItemViews]) -> None:
         _panel(column[0], one, after=False)
         _panel(column[1], one, after=True)
         column[0].set_title(f"{one.client}: {one.trained} own items", fontsize=10.5)
-        column[1].set_xlabel("\n".join(_words(one)), fontsize=8.5)
+        column[1].set_xlabel("\n".join(_words(one)), fontsize=9.2)
     for axes, name in zip(grid[:, 0], NAMES, strict=True):
         axes.set_ylabel(name, fontsize=11)
     handles, labels = grid[1, 0].get_legend_handles_labels()
