@@ -15,16 +15,15 @@ from typing import Any
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.federated import ServerState, keep_states
+from pfsr_core.federated import FULL, ServerState
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.run_rows import Evaluations, evaluate_personal
+from pfsr_core.personal_evaluation import without_views
+from pfsr_core.run_rows import Evaluations, evaluate_personal, evaluate_trained_on
 from pfsr_core.settings import Value
-from pfsr_core.simulation import finetune_clients
 
 Overrides = dict[str, Value]
 
-FULL = "full"
 FEW = 20  # users from which on a client is a large one
 BYTES_PER_VALUE = 4
 
@@ -106,8 +105,7 @@ def evaluate_all(
     federation: Federation,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
-    alone = replace(assembly, algorithm=replace(assembly.algorithm, views={}))
-    return evaluate_personal(alone, max_length, server.params, states, federation)
+    return evaluate_personal(without_views(assembly), max_length, server.params, states, federation)
 
 
 def views_of(
@@ -117,18 +115,14 @@ def views_of(
     states: Mapping[str, Params],
     federation: Federation,
 ) -> dict[str, Any]:
-    """Test figures of each view of the algorithm, and of FULL.
-
-    FULL is the model as a client's own training leaves it: once more from what the server has,
-    with nothing sent.
-    """
+    """Test figures of each view of the algorithm, and of FULL where it has that."""
     algorithm, found = assembly.algorithm, {}
     for name, view in algorithm.views.items():
         seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
         found[name] = evaluate_all(seen, max_length, server, states, federation)
-    if algorithm.views and algorithm.finetunes is not keep_states:
-        after = finetune_clients(algorithm, server.broadcast(), states, federation.clients)
-        found[FULL] = evaluate_all(assembly, max_length, server, after, federation)
+    if algorithm.has_full_view:
+        broadcast = server.broadcast()
+        found[FULL] = evaluate_trained_on(assembly, max_length, broadcast, states, federation)
     return {name: figures(evaluations) for name, evaluations in found.items()}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pfsr_core.ablation_items import CLIENTS, FULL, ITEMS, METHODS
-from pfsr_core.federated import GLOBAL, WITH_PRIVATE
+from pfsr_core.ablation_items import CLIENTS, ITEMS, METHODS
+from pfsr_core.federated import FULL, GLOBAL, WITH_PRIVATE
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Mapping[int, Record]]

@@ -14,10 +14,11 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
+from pfsr_core.federated import FULL, Broadcast
 from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.personal_evaluation import split_means
+from pfsr_core.personal_evaluation import shows_full, split_means
 from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
 from pfsr_core.run_rows import (
     Evaluations,
@@ -26,6 +27,7 @@ from pfsr_core.run_rows import (
     client_rows,
     coverage,
     evaluate_personal,
+    evaluate_trained_on,
     federated_row,
 )
 from pfsr_core.settings import Settings, flat_settings
@@ -50,6 +52,22 @@ class Experiment:
     def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
         length = self.settings.model.max_length
         return evaluate_personal(self.assembly, length, shared, states, self.federation)
+
+    def views_at_the_end(
+        self,
+        broadcast: Broadcast,
+        states: Mapping[str, Params],
+        finetuned: Mapping[str, float] | None,
+    ) -> dict[str, Mapping[str, float]]:
+        """Means of FULL, which are those of the ``finetuned`` states where there are such."""
+        if not shows_full(self.assembly.algorithm, self.settings):
+            return {}
+        length = self.settings.model.max_length
+        if finetuned is None:
+            finetuned = split_means(
+                evaluate_trained_on(self.assembly, length, broadcast, states, self.federation)
+            )
+        return {FULL: finetuned}
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,9 @@ def train_and_evaluate(
         )
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
-    row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
+    views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
+    seconds = time.perf_counter() - started
+    row = federated_row(experiment.name, lines, finetuned, views, seconds)
     rows = client_rows(experiment.name, federation, found)
     return Outcome(row, rows, experiment, server.params, states)
 

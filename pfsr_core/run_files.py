@@ -145,6 +145,7 @@ def methods(record: RunRecord) -> list[Method]:
             if isinstance(values, dict)
         ]
     rows += [view for row in rows for view in _views_of(row)]
+    rows += [view for entry in record.summary.get("methods", ()) for view in _views_after(entry)]
     return sorted(rows, key=lambda row: -row.metrics.get("test/excluded/ndcg@10", -1.0))
 
 
@@ -161,6 +162,22 @@ def _views_of(method: Method) -> list[Method]:
         Method(f"{method.name}: {way}", "view", method.version, {**common, **metrics})
         for way, metrics in found.items()
     ]
+
+
+def _views_after(entry: Json) -> list[Method]:
+    """Views that are looked at after the last round alone; not again what is the method's row."""
+    method = method_of(entry)
+    if method.version == "finetuned":
+        return []
+    return [
+        Method(f"{method.name}: {way}", "view", "after the last round", _of_the_model(means))
+        for way, means in (entry.get("views") or {}).items()
+    ]
+
+
+def _of_the_model(means: Mapping[str, float]) -> dict[str, float]:
+    """Without those of other ways to recommend."""
+    return {name: value for name, value in means.items() if name.count("/") < 3}
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
