@@ -75,16 +75,17 @@ STEPS: dict[tuple[str, bool], Overrides] = {
         "model.dropout": 0.4,
     },
 }
+ID_DIMS = (192, 64, 0)  # numbers of the id beside the default's 448: less told, less learnt
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
 
 
 def item_arms() -> dict[str, Overrides]:
-    """``<method>, <mode> items, clients of <users>``: settings by arm.
+    """Settings by arm, see :func:`item_arm` and :func:`id_arm`.
 
     Private tables with clients of 20 and more are arms of their own, e.g. "pfsr, clients of 20".
     """
-    return {
-        f"{method}, {mode} items, clients of {users}": {
+    arms: dict[str, Overrides] = {
+        item_arm(method, mode, users): {
             **of_mode,
             **of_size,
             **STEPS.get((mode, users < FEW), {}),
@@ -95,6 +96,18 @@ def item_arms() -> dict[str, Overrides]:
         for method, of_method in METHODS.items()
         if mode != "private" or users < FEW
     }
+    usual = arms[item_arm("fed-avg", "semantic", 1)]
+    return {**arms, **{id_arm(dim): {**usual, "model.id-dim": dim} for dim in ID_DIMS}}
+
+
+def item_arm(method: str, mode: str, users: int) -> str:
+    """The arm of one of METHODS with one of ITEMS and clients of so many users."""
+    return f"{method}, {mode} items, clients of {users}"
+
+
+def id_arm(dim: int) -> str:
+    """The arm of FedAvg with semantic items that differ in ``dim`` random numbers, a user each."""
+    return f"fed-avg, semantic items, {dim} numbers of the id, clients of 1"
 
 
 def evaluate_all(

@@ -170,7 +170,7 @@ def _views_after(entry: Json) -> list[Method]:
     if method.version == "finetuned":
         return []
     return [
-        Method(f"{method.name}: {way}", "view", "after the last round", _of_the_model(means))
+        Method(f"{method.name}: {way}", "view", "at the end", _of_the_model(means))
         for way, means in (entry.get("views") or {}).items()
     ]
 

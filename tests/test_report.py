@@ -276,7 +276,7 @@ def test_full_is_a_row_unless_the_method_already_is_that(
     (tmp_path / "summary.json").write_text(json.dumps({"methods": [entry]}))
     found = [row for row in methods(read_run(tmp_path)) if row.name == "fed-avg: full"]
     assert len(found) == rows
-    assert all(row.version == "after the last round" for row in found)
+    assert all(row.version == "at the end" for row in found)
     assert all(list(row.metrics) == ["valid/excluded/ndcg@10"] for row in found)
 
 

@@ -71,7 +71,7 @@ def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorit
     assert {n: entry["views"][FULL][n] for n in expected} == pytest.approx(expected)
     assert entry["finetuned"] is None
     assert expected["test/excluded/ndcg@10"] != entry["last"]["test/excluded/ndcg@10"]
-    assert f"{algorithm}: {FULL} (after the last round)" in final_table(log.directory)
+    assert f"{algorithm}: {FULL} (at the end)" in final_table(log.directory)
     for node in (0, 1):
         for name, client in (
             NodeStore(tmp_path / "state" / f"node-{node}.sqlite").served().clients.items()
