@@ -60,6 +60,7 @@ format: setup ## Format and fix what can be fixed
 ablation: setup ## The ablation table of docs/results.md: hours on two cores, resumable
 	$(BIN)/python -m pfsr_core.ablation --seeds $(SEEDS) --jobs $(JOBS)
 	$(BIN)/python -m pfsr_core.ablation_report --out docs/results.md
+	$(BIN)/python -m pfsr_core.leak_plot
 
 bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"

@@ -26,7 +26,12 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
 from pfsr_core.params import Params, Shapes, shapes_of
-from pfsr_core.personal_evaluation import evaluate_clients, evaluate_models
+from pfsr_core.personal_evaluation import (
+    evaluate_clients,
+    evaluate_models,
+    shows_full,
+    without_views,
+)
 from pfsr_core.protocol import (
     CLIENT,
     FINETUNED,
@@ -119,10 +124,15 @@ def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
 
 
 def finish(node: Node, order: Order, received: Flat) -> Metrics:
-    """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving."""
+    """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving.
+
+    For the view FULL clients are trained once more too, and what that gives is not kept.
+    """
     started = time.perf_counter()
     assembly, broadcast = _begin(node, order, received)
     clients = node.named(order.clients)
+    again = order.finetune or shows_full(assembly.algorithm, node.settings)
+    measured = assembly if order.finetune else without_views(assembly)
     last: Evaluation = {}
     finetuned: Evaluation = {}
 
@@ -131,9 +141,10 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
         for portion in portions(assembly.algorithm, broadcast.params, clients):
             states = _states(node, order, assembly, portion)
             last.update(_evaluated(node, assembly, broadcast, portion, states))
-            if order.finetune:
-                states = finetune_clients(assembly.algorithm, broadcast, states, portion)
-                finetuned.update(_evaluated(node, assembly, broadcast, portion, states))
+            if again:
+                trained = finetune_clients(assembly.algorithm, broadcast, states, portion)
+                finetuned.update(_evaluated(node, measured, broadcast, portion, trained))
+                states = trained if order.finetune else states
             for data in portion:
                 histories = {user.user: user.full.tolist() for user in data.users}
                 state = state_of(assembly.algorithm, states, data)
@@ -143,10 +154,10 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
         node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
     else:
         deque(served_clients(), maxlen=0)
-    nobody = _nobody(node, assembly)
-    metrics = _evaluation_metrics(nobody, last, clients=clients)
-    if order.finetune:
-        metrics |= _evaluation_metrics(nobody, finetuned, FINETUNED, clients)
+    metrics = _evaluation_metrics(_nobody(node, assembly), last, clients=clients)
+    if again:
+        listed = clients if order.finetune else None
+        metrics |= _evaluation_metrics(_nobody(node, measured), finetuned, FINETUNED, listed)
     return {**metrics, **_cost(started)}
 
 

@@ -15,16 +15,15 @@ from typing import Any
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.federated import ServerState, keep_states
+from pfsr_core.federated import FULL, ServerState
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.run_rows import Evaluations, evaluate_personal
+from pfsr_core.personal_evaluation import without_views
+from pfsr_core.run_rows import Evaluations, evaluate_personal, evaluate_trained_on
 from pfsr_core.settings import Value
-from pfsr_core.simulation import finetune_clients
 
 Overrides = dict[str, Value]
 
-FULL = "full"
 PRIVATE = "private"
 PRIVATE_SIZES = {  # users a client -> how the name of an arm with private tables ends
     100: ", clients of 100",
@@ -87,16 +86,14 @@ STEPS: dict[str, Overrides] = {
         "model.dropout": 0.4,
     },
 }
+ID_DIMS = (448, 192, 64, 0)  # numbers of the id beside the default's 960: less told, less learnt
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
 
 
 def item_arms() -> dict[str, Overrides]:
-    """``<method>, <mode> items, clients of <users>``: settings by arm, but for private tables.
-
-    Those are arms of their own, see :func:`arm_of`.
-    """
-    return {
-        arm_of(method, mode, users): {
+    """Settings by arm, see :func:`item_arm` and :func:`id_arm`; not those with private tables."""
+    arms: dict[str, Overrides] = {
+        item_arm(method, mode, users): {
             **of_mode,
             **of_size,
             **(STEPS[mode] if users >= FEW else {}),
@@ -106,13 +103,20 @@ def item_arms() -> dict[str, Overrides]:
         for mode, of_mode in ITEMS.items()
         for method, of_method in METHODS.items()
     }
+    usual = arms[item_arm("fed-avg", "semantic", 1)]
+    return {**arms, **{id_arm(dim): {**usual, "model.id-dim": dim} for dim in ID_DIMS}}
 
 
-def arm_of(method: str, mode: str, users: int) -> str:
-    """The name of the arm."""
-    if mode != PRIVATE:
-        return f"{method}, {mode} items, clients of {users}"
-    return f"{method}{PRIVATE_SIZES[users]}"
+def item_arm(method: str, mode: str, users: int) -> str:
+    """The arm of one of METHODS with PRIVATE or one of ITEMS, and clients of so many users."""
+    if mode == PRIVATE:
+        return f"{method}{PRIVATE_SIZES[users]}"
+    return f"{method}, {mode} items, clients of {users}"
+
+
+def id_arm(dim: int) -> str:
+    """The arm of FedAvg with semantic items that differ in ``dim`` random numbers, a user each."""
+    return f"fed-avg, semantic items, {dim} numbers of the id, clients of 1"
 
 
 def evaluate_all(
@@ -123,8 +127,7 @@ def evaluate_all(
     federation: Federation,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
-    alone = replace(assembly, algorithm=replace(assembly.algorithm, views={}))
-    return evaluate_personal(alone, max_length, server.params, states, federation)
+    return evaluate_personal(without_views(assembly), max_length, server.params, states, federation)
 
 
 def views_of(
@@ -134,18 +137,14 @@ def views_of(
     states: Mapping[str, Params],
     federation: Federation,
 ) -> dict[str, Any]:
-    """Test figures of each view of the algorithm, and of FULL.
-
-    FULL is the model as a client's own training leaves it: once more from what the server has,
-    with nothing sent.
-    """
+    """Test figures of each view of the algorithm, and of FULL where it has that."""
     algorithm, found = assembly.algorithm, {}
     for name, view in algorithm.views.items():
         seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
         found[name] = evaluate_all(seen, max_length, server, states, federation)
-    if algorithm.views and algorithm.finetunes is not keep_states:
-        after = finetune_clients(algorithm, server.broadcast(), states, federation.clients)
-        found[FULL] = evaluate_all(assembly, max_length, server, after, federation)
+    if algorithm.has_full_view:
+        broadcast = server.broadcast()
+        found[FULL] = evaluate_trained_on(assembly, max_length, broadcast, states, federation)
     return {name: figures(evaluations) for name, evaluations in found.items()}
 
 

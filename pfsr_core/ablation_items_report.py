@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pfsr_core.ablation_items import CLIENTS, FULL, ITEMS, METHODS, PRIVATE, arm_of
-from pfsr_core.federated import GLOBAL, WITH_PRIVATE
+from pfsr_core.ablation_items import CLIENTS, ID_DIMS, ITEMS, METHODS, PRIVATE, id_arm, item_arm
+from pfsr_core.federated import FULL, GLOBAL, WITH_PRIVATE
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Mapping[int, Record]]
@@ -21,7 +21,7 @@ HEADER = (
 )
 PAIRS = (
     *(
-        (f"{method}, {mode} items, clients of 1", f"{method}, shared items, clients of 1")
+        (item_arm(method, mode, 1), item_arm(method, "shared", 1))
         for method in METHODS
         for mode in ("semantic", "dual")
     ),
@@ -35,18 +35,19 @@ PAIRS = (
 
 def is_item_arm(arm: str) -> bool:
     """Whether this table has the arm, and the main one need not."""
-    return " items, clients of " in arm
+    return " items, " in arm
 
 
 def items_table(records: Records) -> list[str]:
     """One row for each method, size and mode that was run: test means over the seeds."""
-    lines = [
-        _row(method, mode, users, records[arm])
+    arms = {
+        item_arm(method, mode, users): (method, mode, users)
         for users in CLIENTS
         for method in METHODS
         for mode in (PRIVATE, *ITEMS)
-        if records.get(arm := arm_of(method, mode, users))
-    ]
+    }
+    arms |= {id_arm(dim): ("fed-avg", f"semantic, id-dim {dim}", 1) for dim in ID_DIMS}
+    lines = [_row(*what, records[arm]) for arm, what in arms.items() if records.get(arm)]
     return [*HEADER, *lines] if lines else []
 
 

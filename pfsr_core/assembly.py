@@ -15,6 +15,7 @@ from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
 from pfsr_core.algorithms.pfedrec import pfedrec
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
+from pfsr_core.algorithms.row_clipping import with_row_clipping
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
 from pfsr_core.data.client_dataset import ClientDataset
@@ -127,6 +128,8 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     else:
         task = _make_task(settings, catalogue, mode)
     algorithm = ALGORITHMS[name](task, settings)
+    if settings.algorithm.max_row_change:
+        algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
     nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
     shapes = shapes_of({**task.init_shared(), **nobody})
     if mode.private:
@@ -297,6 +300,11 @@ def _check_items(name: str, settings: Settings) -> None:
         raise SettingsError(
             f"{name} averages the item table, but model.items = {items!r}. Fix: write "
             f"model.items = 'shared'; which items clients have then reaches the server."
+        )
+    if settings.algorithm.max_row_change and items not in ("shared", "dual"):
+        raise SettingsError(
+            f"algorithm.max-row-change bounds rows of an item table that is sent, but with "
+            f"model.items = {items!r} none is. Fix: algorithm.max-row-change = 0.0."
         )
 
 

@@ -28,6 +28,11 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="One setting, as key=value; may be repeated.", metavar="K=V"),
 ]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="Store of a node, or a directory of them; else .pfsr/state here."),
+]
+Run = Annotated[str, typer.Option("--run", help="Run to serve; without it the last one.")]
 Source = Annotated[str, typer.Argument(help="Dataset: ml-100k, ml-1m, file, synthetic, ...")]
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
 
@@ -58,12 +63,14 @@ def plain_errors(
 
 def _core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.data.errors import DataError
+    from pfsr_core.item_views import ItemViewsError
     from pfsr_core.recommend import RecommendationError
     from pfsr_core.run_files import RunError
     from pfsr_core.settings import SettingsError
     from pfsr_core.store_file import NodeStoreError
 
-    return (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
+    errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
+    return (*errors, ItemViewsError)
 
 
 @data_app.command("fetch")
@@ -207,19 +214,14 @@ def bench(
 @plain_errors(_core_errors)
 def recommend(
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", help="Store of a node, or a directory of them; else .pfsr/state here."
-        ),
-    ] = None,
+    state: State = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     items: Annotated[
         str | None,
         typer.Option(help="Item ids, oldest first, with commas: instead of the stored history."),
     ] = None,
     client: Annotated[str, typer.Option(help="Whose model answers a new user.")] = "",
-    run: Annotated[str, typer.Option(help="Run to serve; without it the last one.")] = "",
+    run: Run = "",
 ) -> None:
     """Recommend items to one user with the model that a run left on this node.
 
@@ -234,6 +236,37 @@ def recommend(
     given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]
     served = find_served(state or default_state_directory(), user, run)
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
+
+
+@app.command("item-views")
+@plain_errors(_core_errors)
+def item_views(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")
+    ] = Path("item-views.png"),
+    clients: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--client", "-c", help="May be repeated; else the largest, median and smallest one."
+        ),
+    ] = None,
+    state: State = None,
+    run: Run = "",
+) -> None:
+    """Draw where a client's model puts the items, before and after personalization.
+
+    Reads a node's own store, like `recommend`. The picture shows which items the client has: it
+    belongs to the node.
+
+    Example: `pfsr item-views --state .pfsr/state/node-0.sqlite --client user-42 --out views.png`
+    """
+    from pfsr_core.item_views_plot import item_views_text, save_item_views
+    from pfsr_core.node_store import default_state_directory
+    from pfsr_core.node_views import stored_item_views
+
+    views = stored_item_views(state or default_state_directory(), run, clients or [])
+    save_item_views(views, out)
+    typer.echo(f"{item_views_text(views)}\npicture: {out}")
 
 
 @app.command()

@@ -53,10 +53,10 @@ def central(
     settings = central_settings(recipe, overrides, seed, rounds)
     federation = load_federation(settings)
     tell(f"central training of {settings.model.encoder}: {_who(federation)}")
-    row, _ = train_and_evaluate(
+    outcome = train_and_evaluate(
         settings, federation, lambda line: tell(line.replace(settings.algorithm.name, CENTRAL, 1))
     )
-    rows = [method_of({**row, "method": CENTRAL, "bytes_down": 0, "bytes_up": 0})]
+    rows = [method_of({**outcome.row, "method": CENTRAL, "bytes_down": 0, "bytes_up": 0})]
     if settings.run.baselines:
         rows += [method_of(entry) for entry in baseline_rows(federation)[0]]
     tell(methods_text("all data in one place", rows))

@@ -71,8 +71,9 @@ ClientUpdates = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]],
 Finetunes = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], list[Params]]
 Personalize = Callable[[Params, Params], Params]
 """(shared parameters, a client's private state) -> a whole model"""
-GLOBAL, WITH_PRIVATE = "global", "global+private"
-"""Names of views: what the federation learnt, and the same with what a client adds to it."""
+GLOBAL, WITH_PRIVATE, FULL = "global", "global+private", "full"
+"""Names of views: what the federation learnt, the same with what a client adds to it, and the model
+as a client's own training leaves it: once more from what the server has, with nothing sent."""
 
 
 def keep_states(
@@ -123,6 +124,11 @@ class FederatedAlgorithm:
     reply_shapes: Shapes
     finetunes: Finetunes = keep_states
     views: Mapping[str, Personalize] = field(default_factory=dict)
+
+    @property
+    def has_full_view(self) -> bool:
+        """Whether FULL says more than the other views: a client can train once more."""
+        return bool(self.views) and self.finetunes is not keep_states
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset

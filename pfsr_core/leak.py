@@ -1,6 +1,6 @@
 """What one upload says about a client's history, by item mode.
 
-    python -m pfsr_core.leak --seed 0
+    python -m pfsr_core.leak --clients 30 --seeds 0 1 2 --out docs/leak.jsonl
 
 An honest but curious server sees the reply of a client of one user in its first round and asks
 which items are in the history. It knows the model, the vectors and what it sent, so it reads off
@@ -21,10 +21,12 @@ how many clients are summed before the server sees anything.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from pfsr_core.assembly import Assembly, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.environment import commit
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.scoring import effective_model
 from pfsr_core.settings import Value, parse_settings
@@ -141,22 +144,47 @@ def leak(
     return {name: (float(area), float(share)) for name, (area, share) in means.items()}
 
 
+def measured(
+    mode: str, recipe: Mapping[str, Value], count: int, together: int = 1
+) -> dict[str, Any]:
+    """The record of one of MODES on top of ``recipe``: about ``count`` clients of one user."""
+    settings = parse_settings({**recipe, **MODES[mode], "federation.partition": "user"})
+    federation = load_federation(settings)
+    attacked = federation.clients[:: max(1, len(federation.clients) // count)]
+    results = leak(assemble(settings, federation.catalogue), attacked, together)
+    return {
+        "mode": mode,
+        "seed": settings.run.seed,
+        "clients": len(attacked),
+        "together": together,
+        "chance": float(np.mean([len(data.touched) / data.num_items for data in attacked])),
+        "attacks": {name: {"auc": a, "found": s} for name, (a, s) in results.items()},
+        "commit": commit()[:7],
+    }
+
+
+def told(line: Mapping[str, Any]) -> str:
+    """A record as a line for people."""
+    listed = [f"{n} AUC {a['auc']:.3f} found {a['found']:.3f}" for n, a in line["attacks"].items()]
+    return f"seed {line['seed']}, {line['mode']}: {', '.join(listed)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--clients", type=int, default=50, help="clients of one user to attack")
     parser.add_argument("--together", type=int, default=1, help="clients whose mean is seen")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--out", type=Path, help="JSON lines: one for each mode and seed")
     options = parser.parse_args(argv)
-    for mode, changes in MODES.items():
-        recipe = {**load_recipe(options.recipe), **changes, "run.seed": options.seed}
-        settings = parse_settings({**recipe, "federation.partition": "user"})
-        federation = load_federation(settings)
-        step = max(1, len(federation.clients) // options.clients)
-        assembly = assemble(settings, federation.catalogue)
-        results = leak(assembly, federation.clients[::step], options.together)
-        listed = [f"{name} AUC {a:.3f} found {s:.3f}" for name, (a, s) in results.items()]
-        sys.stdout.write(f"{mode}: {', '.join(listed)}\n")
+    lines = []
+    for seed in options.seeds:
+        for mode in MODES:
+            flat = {**load_recipe(options.recipe), "run.seed": seed}
+            lines.append(measured(mode, flat, options.clients, options.together))
+            sys.stdout.write(told(lines[-1]) + "\n")
+    if options.out is not None:
+        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return 0
 
 

@@ -11,10 +11,11 @@ from pfsr_core.batched_evaluation import SMALL, Evaluated, evaluate_together
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.federated import Personalize
+from pfsr_core.federated import Broadcast, FederatedAlgorithm, Personalize
 from pfsr_core.params import Params
 from pfsr_core.scoring import make_scorer
-from pfsr_core.simulation import portions, state_of
+from pfsr_core.settings import Settings
+from pfsr_core.simulation import finetune_clients, portions, state_of
 
 ScorerOf = Callable[[ClientDataset], Scorer]
 """The scorer of one client; every baseline of ``BASELINES`` is one too."""
@@ -64,6 +65,39 @@ def evaluate_models(
         for place, data in enumerate(portion):
             ways = {way: evaluated[place] for way, evaluated in others.items()}
             found[data.client] = _with_ways(main[place], ways)
+    return [found[data.client] for data in clients]
+
+
+def without_views(assembly: Assembly) -> Assembly:
+    """The same, evaluated with the personalised model alone."""
+    return replace(assembly, algorithm=replace(assembly.algorithm, views={}))
+
+
+def shows_full(algorithm: FederatedAlgorithm, settings: Settings) -> bool:
+    """Whether a run ends with FULL, which costs a training of every client that is evaluated.
+
+    Not where only those that are asked are evaluated: a population may be large then.
+    """
+    return algorithm.has_full_view and settings.run.evaluate_clients == "all"
+
+
+def evaluate_full(
+    assembly: Assembly,
+    max_length: int,
+    broadcast: Broadcast,
+    states: Mapping[str, Params],
+    clients: Sequence[ClientDataset],
+) -> list[Evaluated]:
+    """FULL: both splits of every client with the model that it serves after training once more.
+
+    ``broadcast``: what the server sends after its last round. What is trained here is forgotten.
+    """
+    algorithm, measured = assembly.algorithm, without_views(assembly)
+    found: dict[str, Evaluated] = {}
+    for portion in portions(algorithm, broadcast.params, clients):
+        after = finetune_clients(algorithm, broadcast, states, portion)
+        evaluated = evaluate_models(measured, max_length, broadcast.params, after, portion)
+        found |= zip((data.client for data in portion), evaluated, strict=True)
     return [found[data.client] for data in clients]
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
+from pfsr_core.federated import FULL, Broadcast
+from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.personal_evaluation import split_means
+from pfsr_core.personal_evaluation import shows_full, split_means
 from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
 from pfsr_core.run_rows import (
     Evaluations,
@@ -25,6 +27,7 @@ from pfsr_core.run_rows import (
     client_rows,
     coverage,
     evaluate_personal,
+    evaluate_trained_on,
     federated_row,
 )
 from pfsr_core.settings import Settings, flat_settings
@@ -50,6 +53,33 @@ class Experiment:
         length = self.settings.model.max_length
         return evaluate_personal(self.assembly, length, shared, states, self.federation)
 
+    def views_at_the_end(
+        self,
+        broadcast: Broadcast,
+        states: Mapping[str, Params],
+        finetuned: Mapping[str, float] | None,
+    ) -> dict[str, Mapping[str, float]]:
+        """Means of FULL, which are those of the ``finetuned`` states where there are such."""
+        if not shows_full(self.assembly.algorithm, self.settings):
+            return {}
+        length = self.settings.model.max_length
+        if finetuned is None:
+            finetuned = split_means(
+                evaluate_trained_on(self.assembly, length, broadcast, states, self.federation)
+            )
+        return {FULL: finetuned}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one algorithm ended with: its summary row, the rows of its clients, and its models."""
+
+    row: Row
+    clients: list[Row]
+    experiment: Experiment
+    shared: Params
+    states: Mapping[str, Params]
+
 
 def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
     """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files."""
@@ -64,9 +94,11 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     methods = []
     for name in names:
         chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
-        method, rows = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
-        methods.append(method)
-        clients += rows
+        outcome = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
+        methods.append(outcome.row)
+        clients += outcome.clients
+        if name == settings.algorithm.name:
+            _write_item_views(outcome, directory)
     write_clients(directory / "clients.csv", clients)
     summary = {
         "run": directory.name,
@@ -83,11 +115,8 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
 
 def train_and_evaluate(
     settings: Settings, federation: Federation, tell: Tell, metrics: Path | None = None
-) -> tuple[Row, list[Row]]:
-    """One algorithm, evaluated after each round: its summary row and the rows of its clients.
-
-    Each round is told, and added to the file ``metrics``.
-    """
+) -> Outcome:
+    """One algorithm, evaluated after each round, which is told and added to ``metrics``."""
     assembly = assemble(settings, federation.catalogue)
     experiment = Experiment(settings, federation, assembly)
     lines: list[Row] = []
@@ -119,8 +148,11 @@ def train_and_evaluate(
         )
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
-    row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
-    return row, client_rows(experiment.name, federation, found)
+    views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
+    seconds = time.perf_counter() - started
+    row = federated_row(experiment.name, lines, finetuned, views, seconds)
+    rows = client_rows(experiment.name, federation, found)
+    return Outcome(row, rows, experiment, server.params, states)
 
 
 def progress(line: Row, rounds: int) -> str:
@@ -142,6 +174,14 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
     write_json(directory / "environment.json", environment())
     facts = describe(federation.interactions, federation.split)
     write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
+
+
+def _write_item_views(outcome: Outcome, directory: Path) -> None:
+    experiment = outcome.experiment
+    clients = experiment.federation.clients
+    views = of_few(experiment.assembly, outcome.shared, outcome.states, clients)
+    if views:
+        write_item_views(directory, views)
 
 
 def _round_line(experiment: Experiment, report: RoundReport) -> Row:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly import assemble
+from pfsr_core.assembly import Assembly, assemble
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
 from pfsr_core.scoring import make_scorer
-from pfsr_core.settings import Settings, parse_settings
+from pfsr_core.settings import parse_settings
+from pfsr_core.store_file import StateMissingError
 
 MODEL = "model"
 POPULARITY = "popularity: no history yet"
@@ -76,21 +77,38 @@ def open_served(path: Path, run: str = "") -> Served:
     return NodeStore(path).served(run)
 
 
-def find_served(place: Path, user: str, run: str = "") -> Served:
-    """The served model of a node that holds ``user``; of the first node when none does.
+def served_in(place: Path, run: str = "") -> list[Served]:
+    """What each node serves, in the order of their files; nodes without such a model are left out.
 
     ``place``: a node's store, or a directory of several, as a simulation leaves it. Raises like
-    :func:`open_served`.
+    :func:`open_served` where no node has one.
     """
     if not place.is_dir():
-        return open_served(place, run)
+        return [open_served(place, run)]
     stores = sorted(place.glob("*.sqlite"))
     if not stores:
         raise RecommendationError(
             f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
             f"give --state."
         )
-    served = [open_served(path, run) for path in stores]
+    found: list[Served] = []
+    problems: list[StateMissingError] = []
+    for path in stores:
+        try:
+            found.append(open_served(path, run))
+        except StateMissingError as problem:
+            problems.append(problem)
+    if not found:
+        raise problems[0]
+    return found
+
+
+def find_served(place: Path, user: str, run: str = "") -> Served:
+    """The served model of a node that holds ``user``; of the first node when none does.
+
+    ``place`` and what is raised: see :func:`served_in`.
+    """
+    served = served_in(place, run)
     return next((one for one in served if user in _users(one)), served[0])
 
 
@@ -118,7 +136,7 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
     home = _home(served, user)
     name = client or home or _largest(served)
     if name not in served.clients:
-        known = _some(served.clients)
+        known = some(served.clients)
         raise RecommendationError(f"unknown client {name!r}. Fix: choose one of {known}.")
     if items is not None:
         codes = {raw: code for code, raw in enumerate(served.item_ids, start=1)}
@@ -128,7 +146,7 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
     if home is None:
         raise RecommendationError(
             f"user {user!r} is not on this node. Fix: ask the node that holds the user, give one "
-            f"of its users ({_some(_users(served))}), or give what the user liked: "
+            f"of its users ({some(_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
     return Asker(name, np.array(served.clients[home].histories[user], np.int64))
@@ -150,14 +168,23 @@ def _users(served: Served) -> list[str]:
     return [user for part in served.clients.values() for user in part.histories]
 
 
-def _some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
+def some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
+    """The first few names, and how many there are."""
     shown = ", ".join(list(names)[:limit])
     return shown if len(names) <= limit else f"{shown}, ... {len(names)} in all"
 
 
 def _model_scores(served: Served, asker: Asker) -> Tensor:
     """Scores of the catalogue by the model of the asker's client: (V + 1,)."""
-    settings = _settings(served)
+    assembly, data = served_assembly(served), served_data(served, asker.client)
+    whole = assembly.algorithm.personalize(served.shared, served.clients[asker.client].state)
+    length = parse_settings(served.settings).model.max_length
+    return make_scorer(assembly.task, whole, data, length)([asker.history])[0]
+
+
+def served_assembly(served: Served) -> Assembly:
+    """The model that is served, from its settings; RecommendationError if they make another."""
+    settings = parse_settings(served.settings)
     assembly = assemble(settings, Catalogue(tuple(served.item_ids), tuple(served.texts)))
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
@@ -165,17 +192,10 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
             f"settings ({assembly.fingerprint}). Fix: serve with the version that trained it, and "
             f"with its file of item vectors where model.item-vectors names one."
         )
-    state = served.clients[asker.client].state
-    whole = assembly.algorithm.personalize(served.shared, state)
-    data = _dataset(served, asker.client)
-    return make_scorer(assembly.task, whole, data, settings.model.max_length)([asker.history])[0]
+    return assembly
 
 
-def _settings(served: Served) -> Settings:
-    return parse_settings(served.settings)
-
-
-def _dataset(served: Served, client: str) -> ClientDataset:
+def served_data(served: Served, client: str) -> ClientDataset:
     """The client's data as it was split for training: only items trained on can be ranked."""
     histories = served.clients[client].histories
     users = tuple(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from pfsr_core import item_views_plot
 from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
 from pfsr_core.final_table import (
@@ -24,6 +25,7 @@ from pfsr_core.final_table import (
     sampled_rows,
     share,
 )
+from pfsr_core.item_views import read_item_views
 from pfsr_core.report_style import colour
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 from pfsr_core.run_views import ALONE, main_algorithm, wins
@@ -80,6 +82,11 @@ def render(record: RunRecord) -> str:
             "What stays on the clients",
             "Share of each tensor's coordinates that the Fisher mask keeps local, round by round.",
             plots.kept_shares(record),
+        ),
+        html.section(
+            "What personalization does to the items",
+            item_views_plot.NOTE,
+            item_views_plot.item_views_svg(read_item_views(record)),
         ),
         html.folded("Settings, data and environment", _details(record)),
         f"<footer>Run <code>{escape(record.name)}</code>. Figures come from the files beside this "

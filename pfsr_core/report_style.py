@@ -7,8 +7,9 @@ imported when the first plot is drawn, never before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pfsr_core.run_views import algorithms, main_algorithm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
@@ -28,6 +30,7 @@ COLOURS = {
 OTHER_COLOURS = ("#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 MARKERS = {"pfsr": "o", "fed-avg": "s", "fed-prox": "D", "local-only": "^"}
 GREY = "#6b7280"
+DPI = 160  # of pictures in pixels, and of what is drawn as pixels within others
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -102,15 +105,41 @@ def short_name(name: str) -> str:
 
 def svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
     """Draws into fresh axes and returns an ``<svg>`` element that scales with the page."""
+    return figure_svg(lambda figure: draw(figure.subplots()), name, inches)
+
+
+def figure_svg(draw: Callable[[Figure], None], name: str, inches: tuple[float, float]) -> str:
+    """As :func:`svg`, of a figure with as many axes as ``draw`` makes."""
+    output = StringIO()
+    _save(draw, output, "svg", name, inches)
+    text = output.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save_figure(draw: Callable[[Figure], None], path: Path, inches: tuple[float, float]) -> None:
+    """The same as a file on white; its ending says which kind: .png, .svg or .pdf."""
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    output = BytesIO()
+    _save(draw, output, kind, path.stem, inches, facecolor="white")
+    path.write_bytes(output.getvalue())
+
+
+def _save(
+    draw: Callable[[Figure], None],
+    output: IO[Any],
+    kind: str,
+    name: str,
+    inches: tuple[float, float],
+    **more: Any,
+) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    output = StringIO()
     # The salt keeps the ids of two plots in one page apart, and the same run the same bytes.
     style: Any = {**STYLE, "svg.hashsalt": name}
+    dates: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    look = more or {"transparent": True}
     with mpl.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
-    text = output.getvalue()
-    return text[text.index("<svg") :]
+        draw(figure)
+        figure.savefig(output, format=kind, metadata=dates, dpi=DPI, **look)

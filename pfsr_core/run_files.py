@@ -4,6 +4,8 @@
     metrics.jsonl                               one line for each algorithm and round
     clients.csv                                 sums of each client, method by method
     summary.json                                the figures of the finished run
+    item-views.json                             places of items, of a few clients, from private
+                                                states: only where those are on the same machine
 
 A run that is still going on has no summary: its methods are then put together from the rounds.
 """
@@ -24,6 +26,7 @@ from pfsr_core.settings import RunSettings, runs_directory
 Json = dict[str, Any]
 
 SELECTED_BY = "valid/excluded/ndcg@10"
+ITEM_VIEWS = "item-views.json"
 CLIENT_COLUMNS = (
     "method",
     "client",
@@ -84,6 +87,7 @@ class RunRecord:
     rounds: tuple[Json, ...]
     clients: tuple[ClientResult, ...]
     baselines: Json
+    item_views: Json
 
     @property
     def name(self) -> str:
@@ -124,6 +128,7 @@ def read_run(directory: Path) -> RunRecord:
         rounds=_read_rounds(directory / "metrics.jsonl"),
         clients=_read_clients(directory / "clients.csv"),
         baselines=_read_json(directory / "baselines.json"),
+        item_views=_read_json(directory / ITEM_VIEWS),
     )
 
 
@@ -140,6 +145,7 @@ def methods(record: RunRecord) -> list[Method]:
             if isinstance(values, dict)
         ]
     rows += [view for row in rows for view in _views_of(row)]
+    rows += [view for entry in record.summary.get("methods", ()) for view in _views_after(entry)]
     return sorted(rows, key=lambda row: -row.metrics.get("test/excluded/ndcg@10", -1.0))
 
 
@@ -158,10 +164,26 @@ def _views_of(method: Method) -> list[Method]:
     ]
 
 
-def write_json(path: Path, content: object) -> None:
+def _views_after(entry: Json) -> list[Method]:
+    """Views that are looked at after the last round alone; not again what is the method's row."""
+    method = method_of(entry)
+    if method.version == "finetuned":
+        return []
+    return [
+        Method(f"{method.name}: {way}", "view", "at the end", _of_the_model(means))
+        for way, means in (entry.get("views") or {}).items()
+    ]
+
+
+def _of_the_model(means: Mapping[str, float]) -> dict[str, float]:
+    """Without those of other ways to recommend."""
+    return {name: value for name, value in means.items() if name.count("/") < 3}
+
+
+def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Writes at one stroke: a reader finds the old file or the new one."""
     stage = path.with_name(f".{path.name}.{os.getpid()}")
-    stage.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    stage.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
     stage.replace(path)
 
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pfsr_core.assembly import Assembly, Federation
+from pfsr_core.batched_evaluation import Evaluated
 from pfsr_core.data.client_dataset import SPLITS, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation, client_sums
+from pfsr_core.federated import Broadcast
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import (
     ScorerOf,
     evaluate_clients,
+    evaluate_full,
     evaluate_models,
     split_means,
 )
@@ -36,7 +39,21 @@ def evaluate_personal(
     federation: Federation,
 ) -> Evaluations:
     """Validation and test of every client with its personalised model, and with every view."""
-    found = evaluate_models(assembly, max_length, shared, states, federation.clients)
+    return _by_split(evaluate_models(assembly, max_length, shared, states, federation.clients))
+
+
+def evaluate_trained_on(
+    assembly: Assembly,
+    max_length: int,
+    broadcast: Broadcast,
+    states: Mapping[str, Params],
+    federation: Federation,
+) -> Evaluations:
+    """Validation and test of every client in the view FULL."""
+    return _by_split(evaluate_full(assembly, max_length, broadcast, states, federation.clients))
+
+
+def _by_split(found: Sequence[Evaluated]) -> Evaluations:
     return {split: [one[split] for one in found] for split in SPLITS}
 
 
@@ -65,9 +82,16 @@ def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
 
 
 def federated_row(
-    name: str, lines: Sequence[Row], finetuned: Mapping[str, float] | None, seconds: float
+    name: str,
+    lines: Sequence[Row],
+    finetuned: Mapping[str, float] | None,
+    views: Mapping[str, Mapping[str, float]],
+    seconds: float,
 ) -> Row:
-    """A method's entry in the summary, from its rounds, of which there is at least one."""
+    """A method's entry in the summary, from its rounds, of which there is at least one.
+
+    ``views``: of those that are looked at after the last round alone, the means.
+    """
     best = best_line(lines) or lines[-1]
     return {
         "method": name,
@@ -80,6 +104,7 @@ def federated_row(
         "best": _figures(best),
         "last": _figures(lines[-1]),
         "finetuned": finetuned,
+        "views": views,
     }
 
 

@@ -159,6 +159,9 @@ class AlgorithmSettings:
         choices=("row", "batch"),
     )
     negatives_per_positive: int = setting(4, "items of label 0 for each of label 1, pfedrec", low=0)
+    max_row_change: float = setting(
+        0.0, "largest change (L2) of an item's row in a client's update; 0: no bound", low=0.0
+    )
     finetune: bool = setting(False, "train once more on each client after the last round")
 
 

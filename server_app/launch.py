@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("stopped; continue with --resume and the run's name", 130)
+    _draw_items(directory)
     sys.stdout.write(f"run directory: {directory}\nreport: {directory / 'report.html'}\n")
     return 0
 
@@ -88,6 +89,21 @@ def resolve(recipe: Path | None, overrides: Sequence[str], resume: str = "") -> 
     if data and Path(data).expanduser().exists():
         config["data.path"] = str(Path(data).expanduser().absolute())
     return config
+
+
+def _draw_items(directory: Path) -> None:
+    """The simulated nodes kept their states on this machine, so the report may show their items."""
+    # Only here: these load torch, which a launch needs for nothing else.
+    from pfsr_core.item_views import ItemViewsError
+    from pfsr_core.node_store import default_state_directory
+    from pfsr_core.node_views import add_item_views
+    from pfsr_core.recommend import RecommendationError
+    from pfsr_core.store_file import NodeStoreError
+
+    try:
+        add_item_views(directory, default_state_directory())
+    except (ItemViewsError, NodeStoreError, RecommendationError) as error:
+        sys.stderr.write(f"no picture of the items in the report: {error}\n")
 
 
 def _root(flat: Mapping[str, Value]) -> Path:

@@ -15,9 +15,10 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from pfsr_core.federated import FederatedAlgorithm, Reply, Sums, merge_replies
+from pfsr_core.federated import FULL, FederatedAlgorithm, Reply, Sums, merge_replies
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
+from pfsr_core.personal_evaluation import shows_full
 from pfsr_core.protocol import FINETUNED, FINISH, TRAIN, Order, ProtocolError, order_to_config
 from pfsr_core.settings import Settings
 from pfsr_core.simulation import sample_clients
@@ -88,10 +89,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Finish:
-    """The figures of the final model; ``finetuned`` is None where nothing was finetuned."""
+    """The figures of the final model; ``finetuned`` is None where nothing was finetuned.
+
+    ``views``: of those that are looked at after the last round alone.
+    """
 
     last: Mapping[str, float]
     finetuned: Mapping[str, float] | None
+    views: Mapping[str, Mapping[str, float]]
     clients: Sequence[Mapping[str, Any]]
     dropped: Sequence[Mapping[str, Any]]
 
@@ -338,13 +343,15 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
     finetuned: list[Sums] = []
     rows: list[Mapping[str, Any]] = []
     dropped: list[Mapping[str, Any]] = []
-    prefix = FINETUNED if training.settings.algorithm.finetune else ""
+    finetunes = training.settings.algorithm.finetune
+    full = shows_full(training.algorithm, training.settings)
+    again = FINETUNED if finetunes or full else ""
     for member, order in orders.items():
         names = list(order.clients)
         try:
             metrics = read_finish(_content(result, member), len(names))
-            parts = evaluation_sums(metrics), evaluation_sums(metrics, prefix)
-            new_rows = list(client_rows(metrics, prefix, names))
+            parts = evaluation_sums(metrics), evaluation_sums(metrics, again)
+            new_rows = list(client_rows(metrics, FINETUNED if finetunes else "", names))
         except ProtocolError as error:
             dropped.append(_drop(member, error, len(names)))
             continue
@@ -353,8 +360,9 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
         rows += new_rows
     if not last:
         raise RoundsAbandonedError(f"no node finished {training.name}: {_reasons(dropped)}")
-    after = evaluation_means(finetuned) if prefix else None
-    return Finish(evaluation_means(last), after, rows, dropped)
+    after = evaluation_means(finetuned)
+    views = {FULL: after} if full else {}
+    return Finish(evaluation_means(last), after if finetunes else None, views, rows, dropped)
 
 
 def _reasons(dropped: Sequence[Mapping[str, Any]]) -> str:

@@ -35,6 +35,7 @@ def federated_result(name: str, progress: Progress, finish: Finish) -> Json:
         "best": dict(best["metrics"]),
         "last": dict(finish.last),
         "finetuned": dict(finish.finetuned) if finish.finetuned is not None else None,
+        "views": {way: dict(means) for way, means in finish.views.items()},
         "dropped_at_finish": list(finish.dropped),
     }
 

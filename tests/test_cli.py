@@ -38,7 +38,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "central", "baselines", "recommend", "report", "doctor"]
+    ["simulate", "central", "baselines", "recommend", "item-views", "report", "doctor"]
     + ["data fetch", "data describe", "data prepare"]
     + [f"deploy {name}" for name in DEPLOY],
 )

@@ -15,7 +15,7 @@ from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
 from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY, new_directories
 from pfsr_core.settings import SettingsError
-from pfsr_core.simulation import run
+from pfsr_core.simulation import finetune_clients, run
 from tests.runs import write_run
 from tests.tiny import tiny_settings, tiny_world
 
@@ -61,6 +61,20 @@ def test_figures_are_those_of_the_reference_loop(directory: Path) -> None:
     expected = split_means(found)
     last = summary(directory)["pfsr"]["last"]
     assert {key: last[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_full_is_the_model_that_finetuning_makes(tmp_path: Path, finetune: bool) -> None:
+    changes = {"model__items": "dual", "algorithm__name": "fed-avg", "run__compare": ""}
+    write_run(tmp_path / "run", run__baselines=False, algorithm__finetune=finetune, **changes)
+    settings, federation, assembly = tiny_world(**changes)
+    server, states = run(assembly.algorithm, federation.clients, rounds=3, seed=0)
+    after = finetune_clients(assembly.algorithm, server.broadcast(), states, federation.clients)
+    scorers = personal_scorers(assembly, settings.model.max_length, server.params, after)
+    expected = split_means({"test": evaluate_clients(scorers, federation.clients, "test")})
+    row = summary(tmp_path / "run")["fed-avg"]
+    assert {key: row["views"]["full"][key] for key in expected} == pytest.approx(expected)
+    assert (row["finetuned"] is not None) == finetune
 
 
 def test_rounds_between_evaluations_have_no_figures(tmp_path: Path) -> None:

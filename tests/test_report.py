@@ -261,6 +261,25 @@ def test_validation_selects_between_best_and_finetuned(finetuned: float, version
     assert method_of(entry).version == version
 
 
+@pytest.mark.parametrize(("finetuned", "rows"), [(None, 1), (0.3, 1), (0.5, 0)])
+def test_full_is_a_row_unless_the_method_already_is_that(
+    tmp_path: Path, finetuned: float | None, rows: int
+) -> None:
+    after = {"valid/excluded/ndcg@10": finetuned or 0.2, "test/global/excluded/ndcg@10": 0.9}
+    entry = {
+        "method": "fed-avg",
+        "best_round": 4,
+        "best": {"valid/excluded/ndcg@10": 0.4},
+        "finetuned": after if finetuned else None,
+        "views": {"full": after},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps({"methods": [entry]}))
+    found = [row for row in methods(read_run(tmp_path)) if row.name == "fed-avg: full"]
+    assert len(found) == rows
+    assert all(row.version == "at the end" for row in found)
+    assert all(list(row.metrics) == ["valid/excluded/ndcg@10"] for row in found)
+
+
 def test_wins_count_clients_that_have_both(finished: Path) -> None:
     record = read_run(finished)
     better, compared = wins(record)

@@ -1,6 +1,6 @@
 """What a reply says about a history: rows that changed, and the sign of their change.
 
-    python -m tests.algorithms.sign_attack --rounds 5
+    python -m tests.algorithms.sign_attack --rounds 5 --set algorithm.max-row-change=0.5
 
 All rows of one client move along its score function, those of its items one way and those of its
 negatives the other. The attack takes the direction in which the changes lie, and of the two sides
@@ -23,7 +23,7 @@ from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.federated import ServerState
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.settings import Settings, parse_settings
-from pfsr_core.settings_file import load_recipe
+from pfsr_core.settings_file import load_recipe, with_overrides
 from pfsr_core.simulation import States, node_update, run
 
 
@@ -76,9 +76,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--together", type=int, nargs="+", default=[1, 2, 5, 20, 100])
+    parser.add_argument("--recipes", nargs="+", default=["pfedrec-paper", "pfedrec"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="on top of them")
     options = parser.parse_args()
-    for recipe in ("pfedrec-paper", "pfedrec"):
-        settings = parse_settings(load_recipe(Path(f"recipes/{recipe}.toml")))
+    for recipe in options.recipes:
+        flat = load_recipe(Path(f"recipes/{recipe}.toml"))
+        settings = parse_settings(with_overrides(flat, options.set))
         for line in measured(settings, options.rounds, options.together):
             print(f"{recipe}, {line}")  # noqa: T201
 

@@ -8,11 +8,12 @@ import pytest
 
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.federated import GLOBAL, WITH_PRIVATE
+from pfsr_core.federated import FULL, GLOBAL, WITH_PRIVATE
 from pfsr_core.final_table import final_table
-from pfsr_core.personal_evaluation import evaluate_models, split_means
+from pfsr_core.node_store import NodeStore
+from pfsr_core.personal_evaluation import evaluate_full, evaluate_models, split_means
 from pfsr_core.report import write_report
-from tests.integration.helpers import plain_loop, settings_in
+from tests.integration.helpers import assert_same, plain_loop, settings_in
 from tests.integration.loopback import run_loopback
 
 
@@ -46,3 +47,50 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
         assert text.count(f"{name} ") >= 2, "a row in the table, and a line of sampled-99"
     assert text.index("sampled-99") > text.index("history excluded")
     assert "Sampled-99, not a headline" in write_report(log.directory).read_text("utf-8")
+
+
+def entry_of(log):
+    """The summary's entry of the only algorithm."""
+    (entry,) = json.loads(log.path("summary.json").read_text("utf-8"))["methods"]
+    return entry
+
+
+@pytest.mark.parametrize(("algorithm", "items"), [("fed-avg", "dual"), ("pfedrec", "shared")])
+def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorithm, items):
+    settings = settings_in(
+        tmp_path, algorithm__name=algorithm, model__items=items, federation__rounds=2
+    )
+    federation = load_federation(settings)
+    assembly = assemble(settings, federation.catalogue)
+    server, states = plain_loop(settings, nodes=2)
+    length, broadcast = settings.model.max_length, server.broadcast()
+    found = evaluate_full(assembly, length, broadcast, states, federation.clients)
+    log, _grid = run_loopback(settings, tmp_path, nodes=2)
+    entry = entry_of(log)
+    expected = split_means({split: [one[split] for one in found] for split in SPLITS})
+    assert {n: entry["views"][FULL][n] for n in expected} == pytest.approx(expected)
+    assert entry["finetuned"] is None
+    assert expected["test/excluded/ndcg@10"] != entry["last"]["test/excluded/ndcg@10"]
+    assert f"{algorithm}: {FULL} (at the end)" in final_table(log.directory)
+    for node in (0, 1):
+        for name, client in (
+            NodeStore(tmp_path / "state" / f"node-{node}.sqlite").served().clients.items()
+        ):
+            assert_same(client.state, states[name])
+
+
+def test_with_finetuning_full_is_the_finetuned_model(tmp_path):
+    changes = {"algorithm__name": "fed-avg", "model__items": "dual", "federation__rounds": 1}
+    settings = settings_in(tmp_path, **{**changes, "algorithm__finetune": True})
+    entry = entry_of(run_loopback(settings, tmp_path, nodes=2)[0])
+    assert entry["views"][FULL] == entry["finetuned"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model__items": "private"}, {"model__items": "dual", "run__evaluate_clients": "asked"}],
+    ids=["one view", "a sample is evaluated"],
+)
+def test_no_client_trains_for_full_where_it_says_nothing_or_costs_too_much(tmp_path, changes):
+    settings = settings_in(tmp_path, algorithm__name="fed-avg", federation__rounds=1, **changes)
+    assert entry_of(run_loopback(settings, tmp_path, nodes=1)[0])["views"] == {}
