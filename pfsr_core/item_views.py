@@ -8,8 +8,9 @@ for both views, orthonormal, so that distances are true:
     x   the direction in which personalization moves this client's items most
     y   of what is left, the direction in which the items of both views are spread most
 
-Nothing about who trained what goes into the axes. t-SNE puts both views of an item side by side,
-whatever personalization did, so it hides what is to be seen here.
+The first axis is chosen to show what personalization does, so a picture makes the most of it; how
+much that is say the numbers, which are taken in all dimensions. t-SNE puts both views of an item
+side by side whatever happened, and hides what is to be seen here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfsr_core.item_views import NEAREST, ItemViews
+from pfsr_core.item_views import NEAREST, ItemViews, ItemViewsError
 from pfsr_core.report_style import COLOURS, GREY, figure_svg, save_figure
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OWN, OTHERS = COLOURS["fed-avg"], "#b6bcc6"
 NAMES = ("global", "personalized")
+KINDS = (".png", ".svg", ".pdf")
 NOTE = (
     "After the last round, the items as the federation sees them and as a client has them after "
     "personalization: of the largest client, the median one and the smallest. Orange: items that "
@@ -36,7 +37,9 @@ def item_views_svg(views: Sequence[ItemViews]) -> str:
 
 
 def save_item_views(views: Sequence[ItemViews], path: Path) -> None:
-    """The same as a file, see :func:`pfsr_core.report_style.save_figure`."""
+    """The same as a file of one of KINDS. Raises ItemViewsError for another ending."""
+    if path.suffix.lower() not in KINDS:
+        raise ItemViewsError(f"{path}: no picture. Fix: give it one of {', '.join(KINDS)}.")
     save_figure(lambda figure: _draw(figure, views), path, _size(views))
 
 

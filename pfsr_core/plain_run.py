@@ -148,8 +148,8 @@ def train_and_evaluate(
         )
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
-    views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
     seconds = time.perf_counter() - started
+    views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
     row = federated_row(experiment.name, lines, finetuned, views, seconds)
     rows = client_rows(experiment.name, federation, found)
     return Outcome(row, rows, experiment, server.params, states)

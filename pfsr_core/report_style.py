@@ -118,7 +118,7 @@ def figure_svg(draw: Callable[[Figure], None], name: str, inches: tuple[float, f
 
 def save_figure(draw: Callable[[Figure], None], path: Path, inches: tuple[float, float]) -> None:
     """The same as a file on white; its ending says which kind: .png, .svg or .pdf."""
-    kind = path.suffix.removeprefix(".").lower() or "png"
+    kind = path.suffix.removeprefix(".").lower()
     output = BytesIO()
     _save(draw, output, kind, path.stem, inches, facecolor="white")
     path.write_bytes(output.getvalue())

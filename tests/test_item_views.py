@@ -140,6 +140,8 @@ def test_the_command_writes_a_picture_and_says_what_it_shows(
 def test_a_wrong_client_and_a_wrong_run_say_what_to_do(stores: Path, tmp_path: Path) -> None:
     message = fail("item-views", "--state", stores, "--client", "nobody", "--out", tmp_path / "x")
     assert "choose one of group-00" in message
+    message = fail("item-views", "--state", stores, "--out", tmp_path / "views.doc")
+    assert "give it one of .png, .svg, .pdf" in message
     assert "serves no model of run 'other'" in fail(
         "item-views", "--state", stores, "--run", "other"
     )

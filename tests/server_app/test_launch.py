@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pfsr_core.node_store import NodeStore
+from pfsr_core.run_files import ITEM_VIEWS
 from pfsr_core.settings import SettingsError
 from server_app import launch
+from tests.runs import write_run
+from tests.test_recommend import serve
 
 
 def test_a_wrong_setting_starts_nothing(monkeypatch, capsys):
@@ -68,3 +72,20 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path, monkeypatch):
 )
 def test_the_status_is_read_out_of_the_list(text, status):
     assert launch.run_status(text) == status
+
+
+@pytest.mark.parametrize("run", ["tiny", "of another machine"])
+def test_the_report_shows_items_where_the_stores_of_the_run_are_here(
+    tmp_path, monkeypatch, capsys, run
+):
+    directory = tmp_path / "runs" / run
+    write_run(directory, run__compare="", federation__rounds=1, run__baselines=False)
+    served = serve(algorithm__name="fed-avg", model__items="dual")
+    NodeStore(tmp_path / "state" / "node-0.sqlite").install(served)
+    monkeypatch.setenv("PFSR_HOME", str(tmp_path))
+    monkeypatch.setattr(launch, "launch", lambda _config, _nodes: directory)
+    assert launch.main([]) == 0
+    said = capsys.readouterr()
+    assert f"report: {directory / 'report.html'}" in said.out
+    assert (directory / ITEM_VIEWS).exists() == (run == served.run)
+    assert ("no picture of the items" in said.err) == (run != served.run)
