@@ -99,7 +99,7 @@ def _name(config: Config, own: bool) -> str:
 
 def _check_item_vectors(settings: Settings) -> None:
     model = settings.model
-    if model.items == "semantic" and model.item_vectors == TF_IDF:
+    if model.items in ("semantic", "adapted") and model.item_vectors == TF_IDF:
         raise NodeError(
             f"model.item-vectors = {TF_IDF!r} is fitted to a catalogue, and nodes with a data-path "
             f"have one each, so that their vectors would not mean the same. Fix: "

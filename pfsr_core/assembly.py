@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
@@ -27,7 +27,7 @@ from pfsr_core.data.filters import k_core
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
-from pfsr_core.item_modes import Catalogue, ItemMode, item_mode
+from pfsr_core.item_modes import Catalogue, ItemMode, item_mode, text_vectors
 from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
@@ -38,6 +38,7 @@ from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.scorer_task import item_scorer_task
 from pfsr_core.scorer_training import ScorerTraining
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
+from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
 
@@ -129,8 +130,8 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     algorithm = ALGORITHMS[name](task, settings)
     nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
     shapes = shapes_of({**task.init_shared(), **nobody})
-    if mode.private:
-        shapes[mode.private] = (len(catalogue.item_ids) + 1, settings.model.embedding_dim)
+    for rows in mode.private & set(ROW_NAMES):
+        shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, mode.digest)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
@@ -151,18 +152,39 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     model = make_model(settings, len(catalogue.item_ids))
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
-    names = [*start, *([mode.private] if mode.private else [])]
     everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
-        apply=make_apply(model),
+        apply=mode.head(make_apply(model)),
         noise_width=model.noise_width,
-        partition=Partition.of(names, private=lambda name: name == mode.private),
+        partition=Partition.of([*start, *mode.private], private=lambda name: name in mode.private),
         init_shared=lambda: clone(start),
-        init_private=mode.init_private,
+        init_private=mode.start,
         candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,
+        soft_targets=_soft_targets(settings, catalogue, mode.texts),
+    )
+
+
+def _soft_targets(
+    settings: Settings, catalogue: Catalogue, texts: Tensor | None
+) -> SoftTargetsOf | None:
+    """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has."""
+    train = settings.train
+    if not train.semantic_share or not catalogue.known:
+        return None
+    if train.negatives:
+        raise SettingsError(
+            "train.semantic-share with train.negatives: items that are not in the sample would "
+            "share the next item's probability. Fix: train.negatives = 0."
+        )
+    return semantic_targets(
+        text_vectors(settings, catalogue) if texts is None else texts,
+        catalogue.item_ids,
+        train.semantic_share,
+        train.semantic_neighbours,
+        train.semantic_temperature,
     )
 
 

@@ -36,9 +36,11 @@ from pfsr_core.local_training import (
     steps,
     train,
 )
-from pfsr_core.models.next_item import ITEMS, ROW_NAMES
+from pfsr_core.losses import add_soft_targets
+from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES
 from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
+from pfsr_core.soft_targets import SoftTargets
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
 POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
@@ -112,8 +114,7 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
 
 def parameters_of(params: Params, items: int) -> int:
     """Numbers of a client's parameters, with the table of ``items`` rows that is made from them."""
-    width = next(tensor.shape[-1] for name, tensor in params.items() if name in ROW_NAMES)
-    made = 0 if ITEMS in params else items * width
+    made = 0 if ITEMS in params else items * len(params[PROJECTION])
     return made + sum(tensor.numel() for tensor in params.values())
 
 
@@ -147,7 +148,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
     stacks = stack_params([lane.job.params for lane in lanes])
     leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
     optimizer = fresh_adam(leaves, config)
-    frozen = _stack_masks([lane.job.frozen for lane in lanes])
+    frozen = _stack_masks([lane.job for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
     beyond = beyond_tables([lane.size.items for lane in lanes])
     codes = fill_rows([lane.codes for lane in lanes])
@@ -200,15 +201,15 @@ def unstack_params(stacks: Params, like: Sequence[Params]) -> list[Params]:
     ]
 
 
-def _stack_masks(masks: Sequence[Masks | None]) -> Masks:
+def _stack_masks(jobs: Sequence[Job]) -> Masks:
     """(K, ...) for every name that a client has frozen coordinates of; free where it has none."""
-    shapes = {name: mask.shape for one in masks for name, mask in (one or {}).items()}
-    return {
-        name: torch.stack(
-            [(one or {}).get(name, torch.zeros(shape, dtype=torch.bool)) for one in masks]
-        )
-        for name, shape in shapes.items()
-    }
+    names = dict.fromkeys(name for job in jobs for name in job.frozen or {})
+
+    def mask(job: Job, name: str) -> Tensor:
+        free = torch.zeros(job.params[name].shape, dtype=torch.bool)
+        return (job.frozen or {}).get(name, free)
+
+    return stack_params([{name: mask(job, name) for name in names} for job in jobs])
 
 
 def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
@@ -253,12 +254,20 @@ def beyond_tables(counts: Sequence[int]) -> Tensor:
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
     bits = [step.bits for step in found if step.bits is not None]
+    soft = [step.soft for step in found if step.soft is not None]
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
         bits=pad_together(bits) if bits else None,
         negatives=None,
+        soft=_collate_soft(soft) if soft else None,
     )
+
+
+def _collate_soft(parts: Sequence[SoftTargets]) -> SoftTargets:
+    """(K, B, L, N); where rows fill up any row will do, as it weighs nothing."""
+    rows = pad_together([part.rows for part in parts]).clamp(min=1)
+    return SoftTargets(rows, pad_together([part.weights for part in parts]))
 
 
 def pad_together(parts: Sequence[Tensor]) -> Tensor:
@@ -282,5 +291,8 @@ def _cross_entropies(
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"
     )
-    counts = (labels >= 0).sum(1)
-    return losses.view(labels.shape).sum(1) / counts, counts
+    losses, counts = losses.view(labels.shape), (labels >= 0).sum(1)
+    if step.soft is not None:
+        soft = SoftTargets(step.soft.rows.flatten(1, 2), step.soft.weights.flatten(1, 2))
+        losses = add_soft_targets(losses, logits, labels, soft)
+    return losses.sum(1) / counts, counts

@@ -17,6 +17,7 @@ from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
+from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
 
 
 def as_they_are(params: Params, _codes: Tensor) -> Params:
@@ -36,6 +37,7 @@ class Task:
     table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
+    ``soft_targets(candidates)``: who shares an item's probability in the loss; None for nobody.
     """
 
     apply: Apply
@@ -47,6 +49,7 @@ class Task:
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
     effective: Callable[[Params, Tensor], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
+    soft_targets: SoftTargetsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,15 @@ class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
     ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
-    ``negatives`` (n,): sampled rows in place of all others, None without sampling.
+    ``negatives`` (n,): sampled rows in place of all others, None without sampling. ``soft``
+    (B, L, N): soft targets, None for hard ones.
     """
 
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
     negatives: Tensor | None
+    soft: SoftTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -178,14 +183,16 @@ def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Te
 def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
-    rows = len(task.candidates(job.data))
+    candidates = task.candidates(job.data)
+    rows = len(candidates)
+    soft = None if task.soft_targets is None else task.soft_targets(candidates)
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
             inputs, targets = batch[:, :-1], batch[:, 1:]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, negatives)
+            yield Step(inputs, targets, bits, negatives, soft and soft.of(targets))
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -214,7 +221,7 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
 
 def _loss(hidden: Tensor, table: Tensor, step: Step) -> Tensor:
     if step.negatives is None:
-        return next_item_cross_entropy(hidden, table, step.targets)
+        return next_item_cross_entropy(hidden, table, step.targets, step.soft)
     return sampled_cross_entropy(hidden, table, step.targets, step.negatives)
 
 

@@ -71,14 +71,16 @@ class ModelSettings:
     items: str = setting(
         "private",
         "where item vectors live",
-        choices=("private", "shared", "dual", "semantic"),
+        choices=("private", "shared", "dual", "semantic", "adapted"),
     )
     item_vectors: str = setting(
-        "tf-idf", "vectors for items semantic: tf-idf, hashed, sentence:<model>, or a file"
+        "tf-idf",
+        "vectors of items semantic and adapted: tf-idf, hashed, sentence:<model>, or a file",
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
     id_dim: int = setting(448, "random numbers beside it that tell items apart", low=0)
     id_weight: float = setting(1.0, "their length over the text vector's", low=0.0)
+    adapter_rank: int = setting(8, "rank of the residuals of items adapted", low=1)
     item_start: str = setting(
         "co-occurrence", "how private tables start", choices=("common", "secret", "co-occurrence")
     )
@@ -98,7 +100,7 @@ class TrainSettings:
     learning_rate: float = setting(0.002, "Adam's step size on the clients", low=1e-9)
     item_learning_rate: float = setting(0.0004, "Adam's step size on the item table", low=0.0)
     projection_learning_rate: float = setting(
-        0.002, "Adam's step size on the projection of items semantic", low=0.0
+        0.002, "Adam's step size on the projection of item vectors", low=0.0
     )
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
@@ -109,6 +111,13 @@ class TrainSettings:
         choices=("auto", "loop", "batched"),
     )
     negatives: int = setting(0, "items sampled for the loss of a batch; 0: all of them", low=0)
+    semantic_share: float = setting(
+        0.0, "lam: probability that the items most like the next one share", low=0.0, high=1.0
+    )
+    semantic_neighbours: int = setting(50, "how many of the items most like it", low=1)
+    semantic_temperature: float = setting(
+        0.1, "tau: the smaller, the more the nearest of them get", low=1e-3
+    )
 
 
 @dataclass(frozen=True)

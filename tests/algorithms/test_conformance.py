@@ -37,7 +37,8 @@ def same(a: Params, b: Params) -> bool:
 def with_rows_of(assembly: Assembly, data: ClientDataset) -> Shapes:
     """Shapes of a client's whole model: its private tensors have the rows of its own items."""
     private = assembly.task.partition.private & set(ROW_NAMES)
-    return {**assembly.shapes, **dict.fromkeys(private, (len(data.touched) + 1, 8))}
+    rows = len(data.touched) + 1
+    return {**assembly.shapes, **{name: (rows, *assembly.shapes[name][1:]) for name in private}}
 
 
 def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
