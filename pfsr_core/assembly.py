@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from pfsr_core.algorithms.fecosr import Finetuning, fecosr
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
@@ -255,11 +256,31 @@ def _server_step(settings: Settings) -> ServerStep:
 
 
 def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
-    return fed_avg(task, local_training(settings), step=_server_step(settings))
+    power = settings.algorithm.weight_power
+    step = _server_step(settings)
+    return fed_avg(task, local_training(settings), step=step, weight_power=power)
 
 
 def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
-    return fed_prox(task, local_training(settings), settings.algorithm.proximal_strength)
+    algorithm = settings.algorithm
+    strength, power = algorithm.proximal_strength, algorithm.weight_power
+    return fed_prox(task, local_training(settings), strength, power)
+
+
+def _fecosr(task: Task, settings: Settings) -> FederatedAlgorithm:
+    algorithm = settings.algorithm
+    return fecosr(
+        task,
+        local_training(settings),
+        finetuning=Finetuning(
+            mode=algorithm.finetune_mode,
+            epochs=algorithm.finetune_epochs,
+            step=algorithm.finetune_step,
+            safety_rule=algorithm.safety_rule,
+        ),
+        step=_server_step(settings),
+        weight_power=algorithm.weight_power,
+    )
 
 
 def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
@@ -283,6 +304,7 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
         ),
         aggregation=algorithm.aggregation,
         step=_server_step(settings),
+        weight_power=algorithm.weight_power,
     )
 
 
@@ -296,6 +318,7 @@ ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
     "fed-prox": _fed_prox,
     "local-only": lambda task, settings: local_only(task, local_training(settings)),
     "pfedrec": _pfedrec,
+    "fecosr": _fecosr,
 }
 
 TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
@@ -306,13 +329,28 @@ TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
 """Of the algorithms with a model of their own, whose item table is shared; the others train the
 next-item model."""
 
+ITEMS_OF: dict[str, tuple[str, str, str]] = {
+    "pfedrec": (
+        "shared",
+        "averages the item table",
+        "; which items clients have then reaches the server",
+    ),
+    "fecosr": ("adapted", "finetunes a market adapter", ""),
+}
+"""Of the algorithms with an item mode of their own: which, why, and what follows."""
+
 
 def _check_items(name: str, settings: Settings) -> None:
     items = settings.model.items
-    if name in TASKS and items != "shared":
+    wanted, why, note = ITEMS_OF.get(name, (items, "", ""))
+    if items != wanted:
         raise SettingsError(
-            f"{name} averages the item table, but model.items = {items!r}. Fix: write "
-            f"model.items = 'shared'; which items clients have then reaches the server."
+            f"{name} {why}, but model.items = {items!r}. Fix: write model.items = {wanted!r}{note}."
+        )
+    if name in TASKS and settings.train.semantic_share:
+        raise SettingsError(
+            f"train.semantic-share with {name}, which predicts no next item. Fix: "
+            f"train.semantic-share = 0."
         )
 
 

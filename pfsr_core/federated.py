@@ -96,6 +96,11 @@ def one_by_one(
     return client_updates
 
 
+def nothing_to_tell(_state: Params) -> Sums:
+    """The default ``outcome``."""
+    return {}
+
+
 @dataclass(frozen=True)
 class FederatedAlgorithm:
     """A federated learning algorithm, whole.
@@ -109,6 +114,8 @@ class FederatedAlgorithm:
     ``personalize(shared, state)``              the whole model that a client recommends with
     ``finetunes(broadcast, states, datasets)``  private states after the last round, nothing is sent
     ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
+    ``outcome(state)``                          sums and counts that leave the node after the last
+                                                round, about how it ended for a client
     ``views``                                   further ways to recommend with a state, by name;
                                                 reported beside ``personalize``, never selected by
 
@@ -123,6 +130,7 @@ class FederatedAlgorithm:
     reply_shapes: Shapes
     finetunes: Finetunes = keep_states
     views: Mapping[str, Personalize] = field(default_factory=dict)
+    outcome: Callable[[Params], Sums] = nothing_to_tell
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset

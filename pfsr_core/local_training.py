@@ -76,7 +76,10 @@ class LocalTraining:
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
-        scale = self.decay ** (round_ - 1)
+        return self.scaled(self.decay ** (round_ - 1))
+
+    def scaled(self, scale: float) -> LocalTraining:
+        """All step sizes times ``scale``."""
         return replace(
             self,
             learning_rate=self.learning_rate * scale,

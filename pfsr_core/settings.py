@@ -125,7 +125,10 @@ class AlgorithmSettings:
     name: str = setting(
         "pfsr",
         "federated algorithm",
-        choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec"),
+        choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec", "fecosr"),
+    )
+    weight_power: float = setting(
+        1.0, "a client weighs its interactions to this power; pfedrec: 1", low=0.0, high=1.0
     )
     mask_mode: str = setting(
         "quantile", "Fisher mask of PFSR", choices=("quantile", "minmax", "none")
@@ -159,6 +162,16 @@ class AlgorithmSettings:
     )
     negatives_per_positive: int = setting(4, "items of label 0 for each of label 1, pfedrec", low=0)
     finetune: bool = setting(False, "train once more on each client after the last round")
+    finetune_mode: str = setting(
+        "all+adapter",
+        "what fecosr finetunes: the market adapter, all but it, or both",
+        choices=("adapter", "all", "all+adapter"),
+    )
+    finetune_epochs: int = setting(10, "epochs of it, of which the best one is kept", low=1)
+    finetune_step: float = setting(1.0, "its step sizes over those of the rounds", low=1e-6)
+    safety_rule: bool = setting(
+        True, "fecosr trains every client alone beside, and ships the better model"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pfsr_core.assembly import (
     ALGORITHMS,
     ENCODERS,
-    TASKS,
+    ITEMS_OF,
     Assembly,
     Federation,
     assemble,
@@ -105,7 +105,7 @@ def sent(assembly: Assembly, data: ClientDataset) -> tuple[ClientUpdate, dict[st
 
 
 @pytest.mark.parametrize("items", MODES)
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("local-only", *TASKS)])
+@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("local-only", *ITEMS_OF)])
 def test_a_reply_looks_alike_after_5_and_500_interactions(name: str, items: str) -> None:
     """The same names, sizes and bytes, and the same coordinates moved."""
     changes: dict[str, Value] = {"algorithm__name": name, "model__items": items}

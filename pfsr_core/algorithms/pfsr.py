@@ -126,6 +126,7 @@ def pfsr(
     loss: Magnitude = Magnitude(),
     aggregation: str = "zero",
     step: ServerStep = average,
+    weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base, whole = fed_avg(task, training), response.serve == "personal"
@@ -181,7 +182,7 @@ def pfsr(
         kept = {f"kept/{name}": share for name, share in kept_share(masks).items()}
         return ClientUpdate(
             params=reply,
-            weight=float(data.num_interactions),
+            weight=float(data.num_interactions) ** weight_power,
             metrics={**loss_metrics(losses), **kept, "clients": 1.0},
             state=join_state(new, whole=whole),
             norm=norm,
