@@ -119,6 +119,8 @@ class FederatedAlgorithm:
     ``views``                                   further ways to recommend with a state, by name;
                                                 reported beside ``personalize``, never selected by
 
+    ``states_fit_any_round``                    whether the newest states belong to the shared
+                                                parameters of earlier rounds as well
     It is given several clients at once because training small ones together is much cheaper.
     """
 
@@ -131,6 +133,7 @@ class FederatedAlgorithm:
     finetunes: Finetunes = keep_states
     views: Mapping[str, Personalize] = field(default_factory=dict)
     outcome: Callable[[Params], Sums] = nothing_to_tell
+    states_fit_any_round: bool = False
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset

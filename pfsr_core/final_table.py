@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from pfsr_core.client_table import client_table
 from pfsr_core.data.protocols import STRICT
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
@@ -103,11 +104,18 @@ def final_table(directory: Path, width: int = 120) -> str:
 
 
 def table_text(record: RunRecord, width: int = 120) -> str:
-    """The table with its title; the best of each metric carries a star."""
+    """The table with its title; the best of each metric carries a star. Few clients have theirs."""
     rows = methods(record)
     if not rows:
         return f"{record.name}: no method has results yet."
-    return methods_text(_title(record), rows, width)
+    return methods_text(_title(record), rows, width) + _clients_text(record, width)
+
+
+def _clients_text(record: RunRecord, width: int) -> str:
+    table = client_table(record)
+    if table is None:
+        return ""
+    return f"\n{_grid(table.note, table.titles, table.rows, width, wrap=True)}\n"
 
 
 def _title(record: RunRecord) -> str:
@@ -121,24 +129,34 @@ def _title(record: RunRecord) -> str:
 
 def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:
     """A table of ``rows`` under ``title``; the best of each metric carries a star."""
+    bests = [best_value(column, rows) for column in COLUMNS]
+    lines = [
+        [_label(row), *(_marked(c, row, best) for c, best in zip(COLUMNS, bests, strict=True))]
+        for row in rows
+    ]
+    text = _grid(title, ["method", *(column.title for column in COLUMNS)], lines, width)
+    return f"{text}\n{LEGEND}\n{_sampled_text(rows)}"
+
+
+def _grid(
+    title: str, titles: Sequence[str], rows: Sequence[Sequence[str]], width: int, wrap: bool = False
+) -> str:
+    """Text in columns, the first one to the left."""
     # Only who prints a table needs rich; a node does not.
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    bests = [best_value(column, rows) for column in COLUMNS]
+    for place, name in enumerate(titles):
+        table.add_column(name, justify="right" if place else "left", no_wrap=not wrap)
     for row in rows:
-        cells = [_marked(column, row, best) for column, best in zip(COLUMNS, bests, strict=True)]
-        table.add_row(_label(row), *cells)
+        table.add_row(*row)
     output = StringIO()
     console = Console(file=output, width=width, no_color=True, highlight=False, markup=False)
     console.print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
-    return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n{_sampled_text(rows)}"
+    return "\n".join(line for line in lines if line)
 
 
 def _sampled_text(rows: Sequence[Method]) -> str:

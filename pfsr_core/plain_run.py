@@ -14,10 +14,18 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
+from pfsr_core.federated import ServerState, Sums, merge_sums
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import split_means
-from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
+from pfsr_core.run_files import (
+    SELECTED_BY,
+    SELECTORS,
+    append_line,
+    best_line,
+    write_clients,
+    write_json,
+)
 from pfsr_core.run_rows import (
     Evaluations,
     Row,
@@ -90,6 +98,8 @@ def train_and_evaluate(
     """
     assembly = assemble(settings, federation.catalogue)
     experiment = Experiment(settings, federation, assembly)
+    selected_by = SELECTORS[settings.run.selected_by]
+    served: list[ServerState] = []
     lines: list[Row] = []
     started = last = time.perf_counter()
 
@@ -101,6 +111,8 @@ def train_and_evaluate(
         now = time.perf_counter()
         lines.append({**_round_line(experiment, report), "seconds": now - last, **figures})
         last = now
+        if best_line(lines, selected_by) is lines[-1]:
+            served[:] = [report.server]
         if metrics is not None:
             append_line(metrics, lines[-1])
         tell(progress(lines[-1], settings.federation.rounds))
@@ -113,14 +125,20 @@ def train_and_evaluate(
         participation=settings.federation.participation,
         on_round=on_round,
     )
+    if settings.run.may_serve_best and assembly.algorithm.states_fit_any_round:
+        server = served[0]
+    outcomes: dict[str, Sums] = {}
     if settings.algorithm.finetune:
         states = finetune_clients(
             assembly.algorithm, server.broadcast(), states, federation.clients
         )
+        outcomes = {name: assembly.algorithm.outcome(state) for name, state in states.items()}
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
-    row = federated_row(experiment.name, lines, finetuned, time.perf_counter() - started)
-    return row, client_rows(experiment.name, federation, found)
+    seconds = time.perf_counter() - started
+    row = federated_row(experiment.name, lines, finetuned, seconds, selected_by)
+    row |= {"served_round": server.round, "outcome": merge_sums(outcomes.values())}
+    return row, client_rows(experiment.name, federation, found, outcomes)
 
 
 def progress(line: Row, rounds: int) -> str:

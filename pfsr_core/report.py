@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
+from pfsr_core.client_table import client_table
 from pfsr_core.final_table import (
     COLUMNS,
     SAMPLED_COLUMNS,
@@ -61,6 +62,7 @@ def render(record: RunRecord) -> str:
             "was selected; dashed grey lines are baselines without training.",
             plots.convergence(record),
         ),
+        html.section("Client by client", _client_note(record), _client_rows(record)),
         html.section("Clients", _clients_note(record), plots.client_distribution(record)),
         html.side_by_side(
             html.section(
@@ -189,6 +191,22 @@ def _sampled(rows: Sequence[Method]) -> str:
         for row in chosen
     )
     return f"<table><thead><tr><th>method</th>{titles}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _client_note(record: RunRecord) -> str:
+    table = client_table(record)
+    return table.note if table else ""
+
+
+def _client_rows(record: RunRecord) -> str:
+    table = client_table(record)
+    if table is None:
+        return ""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in table.titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in table.rows
+    )
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _heading(title: str) -> str:

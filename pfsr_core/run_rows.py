@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import SPLITS, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation, client_sums
+from pfsr_core.federated import Sums
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import (
     ScorerOf,
@@ -17,7 +19,7 @@ from pfsr_core.personal_evaluation import (
     evaluate_models,
     split_means,
 )
-from pfsr_core.run_files import best_line
+from pfsr_core.run_files import SELECTED_BY, best_line
 
 Row = dict[str, Any]
 Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
@@ -65,10 +67,14 @@ def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
 
 
 def federated_row(
-    name: str, lines: Sequence[Row], finetuned: Mapping[str, float] | None, seconds: float
+    name: str,
+    lines: Sequence[Row],
+    finetuned: Mapping[str, float] | None,
+    seconds: float,
+    selected_by: str = SELECTED_BY,
 ) -> Row:
     """A method's entry in the summary, from its rounds, of which there is at least one."""
-    best = best_line(lines) or lines[-1]
+    best = best_line(lines, selected_by) or lines[-1]
     return {
         "method": name,
         "kind": "federated",
@@ -83,13 +89,26 @@ def federated_row(
     }
 
 
-def client_rows(method: str, federation: Federation, found: Evaluations) -> list[Row]:
-    """The rows of clients.csv for one method."""
-    return [
-        _client_row(method, data.num_interactions, split, evaluation)
-        for split, evaluations in found.items()
-        for data, evaluation in zip(federation.clients, evaluations, strict=True)
-    ]
+def client_rows(
+    method: str,
+    federation: Federation,
+    found: Evaluations,
+    outcomes: Mapping[str, Sums] | None = None,
+) -> list[Row]:
+    """The rows of clients.csv for one method and its views; ``outcomes`` by client."""
+    rows = []
+    for split, evaluations in found.items():
+        for data, one in zip(federation.clients, evaluations, strict=True):
+            facts = data.num_interactions, split
+            shipped = _shipped((outcomes or {}).get(data.client, {}))
+            rows.append({**_client_row(method, *facts, one), "shipped": shipped})
+            rows += [_client_row(f"{method}: {w}", *facts, other) for w, other in one.ways.items()]
+    return rows
+
+
+def _shipped(outcome: Sums) -> str:
+    """What the rule of FeCoSR decided, "" where none was asked."""
+    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
 
 
 def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:

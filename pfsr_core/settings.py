@@ -186,9 +186,25 @@ class RunSettings:
     evaluate_clients: str = setting(
         "all", "which clients are evaluated: all, or those that take part", choices=("all", "asked")
     )
+    selected_by: str = setting(
+        "users",
+        "validation NDCG@10 of a round: mean over users, or over clients",
+        choices=("users", "clients"),
+    )
+    serve_round: str = setting(
+        "last",
+        "whose model is finetuned and served; best: the selected round's, where every client is "
+        "evaluated and no private state belongs to a round",
+        choices=("last", "best"),
+    )
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")
     resume: str = setting("", "id of a run to continue from its last complete round")
     warm_start: str = setting("", "id of an earlier run whose private states to begin with")
+
+    @property
+    def may_serve_best(self) -> bool:
+        """Whether the best round is served by algorithms that can; a sample's best one is not."""
+        return self.serve_round == "best" and self.evaluate_clients == "all"
 
 
 @dataclass(frozen=True)

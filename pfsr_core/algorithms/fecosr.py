@@ -190,6 +190,7 @@ def fecosr(
         finetunes=finetunes,
         views={FEDERATED: federated_view, LOCAL: local_view} if finetuning.safety_rule else {},
         outcome=shipped,
+        states_fit_any_round=True,
     )
 
 

@@ -87,6 +87,7 @@ def fed_avg(
         reply_shapes=shapes_of(task.init_shared()),
         finetunes=finetunes,
         views=item_views(task, personalize),
+        states_fit_any_round=not task.partition.private,
     )
 
 

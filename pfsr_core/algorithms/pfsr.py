@@ -211,6 +211,7 @@ def pfsr(
         personalize=personalize,
         finetunes=finetunes,
         reply_shapes=_reply_shapes(base.reply_shapes, aggregation),
+        states_fit_any_round=False,
     )
 
 

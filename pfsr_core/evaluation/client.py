@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
-from pfsr_core.evaluation.ranking import per_user, rank_in_sample, ranking_sums, ranks
+from pfsr_core.evaluation.ranking import OF_CLIENTS, per_user, rank_in_sample, ranking_sums, ranks
 
 Scorer = Callable[[Sequence[ItemArray]], Tensor]
 """Histories (codes, oldest first; they may be empty) -> scores (U, V+1), one column per code."""
@@ -85,6 +85,21 @@ class ClientEvaluation:
             "users": float(len(self.users)),
             "covered": float(self.covered.sum()),
         }
+
+    def client_sums(self) -> dict[str, float]:
+        """:meth:`sums` of a whole client: with "clients", 1, and its means under "clients/".
+
+        In the means over clients that follow from these all clients with users weigh the same.
+        """
+        return {
+            **self.sums(),
+            "clients": float(len(self.users) > 0),
+            **{OF_CLIENTS + metric: self._mean(metric) for metric in ("hr@10", "ndcg@10")},
+        }
+
+    def _mean(self, metric: str) -> float:
+        """Of the view "excluded"; 0 without users."""
+        return float(per_user(self.ranks_excluded, metric).mean()) if self.users else 0.0
 
     def _view_sums(self) -> dict[str, float]:
         views = {"excluded": self.ranks_excluded, "kept": self.ranks_kept}

@@ -79,6 +79,10 @@ def rank_in_sample(
     return 1 + int((chosen[1:] >= chosen[0]).sum())
 
 
+COUNTS = ("users", "clients")
+OF_CLIENTS = "clients/"  # prefix of sums of the clients' means
+
+
 def per_user(ranks: Ranks, metric: str) -> NDArray[np.float64]:
     """Value of ``metric`` ("hr@k", "ndcg@k" for any k >= 1, or "mrr") of every user: (U,)."""
     rank = np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks).astype(np.float64)
@@ -112,12 +116,17 @@ def merge(*sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Every sum divided by "users", which itself stays a count; all zero without users."""
+    """Every sum divided by "users", what is under "clients/" by "clients"; these stay counts.
+
+    All zero without users.
+    """
     if "users" not in sums:
         raise ValueError(f'sums without "users" cannot be averaged; the keys are {sorted(sums)}')
-    users = sums["users"]
+    users, clients = sums["users"], sums.get("clients", 0.0)
     return {
-        key: value if key == "users" else value / users if users else 0.0
+        key: value
+        if key in COUNTS
+        else value / max(clients if key.startswith(OF_CLIENTS) else users, 1.0)
         for key, value in sums.items()
     }
 
