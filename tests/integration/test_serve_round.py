@@ -23,7 +23,8 @@ MARKETS = {
     "federation__partition": "column",
     "federation__column": "market",
     "federation__rounds": 6,
-    "train__learning_rate": 0.1,  # so that the last round is not the best one
+    "train__learning_rate": 0.1,
+    "train__projection_learning_rate": 0.1,  # so that the last round is not the best one
     "algorithm__finetune": True,
     "train__engine": "loop",  # nodes group other clients together
     "run__selected_by": "clients",
