@@ -1,11 +1,12 @@
 """Markets in the ablation: what learning together is worth to each, and what soft targets do to it.
 
-The arms change recipes/fecosr.toml; ``--set data.source=... --set data.path=...`` gives them other
+The arms change recipes/fecosr.toml; ``--set data.source=... data.path=...`` gives them other
 markets. An arm pretrains on all markets, on the largest one alone (one-to-one transfer), or on all
 users pooled, chooses its round on validation, and finetunes in every market. Its record holds, for
 each of its parts (the pretrained model, the federated result, the local one, what is shipped; where
-nothing is trained alone the federated result is what is shipped), the validation and test figures of every market and the test rank of every user, so that two parts can
-be compared on the same users; and how alike the markets' updates were in each round.
+nothing is trained alone the federated result is what is shipped), the validation and test figures
+of every market and the test rank of every user, so that two parts can be compared on the same
+users; and how alike the markets' updates were in each round.
 """
 
 from __future__ import annotations
