@@ -18,6 +18,7 @@ from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_
 from pfsr_core.data.recbole import read_inter
 from pfsr_core.data.s3rec import read_s3rec
 from pfsr_core.data.synthetic import generate
+from pfsr_core.data.xmarket import read_xmarket
 
 SYNTHETIC_DEFAULTS = {"users": 200, "items": 300, "seed": 0}
 
@@ -78,6 +79,7 @@ DATASETS: dict[str, Callable[[str], Interactions]] = {
     "ml-1m": _ml_1m,
     "ml-latest-small": _ml_latest_small,
     "amazon-beauty": _amazon_beauty,
+    "xmarket": read_xmarket,
     "file": read_file,
     "synthetic": _synthetic,
 }
