@@ -17,13 +17,13 @@ from pfsr_core.algorithms.pfedrec import pfedrec
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
+from pfsr_core.data.cleaning import Cleaning, clean
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
     partition_by_user,
 )
-from pfsr_core.data.filters import k_core
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
@@ -82,16 +82,26 @@ class Assembly:
 
 
 def load_federation(settings: Settings) -> Federation:
-    """Reads, filters, splits and partitions the data. Raises DataError."""
+    """Reads, cleans, splits and partitions the data. Raises DataError."""
     data = settings.data
-    interactions = load_dataset(data.source, data.path)
-    if data.user_core or data.item_core:
-        interactions = k_core(interactions, data.user_core, data.item_core)
+    interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
     clients = _partition(settings, split, interactions)
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
     return Federation(clients, split, interactions)
+
+
+def cleaning_of(settings: Settings) -> Cleaning:
+    """What is done to the log, whatever the partition: a central run sees the same."""
+    data, federation = settings.data, settings.federation
+    return Cleaning(
+        column=federation.column,
+        values=tuple(federation.values.replace(",", " ").split()),
+        join_variants=data.join_variants,
+        user_core=data.user_core,
+        item_core=data.item_core,
+    )
 
 
 def _partition(
