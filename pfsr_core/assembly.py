@@ -18,7 +18,7 @@ from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
 from pfsr_core.data.cleaning import Cleaning, clean
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.client_dataset import ClientDataset, with_own_catalogue
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
@@ -76,9 +76,11 @@ class Assembly:
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model and the rows of the item table that a client's state belongs to."""
-        if not self.task.partition.private & set(ROW_NAMES):
-            return self.fingerprint
-        return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
+        items = [] if data.own_catalogue is None else [data.own_catalogue]
+        if self.task.partition.private & set(ROW_NAMES):
+            items.append(data.touched)
+        marks = (hashlib.sha256(codes.tobytes()).hexdigest() for codes in items)
+        return fingerprint({}, self.fingerprint, *marks) if items else self.fingerprint
 
 
 def load_federation(settings: Settings) -> Federation:
@@ -89,7 +91,13 @@ def load_federation(settings: Settings) -> Federation:
     clients = _partition(settings, split, interactions)
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
+    clients = tuple(with_catalogue(settings, one) for one in clients)
     return Federation(clients, split, interactions)
+
+
+def with_catalogue(settings: Settings, data: ClientDataset) -> ClientDataset:
+    """The client with the items that ``federation.catalogues`` lets it rank."""
+    return with_own_catalogue(data) if settings.federation.catalogues == "own" else data
 
 
 def cleaning_of(settings: Settings) -> Cleaning:
@@ -162,14 +170,13 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
     names = [*start, *([mode.private] if mode.private else [])]
-    everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
         apply=make_apply(model),
         noise_width=model.noise_width,
         partition=Partition.of(names, private=lambda name: name == mode.private),
         init_shared=lambda: clone(start),
         init_private=mode.init_private,
-        candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
+        candidates=lambda d: torch.from_numpy(d.touched if mode.own_rows else d.catalogue),
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,

@@ -8,6 +8,7 @@
 
 Residuals start at zero (dual personalization: Zhang et al., IJCAI 2023, here of a sequence model).
 With "dual" and "semantic" every item of the catalogue has a vector, so every one can be ranked.
+A client with a catalogue of its own has the rows of that, of whatever all clients share.
 
 A public vector is the item's text vector beside numbers that are drawn from its raw id, which tell
 items of like texts apart: ``t_i = [text ; weight * random] / length``.
@@ -26,10 +27,12 @@ from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.data.item_vectors import ItemVectors, item_vectors
 from pfsr_core.local_training import stream_seed
 from pfsr_core.models.item_tables import (
+    OWN_ROWS,
     add_rows,
     co_occurrence_start,
     common_item_table,
     mean_length,
+    table_rows,
 )
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params
@@ -57,8 +60,9 @@ class ItemMode:
 
     ``shared``: its tensors that are averaged, at their start. ``private``: the name of the tensor,
     of rows of the client's own items, that stays; "" without one. ``start(data)``: that tensor.
-    ``table(params, codes)``: the item vectors (V' + 1, D) of a client's whole parameters, ``codes``
-    being those of the private rows. ``own_rows``: whether a client ranks its own items only.
+    ``table(params, rows)``: the item vectors (V' + 1, D) of a client's whole parameters, ``rows``
+    being those of :func:`pfsr_core.models.item_tables.item_rows`.
+    ``own_rows``: whether a client ranks the items its users touched only.
     ``unseen_rows(data, codes)`` (n, D): what items without a row start with.
     ``averaged``: shared names that no mask of an algorithm keeps local.
     ``digest``: what it was made from besides the settings; ``method`` as of ItemVectors.
@@ -67,7 +71,7 @@ class ItemMode:
     shared: Params
     private: str
     start: Callable[[ClientDataset], Tensor]
-    table: Callable[[Params, Tensor], Tensor]
+    table: Callable[[Params, Params], Tensor]
     own_rows: bool
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
     averaged: frozenset[str] = frozenset()
@@ -78,10 +82,10 @@ class ItemMode:
         """The private tensor of a client: rows of its own items after the padding row."""
         return {self.private: self.start(data)} if self.private else {}
 
-    def effective(self, params: Params, codes: Tensor) -> Params:
+    def effective(self, params: Params, rows: Params) -> Params:
         """A client's whole parameters as the model takes them: one table of item vectors."""
         rest = {n: t for n, t in params.items() if n not in (ITEMS, PROJECTION, RESIDUAL)}
-        return {ITEMS: self.table(params, codes), **rest}
+        return {ITEMS: self.table(params, rows), **rest}
 
 
 def item_mode(settings: Settings, catalogue: Catalogue) -> ItemMode:
@@ -99,7 +103,7 @@ def _private(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={},
         private=ITEMS,
         start=start,
-        table=lambda params, _codes: params[ITEMS],
+        table=lambda params, _rows: params[ITEMS],
         own_rows=True,
         unseen_rows=lambda data, codes: start_of(data, codes, []),
     )
@@ -111,7 +115,7 @@ def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={ITEMS: table},
         private="",
         start=lambda _data: table[:1],
-        table=lambda params, _codes: params[ITEMS],
+        table=lambda params, rows: table_rows(params[ITEMS], rows),
         own_rows=False,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
     )
@@ -128,7 +132,9 @@ def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={ITEMS: table},
         private=RESIDUAL,
         start=_zero_residual(settings),
-        table=lambda params, codes: add_rows(params[ITEMS], params[RESIDUAL], codes),
+        table=lambda params, rows: add_rows(
+            table_rows(params[ITEMS], rows), params[RESIDUAL], rows[OWN_ROWS]
+        ),
         own_rows=False,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
         averaged=frozenset({ITEMS}),
@@ -145,9 +151,10 @@ def _semantic(settings: Settings, catalogue: Catalogue) -> ItemMode:
     generator = torch.Generator().manual_seed(stream_seed(settings.run.seed, "projection"))
     start = torch.randn(model.embedding_dim, width, generator=generator) * model.item_std
 
-    def table(params: Params, codes: Tensor) -> Tensor:
+    def table(params: Params, rows: Params) -> Tensor:
         projection = params[PROJECTION]
-        return add_rows(public.to(projection.dtype) @ projection.T, params[RESIDUAL], codes)
+        vectors = table_rows(public, rows).to(projection.dtype) @ projection.T
+        return add_rows(vectors, params[RESIDUAL], rows[OWN_ROWS])
 
     return ItemMode(
         shared={PROJECTION: start},

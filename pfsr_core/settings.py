@@ -56,6 +56,11 @@ class FederationSettings:
     sizes: str = setting("", "users of each client, e.g. '100 50 50'; empty: equal sizes")
     column: str = setting("", "the column that names the client, for partition column")
     values: str = setting("", "its values that take part, e.g. 'ca uk'; empty: all of them")
+    catalogues: str = setting(
+        "common",
+        "what a client ranks: the items of the federation, or those in its own log",
+        choices=("common", "own"),
+    )
     participation: float = setting(1.0, "share of the clients asked a round", low=1e-6, high=1.0)
     rounds: int = setting(24, "training rounds", low=1)
     max_weight: float = setting(1e7, "largest weight a client may claim", low=1.0)
