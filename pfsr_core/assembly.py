@@ -52,10 +52,11 @@ class Federation:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """All items with the words about them."""
+        """All items with the words about them, and the training histories that they occur in."""
         words = {**self.interactions.titles, **self.interactions.texts}
         ids = self.split.item_ids
-        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids))
+        histories = tuple(user.train for user in self.split.users)
+        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
 @dataclass(frozen=True)

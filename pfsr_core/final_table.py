@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, COLLABORATIVE
 from pfsr_core.data.protocols import STRICT
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
@@ -107,7 +108,13 @@ def table_text(record: RunRecord, width: int = 120) -> str:
     rows = methods(record)
     if not rows:
         return f"{record.name}: no method has results yet."
-    return methods_text(_title(record), rows, width)
+    return methods_text(_title(record), rows, width) + vectors_note(record)
+
+
+def vectors_note(record: RunRecord) -> str:
+    """What must be said of the item vectors of a run, if anything."""
+    pooled = record.config.get("model.item-vectors") == CO_OCCURRENCE
+    return f"{COLLABORATIVE}\n" if pooled else ""
 
 
 def _title(record: RunRecord) -> str:

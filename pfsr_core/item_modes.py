@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.data.item_vectors import ItemVectors, item_vectors
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, ItemVectors, item_vectors
 from pfsr_core.local_training import stream_seed
 from pfsr_core.models.item_tables import (
     OWN_ROWS,
@@ -47,11 +47,15 @@ class Catalogue:
     """All items: raw ids by code, and words about each, "" where none are known.
 
     A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
+    ``histories``: training histories of all clients, where they are in one place. ``vectors``: item
+    vectors that were made before, in place of all of these.
     """
 
     item_ids: tuple[str, ...]
     texts: tuple[str, ...] = ()
     known: bool = True
+    histories: Sequence[ItemArray] = field(default=(), compare=False, repr=False)
+    vectors: ItemVectors | None = None
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,17 @@ ITEM_MODES: dict[str, Callable[[Settings, Catalogue], ItemMode]] = {
 
 
 def _item_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors:
+    if catalogue.vectors is not None:
+        return catalogue.vectors
     model, ids = settings.model, catalogue.item_ids
     texts = catalogue.texts or ("",) * len(ids)
-    return item_vectors(model.item_vectors, ids, texts, model.text_dim)
+    return item_vectors(model.item_vectors, ids, texts, model.text_dim, catalogue.histories)
+
+
+def pooled_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors | None:
+    """Those that cannot be made again where a model is served; None where others are asked for."""
+    pooled = settings.model.item_vectors == CO_OCCURRENCE
+    return _item_vectors(settings, catalogue) if pooled else None
 
 
 def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:

@@ -167,7 +167,8 @@ def _some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
 def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
     """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
     settings = _settings(served)
-    assembly = assemble(settings, Catalogue(tuple(served.item_ids), tuple(served.texts)))
+    items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
+    assembly = assemble(settings, items)
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "

@@ -88,7 +88,8 @@ class ModelSettings:
         choices=("private", "shared", "dual", "semantic"),
     )
     item_vectors: str = setting(
-        "tf-idf", "vectors for items semantic: tf-idf, hashed, sentence:<model>, or a file"
+        "tf-idf",
+        "vectors for items semantic: tf-idf, hashed, sentence:<model>, a file, or co-occurrence",
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
     id_dim: int = setting(448, "random numbers beside it that tell items apart", low=0)
