@@ -96,7 +96,8 @@ def test_synthetic_takes_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", ["users", "users=", "users=-1", "user=3", "users=2.5", "a/b.csv"]
+    "options",
+    ["users", "users=", "users=-1", "user=3", "users=2.5", "a/b.csv", "users=3/4", "sizes=3/x"],
 )
 def test_synthetic_refuses_other_options(options: str) -> None:
     with pytest.raises(DataError, match="cannot read the option .* Fix: write key=whole number"):
@@ -132,6 +133,7 @@ def test_the_names_are_those_of_the_documents() -> None:
         "xmarket",
         "file",
         "synthetic",
+        "synthetic-markets",
     ]
 
 
