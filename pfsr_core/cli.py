@@ -201,14 +201,20 @@ def central(
 
 @app.command()
 @plain_errors(_core_errors)
-def baselines(recipe: Recipe = None, settings: Set = None) -> None:
+def baselines(
+    recipe: Recipe = None,
+    settings: Set = None,
+    by_client: Annotated[
+        bool, typer.Option("--by-client", help="Every client by itself, in place of the means.")
+    ] = False,
+) -> None:
     """Popularity, item-kNN and Markov chains: on each client alone, and on all data together.
 
     Example: `pfsr baselines --recipe recipes/pfsr.toml`
     """
     from pfsr_core import cli_training
 
-    cli_training.baselines(recipe, settings or [], typer.echo)
+    cli_training.baselines(recipe, settings or [], by_client, typer.echo)
 
 
 def _bench_errors() -> tuple[type[Exception], ...]:

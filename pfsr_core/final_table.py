@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from pfsr_core.data.item_vectors import CO_OCCURRENCE, COLLABORATIVE
 from pfsr_core.data.protocols import STRICT
@@ -146,6 +147,25 @@ def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:
     console.print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
     return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n{_sampled_text(rows)}"
+
+
+def clients_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of clients.csv as a table of clients by methods: HR@10 / NDCG@10 of the test items."""
+    tests = [row for row in rows if row["split"] == "test"]
+    names = list(dict.fromkeys(row["method"] for row in tests))
+    found = {(row["client"], row["method"]): row for row in tests}
+    width = max(len(str(row["client"])) for row in tests)
+    lines = [f"{'':<{width}}  {'users':>6}" + "".join(f"{name:>18}" for name in names)]
+    for client in dict.fromkeys(row["client"] for row in tests):
+        of_client = [found[client, name] for name in names]
+        cells = "".join(f"{_pair(row):>18}" for row in of_client)
+        lines.append(f"{client:<{width}}  {of_client[0]['users']:>6}{cells}")
+    return "\n".join([f"{title}: HR@10 / NDCG@10, history excluded", *lines])
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    users = max(1, row["users"])
+    return " / ".join(share(row[f"{name}@10_sum"] / users) for name in ("hr", "ndcg"))
 
 
 def _sampled_text(rows: Sequence[Method]) -> str:
