@@ -23,6 +23,7 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import no_users
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated import Broadcast, Reply, Sums, merge_sums
+from pfsr_core.item_modes import pooled_vectors
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
@@ -255,4 +256,5 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
         item_ids=node.federation.split.item_ids,
         titles=node.federation.interactions.titles,
         texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
+        vectors=pooled_vectors(settings, node.federation.catalogue),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pfsr_core.algorithms.fecosr import SHIPPED
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.evaluation.client import ClientEvaluation, Scorer
+from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import per_user
 from pfsr_core.federated import (
     Broadcast,
@@ -36,9 +37,9 @@ from pfsr_core.federated import (
     ServerState,
 )
 from pfsr_core.params import Params, flatten
-from pfsr_core.personal_evaluation import ScorerOf, split_means
+from pfsr_core.personal_evaluation import split_means
 from pfsr_core.run_files import SELECTORS
-from pfsr_core.run_rows import Evaluations, evaluate_personal, evaluate_splits
+from pfsr_core.run_rows import Evaluations, evaluate_personal, evaluate_splits, given
 from pfsr_core.settings import Settings, Value
 
 RECIPE = Path("recipes/fecosr.toml")
@@ -95,12 +96,8 @@ def baseline_parts(federation: Federation) -> dict[str, Found]:
     """The baselines in each market alone, and fitted to the users of all."""
     (pool,) = _trainers(POOLED, federation.clients)
     fitted = dict(BASELINES)
-    fitted |= {f"pooled {name}": _for_all(fit(pool)) for name, fit in BASELINES.items()}
+    fitted |= {f"pooled {n}": partial(given, fit(pool)) for n, fit in BASELINES.items()}
     return {name: by_market(evaluate_splits(fit, federation)) for name, fit in fitted.items()}
-
-
-def _for_all(scorer: Scorer) -> ScorerOf:
-    return lambda _data: scorer
 
 
 def _trainers(source: str, markets: Sequence[ClientDataset]) -> Sequence[ClientDataset]:
@@ -109,7 +106,8 @@ def _trainers(source: str, markets: Sequence[ClientDataset]) -> Sequence[ClientD
         return [max(markets, key=lambda data: data.num_interactions)]
     if source == POOLED:
         users = tuple(user for data in markets for user in data.users)
-        return [replace(markets[0], client=POOLED, users=users)]
+        first = markets[0]
+        return [ClientDataset(POOLED, users, first.item_ids, protocol=first.protocol)]
     return markets
 
 

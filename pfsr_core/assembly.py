@@ -18,13 +18,13 @@ from pfsr_core.algorithms.pfedrec import pfedrec
 from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.cleaning import Cleaning, clean
+from pfsr_core.data.client_dataset import ClientDataset, with_own_catalogue
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
     partition_by_user,
 )
-from pfsr_core.data.filters import k_core
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
@@ -54,10 +54,11 @@ class Federation:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """All items with the words about them."""
+        """All items with the words about them, and the training histories that they occur in."""
         words = {**self.interactions.titles, **self.interactions.texts}
         ids = self.split.item_ids
-        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids))
+        histories = tuple(user.train for user in self.split.users)
+        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,40 @@ class Assembly:
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model and the rows of the item table that a client's state belongs to."""
-        if not self.task.partition.private & set(ROW_NAMES):
-            return self.fingerprint
-        return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
+        items = [] if data.own_catalogue is None else [data.own_catalogue]
+        if self.task.partition.private & set(ROW_NAMES):
+            items.append(data.touched)
+        marks = (hashlib.sha256(codes.tobytes()).hexdigest() for codes in items)
+        return fingerprint({}, self.fingerprint, *marks) if items else self.fingerprint
 
 
 def load_federation(settings: Settings) -> Federation:
-    """Reads, filters, splits and partitions the data. Raises DataError."""
+    """Reads, cleans, splits and partitions the data. Raises DataError."""
     data = settings.data
-    interactions = load_dataset(data.source, data.path)
-    if data.user_core or data.item_core:
-        interactions = k_core(interactions, data.user_core, data.item_core)
+    interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
     clients = _partition(settings, split, interactions)
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
+    clients = tuple(with_catalogue(settings, one) for one in clients)
     return Federation(clients, split, interactions)
+
+
+def with_catalogue(settings: Settings, data: ClientDataset) -> ClientDataset:
+    """The client with the items that ``federation.catalogues`` lets it rank."""
+    return with_own_catalogue(data) if settings.federation.catalogues == "own" else data
+
+
+def cleaning_of(settings: Settings) -> Cleaning:
+    """What is done to the log, whatever the partition: a central run sees the same."""
+    data, federation = settings.data, settings.federation
+    return Cleaning(
+        column=federation.column,
+        values=tuple(federation.values.replace(",", " ").split()),
+        join_variants=data.join_variants,
+        user_core=data.user_core,
+        item_core=data.item_core,
+    )
 
 
 def _partition(
@@ -153,14 +172,13 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     model = make_model(settings, len(catalogue.item_ids))
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
-    everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
         apply=mode.head(make_apply(model)),
         noise_width=model.noise_width,
         partition=Partition.of([*start, *mode.private], private=lambda name: name in mode.private),
         init_shared=lambda: clone(start),
         init_private=mode.start,
-        candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
+        candidates=lambda d: torch.from_numpy(d.touched if mode.own_rows else d.catalogue),
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,

@@ -29,10 +29,10 @@ from pfsr_core.local_training import (
     LossSum,
     Step,
     Task,
+    client_rows,
     client_windows,
     freeze,
     fresh_adam,
-    private_codes,
     steps,
     train,
 )
@@ -75,11 +75,11 @@ class Size(NamedTuple):
 class Lane:
     """A client in a group: its job, its windows (W, L + 1), how many steps it takes.
 
-    ``codes``: those of its private rows.
+    ``rows``: which items the rows of its item tensors are of.
     """
 
     job: Job
-    codes: Tensor
+    rows: Params
     windows: Tensor
     steps: int
     size: Size
@@ -109,7 +109,7 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
         items=items,
         parameters=parameters_of(job.params, items),
     )
-    return Lane(job, private_codes(job.data), windows, count, size)
+    return Lane(job, client_rows(task, job.data), windows, count, size)
 
 
 def parameters_of(params: Params, items: int) -> int:
@@ -151,7 +151,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
     frozen = _stack_masks([lane.job for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
     beyond = beyond_tables([lane.size.items for lane in lanes])
-    codes = fill_rows([lane.codes for lane in lanes])
+    rows = stack_rows([lane.rows for lane in lanes])
     streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
     losses = [LossSum() for _ in lanes]
     for number in range(lanes[0].steps):
@@ -159,7 +159,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         if active < len(next(iter(leaves.values()))):
             leaves, optimizer = _first(active, leaves, optimizer, config)
         step = _collate([next(stream) for stream in streams[:active]])
-        means, counts = _cross_entropies(task, leaves, codes[:active], step, beyond[:active])
+        means, counts = _cross_entropies(task, leaves, _rows(rows, active), step, beyond[:active])
         for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
             losses[k] = losses[k].add(mean, count)
         loss = means.sum()
@@ -182,6 +182,11 @@ def stack_params(params: Sequence[Params]) -> Params:
         else torch.stack([one[name] for one in params])
         for name in (params[0] if params else {})
     }
+
+
+def stack_rows(rows: Sequence[Params]) -> Params:
+    """:func:`client_rows` of many clients, filled up with padding: (K, n) for every name."""
+    return {name: fill_rows([one[name] for one in rows]) for name in rows[0]}
 
 
 def fill_rows(parts: Sequence[Tensor]) -> Tensor:
@@ -280,11 +285,11 @@ def pad_together(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _cross_entropies(
-    task: Task, leaves: Params, codes: Tensor, step: Step, beyond: Tensor
+    task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
     dims = (0, 0, None if step.bits is None else 0)
-    models = vmap(task.effective)(leaves, codes)
+    models = vmap(task.effective)(leaves, rows)
     hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from pfsr_core.client_table import client_table
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, COLLABORATIVE
 from pfsr_core.data.protocols import STRICT
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
@@ -108,7 +110,8 @@ def table_text(record: RunRecord, width: int = 120) -> str:
     rows = methods(record)
     if not rows:
         return f"{record.name}: no method has results yet."
-    return methods_text(_title(record), rows, width) + _clients_text(record, width)
+    notes = _clients_text(record, width) + vectors_note(record)
+    return methods_text(_title(record), rows, width) + notes
 
 
 def _clients_text(record: RunRecord, width: int) -> str:
@@ -116,6 +119,12 @@ def _clients_text(record: RunRecord, width: int) -> str:
     if table is None:
         return ""
     return f"\n{_grid(table.note, table.titles, table.rows, width, wrap=True)}\n"
+
+
+def vectors_note(record: RunRecord) -> str:
+    """What must be said of the item vectors of a run, if anything."""
+    pooled = record.config.get("model.item-vectors") == CO_OCCURRENCE
+    return f"{COLLABORATIVE}\n" if pooled else ""
 
 
 def _title(record: RunRecord) -> str:
@@ -157,6 +166,25 @@ def _grid(
     console.print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
     return "\n".join(line for line in lines if line)
+
+
+def clients_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of clients.csv as a table of clients by methods: HR@10 / NDCG@10 of the test items."""
+    tests = [row for row in rows if row["split"] == "test"]
+    names = list(dict.fromkeys(row["method"] for row in tests))
+    found = {(row["client"], row["method"]): row for row in tests}
+    width = max(len(str(row["client"])) for row in tests)
+    lines = [f"{'':<{width}}  {'users':>6}" + "".join(f"{name:>18}" for name in names)]
+    for client in dict.fromkeys(row["client"] for row in tests):
+        of_client = [found[client, name] for name in names]
+        cells = "".join(f"{_pair(row):>18}" for row in of_client)
+        lines.append(f"{client:<{width}}  {of_client[0]['users']:>6}{cells}")
+    return "\n".join([f"{title}: HR@10 / NDCG@10, history excluded", *lines])
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    users = max(1, row["users"])
+    return " / ".join(share(row[f"{name}@10_sum"] / users) for name in ("hr", "ndcg"))
 
 
 def _sampled_text(rows: Sequence[Method]) -> str:

@@ -10,7 +10,8 @@
 
 Residuals and adapters start at zero (dual personalization: Zhang et al., IJCAI 2023, here of a
 sequence model). With "dual", "semantic" and "adapted" every item of the catalogue has a vector, so
-every one can be ranked.
+every one can be ranked. A client with a catalogue of its own has the rows of that, of whatever all
+clients share.
 
 A public vector is the item's text vector beside numbers that are drawn from its raw id, which tell
 items of like texts apart: ``t_i = [text ; weight * random] / length``.
@@ -20,20 +21,22 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.data.item_vectors import ItemVectors, item_vectors
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, ItemVectors, item_vectors
 from pfsr_core.local_training import stream_seed
 from pfsr_core.models.adapter import adapt, first_adapter, with_bias
 from pfsr_core.models.item_tables import (
+    OWN_ROWS,
     add_rows,
     co_occurrence_start,
     common_item_table,
     mean_length,
+    table_rows,
 )
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply
 from pfsr_core.params import Params
@@ -50,11 +53,15 @@ class Catalogue:
     """All items: raw ids by code, and words about each, "" where none are known.
 
     A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
+    ``histories``: training histories of all clients, where they are in one place. ``vectors``: item
+    vectors that were made before, in place of all of these.
     """
 
     item_ids: tuple[str, ...]
     texts: tuple[str, ...] = ()
     known: bool = True
+    histories: Sequence[ItemArray] = field(default=(), compare=False, repr=False)
+    vectors: ItemVectors | None = None
 
 
 def unchanged(apply: Apply) -> Apply:
@@ -69,8 +76,9 @@ class ItemMode:
     ``shared``: its tensors that are averaged, at their start. ``private``: the names of those that
     stay. ``start(data)``: these at their start; those of ROW_NAMES have the rows of the client's
     own items.
-    ``table(params, codes)``: the item vectors (V' + 1, D) of a client's whole parameters, ``codes``
-    being those of the private rows. ``own_rows``: whether a client ranks its own items only.
+    ``table(params, rows)``: the item vectors (V' + 1, D) of a client's whole parameters, ``rows``
+    being those of :func:`pfsr_core.models.item_tables.item_rows`.
+    ``own_rows``: whether a client ranks the items its users touched only.
     ``unseen_rows(data, codes)`` (n, D): what items without a row start with.
     ``averaged``: shared names that no mask of an algorithm keeps local.
     ``texts`` (V + 1, S): text vectors by item code, where it has them.
@@ -81,7 +89,7 @@ class ItemMode:
     shared: Params
     private: frozenset[str]
     start: Callable[[ClientDataset], Params]
-    table: Callable[[Params, Tensor], Tensor]
+    table: Callable[[Params, Params], Tensor]
     own_rows: bool
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
     averaged: frozenset[str] = frozenset()
@@ -90,11 +98,11 @@ class ItemMode:
     texts: Tensor | None = None
     head: Callable[[Apply], Apply] = unchanged
 
-    def effective(self, params: Params, codes: Tensor) -> Params:
+    def effective(self, params: Params, rows: Params) -> Params:
         """A client's whole parameters as the model takes them: one table of item vectors."""
         own = {*self.shared, *self.private}
         rest = {name: tensor for name, tensor in params.items() if name not in own}
-        return {ITEMS: self.table(params, codes), **rest}
+        return {ITEMS: self.table(params, rows), **rest}
 
 
 def item_mode(settings: Settings, catalogue: Catalogue) -> ItemMode:
@@ -113,7 +121,7 @@ def _private(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={},
         private=frozenset({ITEMS}),
         start=start,
-        table=lambda params, _codes: params[ITEMS],
+        table=lambda params, _rows: params[ITEMS],
         own_rows=True,
         unseen_rows=lambda data, codes: start_of(data, codes, []),
     )
@@ -129,7 +137,7 @@ def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={ITEMS: table},
         private=frozenset(),
         start=lambda _data: {},
-        table=lambda params, _codes: params[ITEMS],
+        table=lambda params, rows: table_rows(params[ITEMS], rows),
         own_rows=False,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
     )
@@ -146,7 +154,9 @@ def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
         shared={ITEMS: table},
         private=frozenset({RESIDUAL}),
         start=_zero_residual(settings),
-        table=lambda params, codes: _add_residual(params[ITEMS], params, codes),
+        table=lambda params, rows: _add_residual(
+            table_rows(params[ITEMS], rows), params, rows[OWN_ROWS]
+        ),
         own_rows=False,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
         averaged=frozenset({ITEMS}),
@@ -165,9 +175,10 @@ def _semantic(settings: Settings, catalogue: Catalogue, change: Change = _add_re
     generator = torch.Generator().manual_seed(stream_seed(settings.run.seed, "projection"))
     start = torch.randn(model.embedding_dim, width, generator=generator) * model.item_std
 
-    def table(params: Params, codes: Tensor) -> Tensor:
+    def table(params: Params, rows: Params) -> Tensor:
         projection = params[PROJECTION]
-        return change(public.to(projection.dtype) @ projection.T, params, codes)
+        vectors = table_rows(public, rows).to(projection.dtype) @ projection.T
+        return change(vectors, params, rows[OWN_ROWS])
 
     return ItemMode(
         shared={PROJECTION: start},
@@ -218,9 +229,17 @@ def text_vectors(settings: Settings, catalogue: Catalogue) -> Tensor:
 
 
 def _item_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors:
+    if catalogue.vectors is not None:
+        return catalogue.vectors
     model, ids = settings.model, catalogue.item_ids
     texts = catalogue.texts or ("",) * len(ids)
-    return item_vectors(model.item_vectors, ids, texts, model.text_dim)
+    return item_vectors(model.item_vectors, ids, texts, model.text_dim, catalogue.histories)
+
+
+def pooled_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors | None:
+    """Those that cannot be made again where a model is served; None where others are asked for."""
+    pooled = settings.model.item_vectors == CO_OCCURRENCE
+    return _item_vectors(settings, catalogue) if pooled else None
 
 
 def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:

@@ -14,13 +14,13 @@ from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
-from pfsr_core.models.item_tables import row_numbers
+from pfsr_core.models.item_tables import item_rows, row_numbers
 from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
 from pfsr_core.params import Params, Partition, clone
 from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
 
 
-def as_they_are(params: Params, _codes: Tensor) -> Params:
+def as_they_are(params: Params, _rows: Params) -> Params:
     """Parameters that the model takes as a client holds them."""
     return params
 
@@ -30,11 +30,11 @@ class Task:
     """A model as an algorithm sees it: functions of parameters, and who owns which of them.
 
     ``candidates(data)``: sorted item codes that a client ranks (V',), whose rows follow the padding
-    row in its item table (V' + 1, D). With private item tables these are the items its own users
-    touched. ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, would
-    start with.
-    ``effective(params, codes)``: all parameters of a client as ``apply`` takes them, with one item
-    table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
+    row in its item table (V' + 1, D): its catalogue, or with private item tables the items its own
+    users touched.
+    ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, start with.
+    ``effective(params, rows)``: all parameters of a client as ``apply`` takes them, with one item
+    table (V' + 1, D); ``rows`` are those of :func:`client_rows`.
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     ``soft_targets(candidates)``: who shares an item's probability in the loss; None for nobody.
@@ -47,7 +47,7 @@ class Task:
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
-    effective: Callable[[Params, Tensor], Params] = as_they_are
+    effective: Callable[[Params, Params], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
     soft_targets: SoftTargetsOf | None = None
 
@@ -173,9 +173,9 @@ def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Ite
         yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
 
 
-def private_codes(data: ClientDataset) -> Tensor:
-    """Item codes of the rows of a client's private item tensor, padding first: (n + 1,)."""
-    return torch.from_numpy(np.concatenate([[0], data.touched]))
+def client_rows(task: Task, data: ClientDataset) -> Params:
+    """:func:`item_rows` of a client, whose private item tensor has the items it touched."""
+    return item_rows(data.touched, task.candidates(data), data.own_catalogue)
 
 
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
@@ -208,9 +208,9 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
+    optimizer, rows = fresh_adam(leaves, config), client_rows(task, job.data)
     for step in steps(task, config, job, windows):
-        model = task.effective(leaves, codes)
+        model = task.effective(leaves, rows)
         loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:

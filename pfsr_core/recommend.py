@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly import assemble
+from pfsr_core.assembly import assemble, with_catalogue
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
@@ -45,7 +45,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Answer:
-    """``source``: MODEL or POPULARITY. ``skipped``: given items that the catalogue lacks."""
+    """``source``: MODEL or POPULARITY. ``skipped``: given items that the client does not sell."""
 
     user: str
     client: str
@@ -105,8 +105,10 @@ def recommend(
     if k < 1:
         raise RecommendationError(f"k = {k}: ask for at least one item")
     asker = _asker(served, user, items, client)
+    data = _dataset(served, asker.client)
+    asker = _sold(data, asker)
     if len(asker.history):
-        scores, source = _model_scores(served, asker), MODEL
+        scores, source = _model_scores(served, asker, data), MODEL
     else:
         scores, source = _item_counts(served, asker.client), POPULARITY
     scores[torch.from_numpy(asker.history)] = -torch.inf
@@ -134,6 +136,13 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
     return Asker(name, np.array(served.clients[home].histories[user], np.int64))
 
 
+def _sold(data: ClientDataset, asker: Asker) -> Asker:
+    """The same without items that the client does not sell."""
+    sold = np.isin(asker.history, data.catalogue)
+    foreign = tuple(data.item_ids[code - 1] for code in asker.history[~sold])
+    return Asker(asker.client, asker.history[sold], (*asker.skipped, *foreign))
+
+
 def _home(served: Served, user: str) -> str | None:
     """The client that holds ``user``."""
     names = (name for name, part in served.clients.items() if user in part.histories)
@@ -155,10 +164,11 @@ def _some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown}, ... {len(names)} in all"
 
 
-def _model_scores(served: Served, asker: Asker) -> Tensor:
-    """Scores of the catalogue by the model of the asker's client: (V + 1,)."""
+def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
+    """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
     settings = _settings(served)
-    assembly = assemble(settings, Catalogue(tuple(served.item_ids), tuple(served.texts)))
+    items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
+    assembly = assemble(settings, items)
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
@@ -167,7 +177,6 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
         )
     state = served.clients[asker.client].state
     whole = assembly.algorithm.personalize(served.shared, state)
-    data = _dataset(served, asker.client)
     return make_scorer(assembly.task, whole, data, settings.model.max_length)([asker.history])[0]
 
 
@@ -176,14 +185,15 @@ def _settings(served: Served) -> Settings:
 
 
 def _dataset(served: Served, client: str) -> ClientDataset:
-    """The client's data as it was split for training: only items trained on can be ranked."""
+    """The client's data as it was split for training, and its catalogue: what can be ranked."""
     histories = served.clients[client].histories
     users = tuple(
         UserHistory(user, np.array(codes[:-2], np.int64), valid=codes[-2], test=codes[-1])
         for user, codes in histories.items()
         if len(codes) > HELD_OUT
     )
-    return ClientDataset(client, users, tuple(served.item_ids), served.secret)
+    data = ClientDataset(client, users, tuple(served.item_ids), served.secret)
+    return with_catalogue(_settings(served), data)
 
 
 def _item_counts(served: Served, client: str) -> Tensor:

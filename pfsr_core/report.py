@@ -24,6 +24,7 @@ from pfsr_core.final_table import (
     final_table,
     sampled_rows,
     share,
+    vectors_note,
 )
 from pfsr_core.report_style import colour
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
@@ -114,7 +115,8 @@ def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
 def _header(record: RunRecord, rows: Sequence[Method]) -> str:
     done = max((line["round"] for line in record.rounds), default=0)
     tag = "" if record.finished else f"still running: {done} rounds so far"
-    return html.header(_eyebrow(record), headline(record, rows), _lead(record, rows), tag)
+    lead = f"{_lead(record, rows)} {vectors_note(record)}".strip()
+    return html.header(_eyebrow(record), headline(record, rows), lead, tag)
 
 
 def _eyebrow(record: RunRecord) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
 from pfsr_core.assembly import Assembly, Federation
-from pfsr_core.data.client_dataset import SPLITS, HeldOut
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.evaluation.client import ClientEvaluation, client_sums
+from pfsr_core.evaluation.client import ClientEvaluation, Scorer, client_sums
 from pfsr_core.federated import Sums
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import (
@@ -51,19 +52,30 @@ def coverage(federation: Federation) -> dict[str, float]:
     }
 
 
-def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
-    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv."""
+def baseline_rows(federation: Federation, pooled: bool = False) -> tuple[list[Row], list[Row]]:
+    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv.
+
+    With ``pooled`` it is fitted once on the training histories of all; every client still ranks its
+    own catalogue.
+    """
+    together = ClientDataset("", federation.split.users, federation.split.item_ids)
     methods: list[Row] = []
     clients: list[Row] = []
     for name, scorer_of in BASELINES.items():
         started = time.perf_counter()
-        found = evaluate_splits(scorer_of, federation)
+        scorer = partial(given, scorer_of(together)) if pooled else scorer_of
+        found = evaluate_splits(scorer, federation)
         means = split_means(found)
         row = {"method": name, "kind": "baseline", "rounds": 0, "best_round": 0}
         row |= {"bytes_down": 0, "bytes_up": 0, "seconds": time.perf_counter() - started}
         methods.append({**row, "best": means, "last": means, "finetuned": None})
         clients += client_rows(name, federation, found)
     return methods, clients
+
+
+def given(scorer: Scorer, _data: ClientDataset) -> Scorer:
+    """The same scorer for every client."""
+    return scorer
 
 
 def federated_row(

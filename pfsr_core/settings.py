@@ -30,7 +30,15 @@ class DataSettings:
     source: str = setting("ml-100k", "name of the dataset")
     path: str = setting("", "file or directory, where the dataset needs one or one is given")
     user_core: int = setting(0, "drop users with fewer interactions, repeatedly; 0 is off", low=0)
-    item_core: int = setting(0, "drop items with fewer interactions, repeatedly; 0 is off", low=0)
+    item_core: int = setting(
+        0, "drop items with fewer, counted within each value of federation.column; 0 is off", low=0
+    )
+    join_variants: float = setting(
+        0.0,
+        "join items whose sets of reviews have this Jaccard index, e.g. 0.3; 0 is off",
+        low=0.0,
+        high=1.0,
+    )
     protocol: str = setting(
         "strict",
         "order of ties and training negatives; paper-pfedrec repeats published figures, and leaks",
@@ -47,6 +55,12 @@ class FederationSettings:
     clients: int = setting(20, "number of clients, for partition group", low=1)
     sizes: str = setting("", "users of each client, e.g. '100 50 50'; empty: equal sizes")
     column: str = setting("", "the column that names the client, for partition column")
+    values: str = setting("", "its values that take part, e.g. 'ca uk'; empty: all of them")
+    catalogues: str = setting(
+        "common",
+        "what a client ranks: the items of the federation, or those in its own log",
+        choices=("common", "own"),
+    )
     participation: float = setting(1.0, "share of the clients asked a round", low=1e-6, high=1.0)
     rounds: int = setting(24, "training rounds", low=1)
     max_weight: float = setting(1e7, "largest weight a client may claim", low=1.0)
@@ -75,7 +89,8 @@ class ModelSettings:
     )
     item_vectors: str = setting(
         "tf-idf",
-        "vectors of items semantic and adapted: tf-idf, hashed, sentence:<model>, or a file",
+        "vectors of items semantic and adapted: tf-idf, hashed, sentence:<model>, a file, or "
+        "co-occurrence",
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
     id_dim: int = setting(448, "random numbers beside it that tell items apart", low=0)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_fisher import CODES, ROWS, Sampled, Samples, client_fishers
+from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
@@ -51,12 +51,12 @@ from pfsr_core.local_training import (
     LocalTraining,
     LossSum,
     Task,
+    client_rows,
     prefix_samples,
-    private_codes,
     stream_seed,
 )
 from pfsr_core.losses import keep_local, magnitude
-from pfsr_core.models.item_tables import row_numbers
+from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance, select
 
@@ -315,16 +315,19 @@ def _sampled(
         private={name: tensor for name, tensor in whole.items() if name not in masked},
         samples=fisher_samples(task, training, job, response.fisher_samples),
         items=len(task.candidates(job.data)) + 1,
-        codes=private_codes(job.data),
+        rows=client_rows(task, job.data),
     )
 
 
 def _log_probability(task: Task) -> LogProbability:
+    named = (OWN_ROWS, TABLE_ROWS)
+
     def log_probability(
         params: Params, constants: Params, prefix: Tensor, length: Tensor, target: Tensor
     ) -> Tensor:
-        rest = {name: part for name, part in constants.items() if name not in (ROWS, CODES)}
-        model = task.effective({**params, **rest}, constants[CODES])
+        rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
+        rows = {name: constants[name] for name in named if name in constants}
+        model = task.effective({**params, **rest}, rows)
         hidden = task.apply(model, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = model[ITEMS][1:] @ last

@@ -114,7 +114,7 @@ class ClientEvaluation:
 
 
 def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> ClientEvaluation:
-    """Rank the held-out item of ``split`` for every user of ``data``.
+    """Rank the held-out item of ``split`` in the client's catalogue, for every user of ``data``.
 
     The scorer sees the history before that item, and all of it is what the view "excluded"
     removes. Users are scored ``USERS_PER_BATCH`` at a time, which bounds the memory.
@@ -198,8 +198,8 @@ def _rank_batch(
             f"users and {data.num_items} items; expected {expected} (column 0 is padding)"
         )
     targets = torch.tensor([user.target(split) for user in users], device=scores.device)
-    nothing = torch.zeros_like(scores, dtype=torch.bool)
-    views = (_history_mask(histories, scores), nothing)
+    foreign = _foreign_mask(data, scores)
+    views = (_history_mask(histories, scores) | foreign, foreign)
     found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in views]
     if data.sampled:
         found.append(_sampled_ranks(scores, users, data.rivals[place], split))
@@ -216,6 +216,15 @@ def _sampled_ranks(
     rows = zip(scores.cpu().numpy(), users, rivals, strict=True)
     found = [rank_in_sample(row, everything, u.target(split), those) for row, u, those in rows]
     return np.array(found, np.int64)
+
+
+def _foreign_mask(data: ClientDataset, scores: Tensor) -> Tensor:
+    """True where the client does not sell an item: (U, V+1)."""
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    if data.own_catalogue is not None:
+        mask[:] = True
+        mask[:, torch.from_numpy(data.own_catalogue)] = False
+    return mask
 
 
 def _history_mask(histories: Sequence[ItemArray], scores: Tensor) -> Tensor:

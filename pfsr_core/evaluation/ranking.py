@@ -46,18 +46,19 @@ def ranks(scores: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
 
 
 def rank_among(
-    scores: NDArray[np.float32], items: ItemCodes, target: int, history: ItemCodes, num_items: int
+    scores: NDArray[np.float32], items: ItemCodes, target: int, history: ItemCodes, size: int
 ) -> tuple[int, int]:
     """:func:`ranks` of one user without and with the items of the history, in O(candidates).
 
-    ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue of
-    ``num_items`` have minus infinity. Raises ValueError on NaN scores.
+    ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue, which
+    has ``size`` items, those of the history among them, have minus infinity. Raises ValueError on
+    NaN scores.
     """
     if np.isnan(scores).any():
         raise ValueError(_DIVERGED)
     place = int(np.searchsorted(items, target))
     if place == len(items) or items[place] != target:  # last, behind everything that competes
-        return num_items - len(set(history.tolist()) - {target}), num_items
+        return size - len(set(history.tolist()) - {target}), size
     as_good = scores >= scores[place]
     kept = int(as_good.sum())
     as_good[np.isin(items, history)] = False

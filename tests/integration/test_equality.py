@@ -60,8 +60,9 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         {"algorithm__aggregation": "count"},
         {"algorithm__server_momentum": 0.9, "algorithm__name": "fed-avg"},
         {"federation__partition": "user", "federation__participation": 0.3},
+        {"federation__catalogues": "own", "model__items": "semantic"},
     ],
-    ids=["shared items", "count aggregation", "server momentum", "a client a user"],
+    ids=["shared items", "count aggregation", "server momentum", "a client a user", "catalogues"],
 )
 def test_variants_equal_the_plain_loop(tmp_path, changes):
     settings = settings_in(tmp_path, federation__rounds=2, **changes)
