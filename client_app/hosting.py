@@ -27,7 +27,7 @@ import torch
 from pfsr_core.allocator import keep_freed_memory
 from pfsr_core.assembly import Assembly, Federation, assemble, load_federation
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.data.item_vectors import HASHED, TF_IDF
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, HASHED, TF_IDF
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, default_state_directory
 from pfsr_core.settings import RunSettings, Settings
@@ -99,7 +99,13 @@ def _name(config: Config, own: bool) -> str:
 
 def _check_item_vectors(settings: Settings) -> None:
     model = settings.model
-    if model.items == "semantic" and model.item_vectors == TF_IDF:
+    if model.item_vectors == CO_OCCURRENCE:
+        raise NodeError(
+            f"model.item-vectors = {CO_OCCURRENCE!r} pools what all clients count, and a node with "
+            f"a data-path keeps its data to itself. Fix: model.item-vectors = {HASHED!r} where the "
+            f"data have texts, or a file of vectors that every node has."
+        )
+    if model.items in ("semantic", "adapted") and model.item_vectors == TF_IDF:
         raise NodeError(
             f"model.item-vectors = {TF_IDF!r} is fitted to a catalogue, and nodes with a data-path "
             f"have one each, so that their vectors would not mean the same. Fix: "

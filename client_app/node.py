@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import no_users
 from pfsr_core.evaluation.ranking import merge
-from pfsr_core.federated import Broadcast, Reply, Sums
+from pfsr_core.federated import Broadcast, Reply, Sums, merge_sums
+from pfsr_core.item_modes import pooled_vectors
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.node_store import Served, ServedClient
 from pfsr_core.packing import pack, unpack
@@ -36,8 +38,10 @@ from pfsr_core.protocol import (
     CLIENT,
     FINETUNED,
     NORMS,
+    OUTCOME,
     PEAK_MEMORY,
     PER_CLIENT,
+    PER_WAY,
     SECONDS,
     TRAINING,
     WEIGHT,
@@ -90,12 +94,12 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
 def baselines(node: Node) -> Metrics:
     """Sums of every baseline, fitted on each client alone, and the sums of each client."""
     sums: Metrics = {}
-    nobody = no_users(node.settings.data.sampled_99).sums()
+    nobody = no_users(node.settings.data.sampled_99).client_sums()
     for name, scorer_of in BASELINES.items():
         found: Evaluation = {data.client: {} for data in node.clients}
         for split in SPLITS:
             for one in evaluate_clients(scorer_of, node.clients, split):
-                found[one.client][split] = one.sums()
+                found[one.client][split] = one.client_sums()
         sums |= _evaluation_metrics(nobody, found, f"{name}/", node.clients)
     return sums
 
@@ -135,6 +139,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     measured = assembly if order.finetune else without_views(assembly)
     last: Evaluation = {}
     finetuned: Evaluation = {}
+    outcomes: list[Sums] = []
 
     def served_clients() -> Iterator[tuple[str, ServedClient]]:
         """One portion of clients at a time, so that their number does not matter."""
@@ -145,6 +150,8 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
                 trained = finetune_clients(assembly.algorithm, broadcast, states, portion)
                 finetuned.update(_evaluated(node, measured, broadcast, portion, trained))
                 states = trained if order.finetune else states
+            if order.finetune:
+                outcomes.extend(_outcomes(assembly, states))
             for data in portion:
                 histories = {user.user: user.full.tolist() for user in data.users}
                 state = state_of(assembly.algorithm, states, data)
@@ -158,6 +165,8 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     if again:
         listed = clients if order.finetune else None
         metrics |= _evaluation_metrics(_nobody(node, measured), finetuned, FINETUNED, listed)
+    if order.finetune:
+        metrics |= prefixed(OUTCOME, merge_sums(outcomes))
     return {**metrics, **_cost(started)}
 
 
@@ -196,14 +205,23 @@ def _evaluated(
     length = node.settings.model.max_length
     found = evaluate_models(assembly, length, broadcast.params, states, clients)
     return {
-        data.client: {split: one[split].sums() for split in SPLITS}
+        data.client: {split: one[split].client_sums() for split in SPLITS}
         for data, one in zip(clients, found, strict=True)
     }
 
 
+def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
+    """How it ended for each client; said in the node's log, as only sums leave."""
+    for client, state in states.items():
+        told = assembly.algorithm.outcome(state)
+        for name, value in told.items():
+            sys.stderr.write(f"client {client}: {name} {value:g}\n")
+        yield told
+
+
 def _nobody(node: Node, assembly: Assembly) -> Sums:
     """The sums of no user, so that a node without clients answers like the others."""
-    return no_users(node.settings.data.sampled_99, assembly.algorithm.views).sums()
+    return no_users(node.settings.data.sampled_99, assembly.algorithm.views).client_sums()
 
 
 def _evaluation_metrics(
@@ -220,7 +238,8 @@ def _evaluation_metrics(
         if clients is not None:
             parts = [found[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
-            metrics |= {start + name: [part[name] for part in parts] for name in PER_CLIENT}
+            names = [*PER_CLIENT, *(name for name in nobody if name.partition("/")[2] in PER_WAY)]
+            metrics |= {start + name: [part[name] for part in parts] for name in names}
     return metrics
 
 
@@ -250,4 +269,5 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
         item_ids=node.federation.split.item_ids,
         titles=node.federation.interactions.titles,
         texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
+        vectors=pooled_vectors(settings, node.federation.catalogue),
     )

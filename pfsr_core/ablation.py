@@ -33,6 +33,8 @@ from pfsr_core.ablation_items import (
     user_means,
     views_of,
 )
+from pfsr_core.ablation_markets import RECIPE as MARKETS
+from pfsr_core.ablation_markets import is_market_arm, market_arms, run_market_arm
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.central import ALL_DATA, ONE_CLIENT
 from pfsr_core.environment import commit
@@ -42,7 +44,7 @@ from pfsr_core.federated import ServerState
 from pfsr_core.params import Params
 from pfsr_core.run_rows import Evaluations, evaluate_splits
 from pfsr_core.settings import Settings, Value, parse_settings
-from pfsr_core.settings_file import load_recipe
+from pfsr_core.settings_file import load_recipe, with_overrides
 
 RECIPE = Path("recipes/pfsr.toml")
 Overrides = dict[str, Value]
@@ -146,7 +148,13 @@ ARMS: dict[str, Overrides] = {
     "pfsr, one user a client": ONE_USER,
     "fed-avg, one user a client": {**ONE_USER, **FED_AVG},
     **item_arms(),
+    **market_arms(),
 }
+
+
+def recipe_of(arm: str) -> Path:
+    """What the arm changes, unless another recipe is given."""
+    return MARKETS if is_market_arm(arm) else RECIPE
 
 
 def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
@@ -248,7 +256,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", metavar="ARM", choices=[*ARMS, "baselines"])
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--every", type=int, default=3, help="rounds between evaluations")
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--recipe", type=Path, help="default: the one of each arm")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all arms")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -259,7 +268,8 @@ def _launcher(options: argparse.Namespace) -> Callable[[tuple[str, int]], int]:
         arm, seed = job
         command = [sys.executable, "-m", "pfsr_core.ablation", "--worker", "--arms", arm]
         command += ["--seeds", str(seed), "--every", str(options.every)]
-        command += ["--recipe", str(options.recipe), "--out", str(options.out)]
+        command += ["--recipe", str(options.recipe or recipe_of(arm)), "--out", str(options.out)]
+        command += ["--set", *options.set] if options.set else []
         code = subprocess.run(command, check=False).returncode
         sys.stderr.write(f"{arm}, seed {seed}: {'done' if code == 0 else f'failed ({code})'}\n")
         return code
@@ -270,14 +280,18 @@ def _launcher(options: argparse.Namespace) -> Callable[[tuple[str, int]], int]:
 def _work(options: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     arm, seed = options.arms[0], options.seeds[0]
-    recipe = load_recipe(options.recipe)
+    recipe = with_overrides(load_recipe(options.recipe), options.set)
+    started = time.process_time()
     if arm == "baselines":
         settings = parse_settings({**recipe, "run.seed": seed})
         one = replace(settings, federation=replace(settings.federation, clients=1))
         result: dict[str, Any] = {"client": run_baselines(settings), "central": run_baselines(one)}
+    elif is_market_arm(arm):
+        result = run_market_arm(arm, arm_settings(arm, seed, recipe), options.every)
     else:
         result = run_arm(arm_settings(arm, seed, recipe), options.every)
-    record = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", **result}
+    facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": options.set}
+    record = {**facts, "cpu_seconds": time.process_time() - started, **result}
     target = options.out / file_name(arm, seed)
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(record), "utf-8")

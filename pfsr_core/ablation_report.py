@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pfsr_core.ablation_items import PRIVATE_SIZES
 from pfsr_core.ablation_items_report import PAIRS as ITEM_PAIRS
 from pfsr_core.ablation_items_report import is_item_arm, items_table
+from pfsr_core.ablation_markets import is_market_arm
 from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
 
@@ -203,7 +204,8 @@ def size_table(records: Records) -> list[str]:
 
 
 def report(records: Records) -> str:
-    """The generated part of the results file."""
+    """The generated part of the results file. Markets have tables of their own."""
+    records = {arm: by_seed for arm, by_seed in records.items() if not is_market_arm(arm)}
     commits = {r["commit"] for by_seed in records.values() for r in by_seed.values()}
     splits = {
         r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pfsr_core.algorithms.fecosr import Finetuning, fecosr
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
@@ -18,17 +19,17 @@ from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
 from pfsr_core.algorithms.row_clipping import with_row_clipping
 from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.data import load_dataset
-from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.cleaning import Cleaning, clean
+from pfsr_core.data.client_dataset import ClientDataset, with_own_catalogue
 from pfsr_core.data.federation import (
     partition_by_column,
     partition_by_group,
     partition_by_user,
 )
-from pfsr_core.data.filters import k_core
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
-from pfsr_core.item_modes import Catalogue, ItemMode, item_mode
+from pfsr_core.item_modes import Catalogue, ItemMode, item_mode, text_vectors
 from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
@@ -39,6 +40,7 @@ from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.scorer_task import item_scorer_task
 from pfsr_core.scorer_training import ScorerTraining
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
+from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
 
@@ -53,10 +55,11 @@ class Federation:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """All items with the words about them."""
+        """All items with the words about them, and the training histories that they occur in."""
         words = {**self.interactions.titles, **self.interactions.texts}
         ids = self.split.item_ids
-        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids))
+        histories = tuple(user.train for user in self.split.users)
+        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,40 @@ class Assembly:
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model and the rows of the item table that a client's state belongs to."""
-        if not self.task.partition.private & set(ROW_NAMES):
-            return self.fingerprint
-        return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
+        items = [] if data.own_catalogue is None else [data.own_catalogue]
+        if self.task.partition.private & set(ROW_NAMES):
+            items.append(data.touched)
+        marks = (hashlib.sha256(codes.tobytes()).hexdigest() for codes in items)
+        return fingerprint({}, self.fingerprint, *marks) if items else self.fingerprint
 
 
 def load_federation(settings: Settings) -> Federation:
-    """Reads, filters, splits and partitions the data. Raises DataError."""
+    """Reads, cleans, splits and partitions the data. Raises DataError."""
     data = settings.data
-    interactions = load_dataset(data.source, data.path)
-    if data.user_core or data.item_core:
-        interactions = k_core(interactions, data.user_core, data.item_core)
+    interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
     clients = _partition(settings, split, interactions)
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
+    clients = tuple(with_catalogue(settings, one) for one in clients)
     return Federation(clients, split, interactions)
+
+
+def with_catalogue(settings: Settings, data: ClientDataset) -> ClientDataset:
+    """The client with the items that ``federation.catalogues`` lets it rank."""
+    return with_own_catalogue(data) if settings.federation.catalogues == "own" else data
+
+
+def cleaning_of(settings: Settings) -> Cleaning:
+    """What is done to the log, whatever the partition: a central run sees the same."""
+    data, federation = settings.data, settings.federation
+    return Cleaning(
+        column=federation.column,
+        values=tuple(federation.values.replace(",", " ").split()),
+        join_variants=data.join_variants,
+        user_core=data.user_core,
+        item_core=data.item_core,
+    )
 
 
 def _partition(
@@ -132,8 +153,8 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
         algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
     nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
     shapes = shapes_of({**task.init_shared(), **nobody})
-    if mode.private:
-        shapes[mode.private] = (len(catalogue.item_ids) + 1, settings.model.embedding_dim)
+    for rows in mode.private & set(ROW_NAMES):
+        shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, mode.digest)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
@@ -154,18 +175,38 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     model = make_model(settings, len(catalogue.item_ids))
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
-    names = [*start, *([mode.private] if mode.private else [])]
-    everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
-        apply=make_apply(model),
+        apply=mode.head(make_apply(model)),
         noise_width=model.noise_width,
-        partition=Partition.of(names, private=lambda name: name == mode.private),
+        partition=Partition.of([*start, *mode.private], private=lambda name: name in mode.private),
         init_shared=lambda: clone(start),
-        init_private=mode.init_private,
-        candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
+        init_private=mode.start,
+        candidates=lambda d: torch.from_numpy(d.touched if mode.own_rows else d.catalogue),
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,
+        soft_targets=_soft_targets(settings, catalogue, mode.texts),
+    )
+
+
+def _soft_targets(
+    settings: Settings, catalogue: Catalogue, texts: Tensor | None
+) -> SoftTargetsOf | None:
+    """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has."""
+    train = settings.train
+    if not train.semantic_share or not catalogue.known:
+        return None
+    if train.negatives:
+        raise SettingsError(
+            "train.semantic-share with train.negatives: items that are not in the sample would "
+            "share the next item's probability. Fix: train.negatives = 0."
+        )
+    return semantic_targets(
+        text_vectors(settings, catalogue) if texts is None else texts,
+        catalogue.item_ids,
+        train.semantic_share,
+        train.semantic_neighbours,
+        train.semantic_temperature,
     )
 
 
@@ -242,11 +283,31 @@ def _server_step(settings: Settings) -> ServerStep:
 
 
 def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
-    return fed_avg(task, local_training(settings), step=_server_step(settings))
+    power = settings.algorithm.weight_power
+    step = _server_step(settings)
+    return fed_avg(task, local_training(settings), step=step, weight_power=power)
 
 
 def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
-    return fed_prox(task, local_training(settings), settings.algorithm.proximal_strength)
+    algorithm = settings.algorithm
+    strength, power = algorithm.proximal_strength, algorithm.weight_power
+    return fed_prox(task, local_training(settings), strength, power)
+
+
+def _fecosr(task: Task, settings: Settings) -> FederatedAlgorithm:
+    algorithm = settings.algorithm
+    return fecosr(
+        task,
+        local_training(settings),
+        finetuning=Finetuning(
+            mode=algorithm.finetune_mode,
+            epochs=algorithm.finetune_epochs,
+            step=algorithm.finetune_step,
+            safety_rule=algorithm.safety_rule,
+        ),
+        step=_server_step(settings),
+        weight_power=algorithm.weight_power,
+    )
 
 
 def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
@@ -270,6 +331,7 @@ def _pfsr(task: Task, settings: Settings) -> FederatedAlgorithm:
         ),
         aggregation=algorithm.aggregation,
         step=_server_step(settings),
+        weight_power=algorithm.weight_power,
     )
 
 
@@ -283,6 +345,7 @@ ALGORITHMS: dict[str, Callable[[Task, Settings], FederatedAlgorithm]] = {
     "fed-prox": _fed_prox,
     "local-only": lambda task, settings: local_only(task, local_training(settings)),
     "pfedrec": _pfedrec,
+    "fecosr": _fecosr,
 }
 
 TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
@@ -293,13 +356,28 @@ TASKS: dict[str, Callable[[Settings, Sequence[str]], Task]] = {
 """Of the algorithms with a model of their own, whose item table is shared; the others train the
 next-item model."""
 
+ITEMS_OF: dict[str, tuple[str, str, str]] = {
+    "pfedrec": (
+        "shared",
+        "averages the item table",
+        "; which items clients have then reaches the server",
+    ),
+    "fecosr": ("adapted", "finetunes a market adapter", ""),
+}
+"""Of the algorithms with an item mode of their own: which, why, and what follows."""
+
 
 def _check_items(name: str, settings: Settings) -> None:
     items = settings.model.items
-    if name in TASKS and items != "shared":
+    wanted, why, note = ITEMS_OF.get(name, (items, "", ""))
+    if items != wanted:
         raise SettingsError(
-            f"{name} averages the item table, but model.items = {items!r}. Fix: write "
-            f"model.items = 'shared'; which items clients have then reaches the server."
+            f"{name} {why}, but model.items = {items!r}. Fix: write model.items = {wanted!r}{note}."
+        )
+    if name in TASKS and settings.train.semantic_share:
+        raise SettingsError(
+            f"train.semantic-share with {name}, which predicts no next item. Fix: "
+            f"train.semantic-share = 0."
         )
     if settings.algorithm.max_row_change and items not in ("shared", "dual"):
         raise SettingsError(

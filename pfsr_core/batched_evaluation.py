@@ -18,16 +18,17 @@ from torch.func import vmap
 
 from pfsr_core.batched_training import (
     Size,
-    fill_rows,
     pad_together,
     parameters_of,
     similar,
     stack_params,
+    stack_rows,
 )
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemArray
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
-from pfsr_core.local_training import Task, private_codes
+from pfsr_core.local_training import Task, client_rows
+from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
 from pfsr_core.scoring import with_unseen
@@ -41,6 +42,8 @@ Evaluated = Mapping[HeldOut, ClientEvaluation]
 class Entry:
     """A client's whole parameters, and its users' histories as row numbers of its item table.
 
+    ``table``: which items the rows of its item tensors are of.
+
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
     before the test items. A private table has got a row for each item in them. The table that other
     modes make is not made here: it lives as long as a group is evaluated.
@@ -51,7 +54,7 @@ class Entry:
     rows: Tensor
     lengths: Tensor
     candidates: Tensor
-    codes: Tensor
+    table: Params
 
 
 def evaluate_together(
@@ -72,11 +75,13 @@ def evaluate_together(
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
     codes, lengths = pad_right(histories, max_length)
-    rows = codes
+    candidates = task.candidates(data)
     if ITEMS in task.partition.private:
         rows, table = with_unseen(task, model[ITEMS], data, codes)
         model = {**model, ITEMS: table}
-    return Entry(data, model, rows, lengths, task.candidates(data), private_codes(data))
+    else:
+        rows = row_numbers(codes, candidates)
+    return Entry(data, model, rows, lengths, candidates, client_rows(task, data))
 
 
 def _size(entry: Entry) -> Size:
@@ -89,7 +94,7 @@ def _size(entry: Entry) -> Size:
 def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     """What every history gives a client's candidates, (2U, V') for each entry."""
     stacks = stack_params([entry.params for entry in entries])
-    models = vmap(task.effective)(stacks, fill_rows([entry.codes for entry in entries]))
+    models = vmap(task.effective)(stacks, stack_rows([entry.table for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
     hidden = vmap(task.apply, in_dims=(0, 0, None))(models, items, None)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
@@ -109,10 +114,10 @@ def _evaluate(entry: Entry, scores: Tensor) -> Evaluated:
 def _of_split(
     data: ClientDataset, split: HeldOut, items: ItemArray, scores: NDArray[np.float32]
 ) -> ClientEvaluation:
-    pairs = list(zip(data.users, scores, strict=True))
+    pairs, size = list(zip(data.users, scores, strict=True)), data.catalogue_size
     ranks = np.array(
         [
-            rank_among(score, items, user.target(split), user.history(split), data.num_items)
+            rank_among(score, items, user.target(split), user.history(split), size)
             for user, score in pairs
         ],
         np.int64,

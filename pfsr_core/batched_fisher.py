@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from pfsr_core.batched_training import beyond_tables, fill_rows, stack_params
+from pfsr_core.batched_training import beyond_tables, stack_params, stack_rows
 from pfsr_core.fisher import LogProbability, diagonal_fisher
 from pfsr_core.params import Params
 
 GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
 SAMPLES = 16  # of a client at once, at most
 
-CODES = "codes"  # of the rows of private item tensors: (n,)
 ROWS = "rows"  # 0 for the rows of a client's item table, -inf for what fills it up: (V',)
 Samples = tuple[Tensor, Tensor, Tensor]
 
@@ -31,20 +30,20 @@ class Sampled:
     """A client's encoder, what it is evaluated with, and samples as ``diagonal_fisher`` takes them.
 
     ``private``: all other names of its model. ``items``: rows of its item table, the padding row
-    included; ``codes``: those of its private rows.
+    included; ``rows``: which items the rows of its item tensors are of.
     ``log_probability(params, constants, prefix, length, target)`` is the same function for all; the
-    constants are ``private`` with ``codes`` under CODES.
+    constants are ``private`` and ``rows``.
     """
 
     encoder: Params
     private: Params
     samples: Samples
     items: int
-    codes: Tensor
+    rows: Params
 
     @property
     def constants(self) -> Params:
-        return {**self.private, CODES: self.codes}
+        return {**self.private, **self.rows}
 
 
 def client_fishers(
@@ -79,7 +78,7 @@ def _groups(clients: Sequence[Sampled]) -> Iterator[list[int]]:
 def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> list[Params]:
     encoders = stack_params([one.encoder for one in clients])
     constants = stack_params([one.private for one in clients])
-    constants[CODES] = fill_rows([one.codes for one in clients])
+    constants |= stack_rows([one.rows for one in clients])
     constants[ROWS] = beyond_tables([one.items for one in clients])
     prefixes, lengths, targets, weights = _fill([one.samples for one in clients])
 

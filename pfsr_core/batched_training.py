@@ -29,16 +29,18 @@ from pfsr_core.local_training import (
     LossSum,
     Step,
     Task,
+    client_rows,
     client_windows,
     freeze,
     fresh_optimizer,
-    private_codes,
     steps,
     train,
 )
-from pfsr_core.models.next_item import ITEMS, ROW_NAMES
+from pfsr_core.losses import add_soft_targets
+from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES
 from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
+from pfsr_core.soft_targets import SoftTargets
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
 POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
@@ -73,11 +75,11 @@ class Size(NamedTuple):
 class Lane:
     """A client in a group: its job, its windows (W, L + 1), how many steps it takes.
 
-    ``codes``: those of its private rows.
+    ``rows``: which items the rows of its item tensors are of.
     """
 
     job: Job
-    codes: Tensor
+    rows: Params
     windows: Tensor
     steps: int
     size: Size
@@ -107,13 +109,12 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
         items=items,
         parameters=parameters_of(job.params, items),
     )
-    return Lane(job, private_codes(job.data), windows, count, size)
+    return Lane(job, client_rows(task, job.data), windows, count, size)
 
 
 def parameters_of(params: Params, items: int) -> int:
     """Numbers of a client's parameters, with the table of ``items`` rows that is made from them."""
-    width = next(tensor.shape[-1] for name, tensor in params.items() if name in ROW_NAMES)
-    made = 0 if ITEMS in params else items * width
+    made = 0 if ITEMS in params else items * len(params[PROJECTION])
     return made + sum(tensor.numel() for tensor in params.values())
 
 
@@ -147,10 +148,10 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
     stacks = stack_params([lane.job.params for lane in lanes])
     leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
     optimizer = fresh_optimizer(leaves, config)
-    frozen = _stack_masks([lane.job.frozen for lane in lanes])
+    frozen = _stack_masks([lane.job for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
     beyond = beyond_tables([lane.size.items for lane in lanes])
-    codes = fill_rows([lane.codes for lane in lanes])
+    rows = stack_rows([lane.rows for lane in lanes])
     streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
     losses = [LossSum() for _ in lanes]
     for number in range(lanes[0].steps):
@@ -158,7 +159,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         if active < len(next(iter(leaves.values()))):
             leaves, optimizer = _first(active, leaves, optimizer, config)
         step = _collate([next(stream) for stream in streams[:active]])
-        means, counts = _cross_entropies(task, leaves, codes[:active], step, beyond[:active])
+        means, counts = _cross_entropies(task, leaves, _rows(rows, active), step, beyond[:active])
         for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
             losses[k] = losses[k].add(mean, count)
         loss = means.sum()
@@ -183,6 +184,11 @@ def stack_params(params: Sequence[Params]) -> Params:
     }
 
 
+def stack_rows(rows: Sequence[Params]) -> Params:
+    """:func:`client_rows` of many clients, filled up with padding: (K, n) for every name."""
+    return {name: fill_rows([one[name] for one in rows]) for name in rows[0]}
+
+
 def fill_rows(parts: Sequence[Tensor]) -> Tensor:
     """Parts (n_k, ...) in one (K, n, ...), filled up with zeros."""
     whole = parts[0].new_zeros(len(parts), max(map(len, parts)), *parts[0].shape[1:])
@@ -200,15 +206,15 @@ def unstack_params(stacks: Params, like: Sequence[Params]) -> list[Params]:
     ]
 
 
-def _stack_masks(masks: Sequence[Masks | None]) -> Masks:
+def _stack_masks(jobs: Sequence[Job]) -> Masks:
     """(K, ...) for every name that a client has frozen coordinates of; free where it has none."""
-    shapes = {name: mask.shape for one in masks for name, mask in (one or {}).items()}
-    return {
-        name: torch.stack(
-            [(one or {}).get(name, torch.zeros(shape, dtype=torch.bool)) for one in masks]
-        )
-        for name, shape in shapes.items()
-    }
+    names = dict.fromkeys(name for job in jobs for name in job.frozen or {})
+
+    def mask(job: Job, name: str) -> Tensor:
+        free = torch.zeros(job.params[name].shape, dtype=torch.bool)
+        return (job.frozen or {}).get(name, free)
+
+    return stack_params([{name: mask(job, name) for name in names} for job in jobs])
 
 
 def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
@@ -253,12 +259,20 @@ def beyond_tables(counts: Sequence[int]) -> Tensor:
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
     bits = [step.bits for step in found if step.bits is not None]
+    soft = [step.soft for step in found if step.soft is not None]
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
         bits=pad_together(bits) if bits else None,
         negatives=None,
+        soft=_collate_soft(soft) if soft else None,
     )
+
+
+def _collate_soft(parts: Sequence[SoftTargets]) -> SoftTargets:
+    """(K, B, L, N); where rows fill up any row will do, as it weighs nothing."""
+    rows = pad_together([part.rows for part in parts]).clamp(min=1)
+    return SoftTargets(rows, pad_together([part.weights for part in parts]))
 
 
 def pad_together(parts: Sequence[Tensor]) -> Tensor:
@@ -271,16 +285,19 @@ def pad_together(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _cross_entropies(
-    task: Task, leaves: Params, codes: Tensor, step: Step, beyond: Tensor
+    task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
     dims = (0, 0, None if step.bits is None else 0)
-    models = vmap(task.effective)(leaves, codes)
+    models = vmap(task.effective)(leaves, rows)
     hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"
     )
-    counts = (labels >= 0).sum(1)
-    return losses.view(labels.shape).sum(1) / counts, counts
+    losses, counts = losses.view(labels.shape), (labels >= 0).sum(1)
+    if step.soft is not None:
+        soft = SoftTargets(step.soft.rows.flatten(1, 2), step.soft.weights.flatten(1, 2))
+        losses = add_soft_targets(losses, logits, labels, soft)
+    return losses.sum(1) / counts, counts

@@ -129,6 +129,42 @@ def data_prepare(
     typer.echo(f'{file}\nUse it with --set data.source=file --set data.path="{file}"')
 
 
+@data_app.command("clean")
+@plain_errors(_core_errors)
+def data_clean(
+    source: Source,
+    path: DataPath = "",
+    column: Annotated[str, typer.Option(help="Column that tells markets apart.")] = "",
+    join_variants: Annotated[
+        float, typer.Option(help="Jaccard index of the reviews of variants.", min=0.01, max=1.0)
+    ] = 0.3,
+    user_core: Annotated[int, typer.Option(help="Fewest interactions of a user.", min=0)] = 5,
+    item_core: Annotated[
+        int, typer.Option(help="Fewest interactions of an item in a market.", min=0)
+    ] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
+    ] = None,
+) -> None:
+    """Join items that are variants of one product; print what that changes in every market.
+
+    A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
+    and `federation.column`. With `--out` the clean copy is written, and which item became which.
+
+    Example: `pfsr data clean xmarket --path data/xmarket --column market`
+    """
+    from pfsr_core.cli_answers import cleaning_text
+    from pfsr_core.data.cleaning import Cleaning
+    from pfsr_core.prepare import clean_copy
+
+    rules = Cleaning(
+        column=column, join_variants=join_variants, user_core=user_core, item_core=item_core
+    )
+    typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
+    if out is not None:
+        typer.echo(f'Use it with --set data.source=file --set data.path="{out}/interactions.csv"')
+
+
 @app.command()
 @plain_errors(_core_errors)
 def simulate(
@@ -172,14 +208,20 @@ def central(
 
 @app.command()
 @plain_errors(_core_errors)
-def baselines(recipe: Recipe = None, settings: Set = None) -> None:
+def baselines(
+    recipe: Recipe = None,
+    settings: Set = None,
+    by_client: Annotated[
+        bool, typer.Option("--by-client", help="Every client by itself, in place of the means.")
+    ] = False,
+) -> None:
     """Popularity, item-kNN and Markov chains: on each client alone, and on all data together.
 
     Example: `pfsr baselines --recipe recipes/pfsr.toml`
     """
     from pfsr_core import cli_training
 
-    cli_training.baselines(recipe, settings or [], typer.echo)
+    cli_training.baselines(recipe, settings or [], by_client, typer.echo)
 
 
 def _bench_errors() -> tuple[type[Exception], ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from pfsr_core.data.cleaning import Facts
 from pfsr_core.doctor import Finding
 from pfsr_core.node_store import Served
 from pfsr_core.recommend import MODEL, Answer
@@ -42,3 +44,28 @@ def findings_text(findings: Sequence[Finding]) -> str:
         f"{missing} needed things are missing" if missing else "all that is needed is here"
     )
     return "\n".join(lines)
+
+
+def cleaning_text(before: Facts, after: Facts) -> str:
+    """Two lines a market, as it was and as it is, and what the columns mean."""
+    names = ("users", "items", "interactions", "groups", "variant targets", "tied last")
+    width = max(map(len, before))
+    lines = [f"{'':<{width + 8}}" + "".join(f"{name:>17}" for name in names)]
+    for market in before:
+        for when, facts in (("before", before), ("after", after)):
+            label = f"{market if when == 'before' else '':<{width}}  {when:<6}"
+            lines.append(label + _cells(facts[market]) if market in facts else f"{label} left out")
+    return "\n".join([*lines, FACTS_LEGEND])
+
+
+FACTS_LEGEND = (
+    "groups: of items that are variants of each other. variant targets: users whose test item is a "
+    "variant of\nanother one in their history. tied last: users whose last two interactions have "
+    "one time; the file's order decides."
+)
+
+
+def _cells(facts: Mapping[str, Any]) -> str:
+    counts = [f"{facts[name]:,}" for name in ("users", "items", "interactions", "joined_groups")]
+    shares = [f"{facts[name]:.1%}" for name in ("variant_targets", "tied_last_pair")]
+    return "".join(f"{cell:>17}" for cell in (*counts, *shares))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfsr_core.assembly import Federation, algorithm_names, load_federation
 from pfsr_core.central import central_values
-from pfsr_core.final_table import methods_text
+from pfsr_core.final_table import clients_text, methods_text
 from pfsr_core.plain_run import simulate, train_and_evaluate
 from pfsr_core.report import final_table, write_report
 from pfsr_core.run_files import Method, RunError, method_of, new_directories
@@ -75,10 +75,18 @@ def central_settings(
     return parse_settings(central_values(flat, {**with_overrides({}, overrides), **own}))
 
 
-def baselines(recipe: Path | None, overrides: Sequence[str], tell: Tell) -> None:
-    """Every baseline on each client alone, and on all data together."""
+def baselines(recipe: Path | None, overrides: Sequence[str], by_client: bool, tell: Tell) -> None:
+    """Every baseline on each client alone, and on all data together.
+
+    With ``by_client`` it is told for each client, with its own counts and with those of all.
+    """
     settings = read_settings(recipe, overrides)
     federation = load_federation(settings)
+    if by_client:
+        tell(_who(federation))
+        tell(clients_text("counts of each client alone", baseline_rows(federation)[1]))
+        tell(clients_text("counts of all clients", baseline_rows(federation, pooled=True)[1]))
+        return
     together = load_federation(central_settings(recipe, overrides))
     tell(_who(federation))
     rows = [

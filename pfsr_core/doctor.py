@@ -20,6 +20,7 @@ NEEDED = (
     "pandas",
     "pyarrow",
     "scikit-learn",
+    "scipy",
     "safetensors",
     "typer",
     "rich",

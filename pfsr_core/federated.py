@@ -97,6 +97,11 @@ def one_by_one(
     return client_updates
 
 
+def nothing_to_tell(_state: Params) -> Sums:
+    """The default ``outcome``."""
+    return {}
+
+
 @dataclass(frozen=True)
 class FederatedAlgorithm:
     """A federated learning algorithm, whole.
@@ -110,9 +115,13 @@ class FederatedAlgorithm:
     ``personalize(shared, state)``              the whole model that a client recommends with
     ``finetunes(broadcast, states, datasets)``  private states after the last round, nothing is sent
     ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
+    ``outcome(state)``                          sums and counts that leave the node after the last
+                                                round, about how it ended for a client
     ``views``                                   further ways to recommend with a state, by name;
                                                 reported beside ``personalize``, never selected by
 
+    ``states_fit_any_round``                    whether the newest states belong to the shared
+                                                parameters of earlier rounds as well
     It is given several clients at once because training small ones together is much cheaper.
     """
 
@@ -124,11 +133,13 @@ class FederatedAlgorithm:
     reply_shapes: Shapes
     finetunes: Finetunes = keep_states
     views: Mapping[str, Personalize] = field(default_factory=dict)
+    outcome: Callable[[Params], Sums] = nothing_to_tell
+    states_fit_any_round: bool = False
 
     @property
     def has_full_view(self) -> bool:
         """Whether FULL says more than the other views: a client can train once more."""
-        return bool(self.views) and self.finetunes is not keep_states
+        return GLOBAL in self.views and self.finetunes is not keep_states
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset

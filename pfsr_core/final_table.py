@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+from pfsr_core.client_table import client_table
+from pfsr_core.data.item_vectors import CO_OCCURRENCE, COLLABORATIVE
 from pfsr_core.data.protocols import STRICT
 from pfsr_core.run_files import Method, RunRecord, methods, read_run
 
@@ -103,11 +106,25 @@ def final_table(directory: Path, width: int = 120) -> str:
 
 
 def table_text(record: RunRecord, width: int = 120) -> str:
-    """The table with its title; the best of each metric carries a star."""
+    """The table with its title; the best of each metric carries a star. Few clients have theirs."""
     rows = methods(record)
     if not rows:
         return f"{record.name}: no method has results yet."
-    return methods_text(_title(record), rows, width)
+    notes = _clients_text(record, width) + vectors_note(record)
+    return methods_text(_title(record), rows, width) + notes
+
+
+def _clients_text(record: RunRecord, width: int) -> str:
+    table = client_table(record)
+    if table is None:
+        return ""
+    return f"\n{_grid(table.note, table.titles, table.rows, width, wrap=True)}\n"
+
+
+def vectors_note(record: RunRecord) -> str:
+    """What must be said of the item vectors of a run, if anything."""
+    pooled = record.config.get("model.item-vectors") == CO_OCCURRENCE
+    return f"{COLLABORATIVE}\n" if pooled else ""
 
 
 def _title(record: RunRecord) -> str:
@@ -121,24 +138,53 @@ def _title(record: RunRecord) -> str:
 
 def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:
     """A table of ``rows`` under ``title``; the best of each metric carries a star."""
+    bests = [best_value(column, rows) for column in COLUMNS]
+    lines = [
+        [_label(row), *(_marked(c, row, best) for c, best in zip(COLUMNS, bests, strict=True))]
+        for row in rows
+    ]
+    text = _grid(title, ["method", *(column.title for column in COLUMNS)], lines, width)
+    return f"{text}\n{LEGEND}\n{_sampled_text(rows)}"
+
+
+def _grid(
+    title: str, titles: Sequence[str], rows: Sequence[Sequence[str]], width: int, wrap: bool = False
+) -> str:
+    """Text in columns, the first one to the left."""
     # Only who prints a table needs rich; a node does not.
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    bests = [best_value(column, rows) for column in COLUMNS]
+    for place, name in enumerate(titles):
+        table.add_column(name, justify="right" if place else "left", no_wrap=not wrap)
     for row in rows:
-        cells = [_marked(column, row, best) for column, best in zip(COLUMNS, bests, strict=True)]
-        table.add_row(_label(row), *cells)
+        table.add_row(*row)
     output = StringIO()
     console = Console(file=output, width=width, no_color=True, highlight=False, markup=False)
     console.print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
-    return "\n".join(line for line in lines if line) + f"\n{LEGEND}\n{_sampled_text(rows)}"
+    return "\n".join(line for line in lines if line)
+
+
+def clients_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of clients.csv as a table of clients by methods: HR@10 / NDCG@10 of the test items."""
+    tests = [row for row in rows if row["split"] == "test"]
+    names = list(dict.fromkeys(row["method"] for row in tests))
+    found = {(row["client"], row["method"]): row for row in tests}
+    width = max(len(str(row["client"])) for row in tests)
+    lines = [f"{'':<{width}}  {'users':>6}" + "".join(f"{name:>18}" for name in names)]
+    for client in dict.fromkeys(row["client"] for row in tests):
+        of_client = [found[client, name] for name in names]
+        cells = "".join(f"{_pair(row):>18}" for row in of_client)
+        lines.append(f"{client:<{width}}  {of_client[0]['users']:>6}{cells}")
+    return "\n".join([f"{title}: HR@10 / NDCG@10, history excluded", *lines])
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    users = max(1, row["users"])
+    return " / ".join(share(row[f"{name}@10_sum"] / users) for name in ("hr", "ndcg"))
 
 
 def _sampled_text(rows: Sequence[Method]) -> str:

@@ -14,12 +14,21 @@ from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
-from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply, pad_right
+from pfsr_core.models.item_tables import item_rows, row_numbers
+from pfsr_core.models.next_item import (
+    BIAS,
+    FACTORS,
+    ITEMS,
+    PROJECTION,
+    RESIDUAL,
+    Apply,
+    pad_right,
+)
 from pfsr_core.params import Params, Partition, clone
+from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
 
 
-def as_they_are(params: Params, _codes: Tensor) -> Params:
+def as_they_are(params: Params, _rows: Params) -> Params:
     """Parameters that the model takes as a client holds them."""
     return params
 
@@ -29,13 +38,14 @@ class Task:
     """A model as an algorithm sees it: functions of parameters, and who owns which of them.
 
     ``candidates(data)``: sorted item codes that a client ranks (V',), whose rows follow the padding
-    row in its item table (V' + 1, D). With private item tables these are the items its own users
-    touched. ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, would
-    start with.
-    ``effective(params, codes)``: all parameters of a client as ``apply`` takes them, with one item
-    table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
+    row in its item table (V' + 1, D): its catalogue, or with private item tables the items its own
+    users touched.
+    ``unseen_rows(data, codes)`` (n, D): what other items, which a history may hold, start with.
+    ``effective(params, rows)``: all parameters of a client as ``apply`` takes them, with one item
+    table (V' + 1, D); ``rows`` are those of :func:`client_rows`.
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
+    ``soft_targets(candidates)``: who shares an item's probability in the loss; None for nobody.
     """
 
     apply: Apply
@@ -45,8 +55,9 @@ class Task:
     init_private: Callable[[ClientDataset], Params]
     candidates: Callable[[ClientDataset], Tensor]
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
-    effective: Callable[[Params, Tensor], Params] = as_they_are
+    effective: Callable[[Params, Params], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
+    soft_targets: SoftTargetsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,8 @@ class LocalTraining:
     more (federated SGD, McMahan et al. 2017).
 
     ``item_learning_rate`` is the step of item tables: small data wants it smaller.
-    ``residual_learning_rate``, ``projection_learning_rate``: those of private residuals and of the
-    projection of public item vectors.
+    ``residual_learning_rate``, ``projection_learning_rate``: those of private residuals, or an
+    adapter's rows, and of the projection of public item vectors.
     ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
     ``engine``: a node's clients are trained one by one ("loop"), as one program ("batched"), or the
     small ones so ("auto").
@@ -80,7 +91,10 @@ class LocalTraining:
 
     def in_round(self, round_: int) -> LocalTraining:
         """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
-        scale = self.decay ** (round_ - 1)
+        return self.scaled(self.decay ** (round_ - 1))
+
+    def scaled(self, scale: float) -> LocalTraining:
+        """All step sizes times ``scale``."""
         return replace(
             self,
             learning_rate=self.learning_rate * scale,
@@ -122,13 +136,15 @@ class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
     ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
-    ``negatives`` (n,): sampled rows in place of all others, None without sampling.
+    ``negatives`` (n,): sampled rows in place of all others, None without sampling. ``soft``
+    (B, L, N): soft targets, None for hard ones.
     """
 
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
     negatives: Tensor | None
+    soft: SoftTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -173,9 +189,9 @@ def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Ite
         yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
 
 
-def private_codes(data: ClientDataset) -> Tensor:
-    """Item codes of the rows of a client's private item tensor, padding first: (n + 1,)."""
-    return torch.from_numpy(np.concatenate([[0], data.touched]))
+def client_rows(task: Task, data: ClientDataset) -> Params:
+    """:func:`item_rows` of a client, whose private item tensor has the items it touched."""
+    return item_rows(data.touched, task.candidates(data), data.own_catalogue)
 
 
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
@@ -186,14 +202,16 @@ def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Te
 def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
-    rows = len(task.candidates(job.data))
+    candidates = task.candidates(job.data)
+    rows = len(candidates)
+    soft = None if task.soft_targets is None else task.soft_targets(candidates)
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
             inputs, targets = batch[:, :-1], batch[:, 1:]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, negatives)
+            yield Step(inputs, targets, bits, negatives, soft and soft.of(targets))
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -206,9 +224,9 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer, codes = fresh_optimizer(leaves, config), private_codes(job.data)
+    optimizer, rows = fresh_optimizer(leaves, config), client_rows(task, job.data)
     for step in steps(task, config, job, windows):
-        model = task.effective(leaves, codes)
+        model = task.effective(leaves, rows)
         loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
@@ -222,7 +240,7 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
 
 def _loss(hidden: Tensor, table: Tensor, step: Step) -> Tensor:
     if step.negatives is None:
-        return next_item_cross_entropy(hidden, table, step.targets)
+        return next_item_cross_entropy(hidden, table, step.targets, step.soft)
     return sampled_cross_entropy(hidden, table, step.targets, step.negatives)
 
 
@@ -248,11 +266,8 @@ def fresh_optimizer(leaves: Params, config: LocalTraining) -> torch.optim.Optimi
     Adam's steps are normalised coordinate by coordinate, so the step of an item's row depends
     neither on how many items there are nor on the mean over a batch.
     """
-    rates = {
-        ITEMS: config.item_learning_rate,
-        RESIDUAL: config.residual_learning_rate,
-        PROJECTION: config.projection_learning_rate,
-    }
+    rates = dict.fromkeys((RESIDUAL, FACTORS, BIAS), config.residual_learning_rate)
+    rates |= {ITEMS: config.item_learning_rate, PROJECTION: config.projection_learning_rate}
     groups: dict[float, list[Tensor]] = {}
     for name, tensor in leaves.items():
         groups.setdefault(rates.get(name, config.learning_rate), []).append(tensor)

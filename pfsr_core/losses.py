@@ -17,19 +17,40 @@ from torch.nn import functional as F
 from pfsr_core.fisher import Masks
 from pfsr_core.models.products import add_product, product
 from pfsr_core.params import Params
+from pfsr_core.soft_targets import SoftTargets
 
 CHUNK = 256  # positions whose logits live at once
 
 
-def next_item_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+def next_item_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, soft: SoftTargets | None = None
+) -> Tensor:
     """Mean cross-entropy of the next item at every real position.
 
     ``hidden`` (B, L, D), ``table`` (V' + 1, D), whose rows but the first, padding, all compete;
-    ``targets`` (B, L) row numbers, 0 where there is none.
+    ``targets`` (B, L) row numbers, 0 where there is none. ``soft`` (B, L, N): who takes a part of
+    the target's probability (:mod:`pfsr_core.soft_targets`); None leaves it all to the target.
     """
     real = targets > 0
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[real], table[1:], targets[real] - 1)[0]  # type: ignore[no-untyped-call]
+    columns, weights = targets[real][:, None] - 1, hidden.new_ones(int(real.sum()), 1)
+    if soft is not None:
+        others, parts = soft.rows[real] - 1, soft.weights[real].to(hidden.dtype)
+        columns = torch.cat([columns, others], dim=1)
+        weights = torch.cat([weights - parts.sum(1, keepdim=True), parts], dim=1)
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden[real], table[1:], columns, weights)[0]  # type: ignore[no-untyped-call]
     return loss
+
+
+def add_soft_targets(losses: Tensor, logits: Tensor, labels: Tensor, soft: SoftTargets) -> Tensor:
+    """``losses`` (K, R), cross-entropies of ``logits`` (K, R, V'), with soft targets for hard ones.
+
+    ``labels`` (K, R): columns, -1 where there is none; ``soft`` (K, R, N). The difference is
+    ``sum_j q_j (logit_y - logit_j)`` over the others j, as log p differs from the logits by a
+    number that is the same for all.
+    """
+    own = logits.gather(2, labels.clamp(min=0)[..., None])
+    others = logits.gather(2, soft.rows - 1)
+    return losses + (soft.weights.to(logits.dtype) * (own - others)).sum(2)
 
 
 def sampled_cross_entropy(
@@ -52,24 +73,29 @@ def sampled_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of ``inputs @ table.T``: inputs (T, D), table (V, D), labels (T,).
+    """Mean cross-entropy of ``inputs @ table.T``: inputs (T, D), table (V, D).
+
+    The target distribution is sparse: ``weights`` (T, N) on the ``columns`` (T, N), which may name
+    one twice.
 
     Both gradients are made with the loss, a chunk at a time: (CHUNK, V) logits live, never (T, V),
     and nothing is computed twice. Once differentiable.
     """
 
     @staticmethod
-    def forward(inputs: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        inputs: Tensor, table: Tensor, columns: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad_inputs, grad_table = torch.empty_like(inputs), torch.zeros_like(table)
         total = inputs.new_zeros(())
-        for rows in (slice(i, i + CHUNK) for i in range(0, len(labels), CHUNK)):
-            part, label = inputs[rows], labels[rows, None]
+        for rows in (slice(i, i + CHUNK) for i in range(0, len(columns), CHUNK)):
+            part, wanted, weight = inputs[rows], columns[rows], weights[rows]
             scores = torch.log_softmax(product(part, table.T), dim=1)
-            total -= scores.gather(1, label).sum()
-            grad = scores.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=scores.dtype))
+            total -= (weight * scores.gather(1, wanted)).sum()
+            grad = scores.exp_().scatter_add_(1, wanted, -weight)
             grad_inputs[rows] = product(grad, table)
             add_product(grad_table, grad.T, part)
-        count = len(labels)
+        count = len(columns)
         return total / count, grad_inputs.div_(count), grad_table.div_(count)
 
     @staticmethod
@@ -81,7 +107,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad_inputs, grad_table = ctx.saved_tensors
-        return grads[0] * grad_inputs, grads[0] * grad_table, None
+        return grads[0] * grad_inputs, grads[0] * grad_table, None, None
 
 
 def proximal(params: Params, anchor: Params, strength: float) -> Tensor:

@@ -16,8 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from pfsr_core.data.item_vectors import ItemVectors
 from pfsr_core.params import Params
 from pfsr_core.store_file import StateMismatchError, StateMissingError, StoreFile, packed
+
+VECTORS = "item vectors"  # beside the shared tensors of a served model
 
 
 class ClientPart(Protocol):
@@ -56,7 +61,8 @@ class Served:
     """A model ready to recommend without a server.
 
     ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
-    ``texts``: words about each item where item vectors are made from them, else empty.
+    ``texts``: words about each item where item vectors are made from them, else empty. ``vectors``:
+    item vectors that cannot be made from what is kept.
     ``secret``: the store's, where it has one; secret item tables start from it.
     """
 
@@ -71,6 +77,7 @@ class Served:
     clients: Mapping[str, ClientPart] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
     texts: Sequence[str] = ()
+    vectors: ItemVectors | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,10 @@ class NodeStore:
         """
         clients = served.clients.items() if clients is None else clients
         words = {"titles": dict(served.titles), "texts": list(served.texts)}
+        tensors = {**served.shared}
+        if served.vectors is not None:
+            words["vectors"] = [served.vectors.digest, served.vectors.method]
+            tensors[VECTORS] = torch.from_numpy(served.vectors.rows)
         catalogue = json.dumps({"item_ids": list(served.item_ids), **words})
         names = (served.run, served.algorithm)
         facts = (served.round, served.fingerprint, json.dumps(dict(served.settings)), catalogue)
@@ -217,7 +228,7 @@ class NodeStore:
             file.execute("DELETE FROM served WHERE run = ? AND algorithm = ?", names)
             number = file.execute(
                 "INSERT INTO served VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*names, *facts, *packed(served.shared)),
+                (*names, *facts, *packed(tensors)),
             ).lastrowid
             rows = ((number, client, *_served_row(part)) for client, part in clients)
             file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", rows)
@@ -241,13 +252,17 @@ class NodeStore:
             clients = file.execute(query, row[:1]).fetchall()
             secret = file.execute("SELECT value FROM secret").fetchone()
         catalogue = json.loads(row[6])
+        shared = self._file.tensors(row[8], row[7])
+        rows, vectors = shared.pop(VECTORS, None), None
+        if rows is not None:
+            vectors = ItemVectors(rows.numpy(), *catalogue["vectors"])
         return Served(
             run=row[1],
             algorithm=row[2],
             round=row[3],
             fingerprint=row[4],
             settings=json.loads(row[5]),
-            shared=self._file.tensors(row[8], row[7]),
+            shared=shared,
             item_ids=tuple(catalogue["item_ids"]),
             titles=catalogue["titles"],
             texts=tuple(catalogue.get("texts", ())),
@@ -256,6 +271,7 @@ class NodeStore:
                 for name, histories in clients
             },
             secret=secret[0] if secret else b"",
+            vectors=vectors,
         )
 
     def _served_state(self, number: int, client: str) -> Params:

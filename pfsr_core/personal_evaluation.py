@@ -10,7 +10,7 @@ from pfsr_core.assembly import Assembly
 from pfsr_core.batched_evaluation import SMALL, Evaluated, evaluate_together
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
-from pfsr_core.evaluation.ranking import means, merge
+from pfsr_core.evaluation.ranking import COUNTS, means, merge
 from pfsr_core.federated import Broadcast, FederatedAlgorithm, Personalize
 from pfsr_core.params import Params
 from pfsr_core.scoring import make_scorer
@@ -139,10 +139,13 @@ def evaluate_clients(
 
 
 def split_means(evaluations: Mapping[HeldOut, Iterable[ClientEvaluation]]) -> dict[str, float]:
-    """Means over all users, named ``<split>/<view>/<metric>``, with ``<split>/covered``."""
+    """Means over all users, named ``<split>/<view>/<metric>``, with ``<split>/covered``.
+
+    Those over clients are ``<split>/clients/<metric>``.
+    """
     return {
         f"{split}/{key}": value
         for split, of_split in evaluations.items()
-        for key, value in means(merge(*(one.sums() for one in of_split))).items()
-        if key != "users"
+        for key, value in means(merge(*(one.client_sums() for one in of_split))).items()
+        if key not in COUNTS
     }

@@ -14,12 +14,19 @@ from pathlib import Path
 from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
-from pfsr_core.federated import FULL, Broadcast
+from pfsr_core.federated import FULL, Broadcast, ServerState, Sums, merge_sums
 from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import shows_full, split_means
-from pfsr_core.run_files import SELECTED_BY, append_line, write_clients, write_json
+from pfsr_core.run_files import (
+    SELECTED_BY,
+    SELECTORS,
+    append_line,
+    best_line,
+    write_clients,
+    write_json,
+)
 from pfsr_core.run_rows import (
     Evaluations,
     Row,
@@ -119,6 +126,8 @@ def train_and_evaluate(
     """One algorithm, evaluated after each round, which is told and added to ``metrics``."""
     assembly = assemble(settings, federation.catalogue)
     experiment = Experiment(settings, federation, assembly)
+    selected_by = SELECTORS[settings.run.selected_by]
+    served: list[ServerState] = []
     lines: list[Row] = []
     started = last = time.perf_counter()
 
@@ -130,6 +139,8 @@ def train_and_evaluate(
         now = time.perf_counter()
         lines.append({**_round_line(experiment, report), "seconds": now - last, **figures})
         last = now
+        if best_line(lines, selected_by) is lines[-1]:
+            served[:] = [report.server]
         if metrics is not None:
             append_line(metrics, lines[-1])
         tell(progress(lines[-1], settings.federation.rounds))
@@ -142,16 +153,21 @@ def train_and_evaluate(
         participation=settings.federation.participation,
         on_round=on_round,
     )
+    if settings.run.may_serve_best and assembly.algorithm.states_fit_any_round:
+        server = served[0]
+    outcomes: dict[str, Sums] = {}
     if settings.algorithm.finetune:
         states = finetune_clients(
             assembly.algorithm, server.broadcast(), states, federation.clients
         )
+        outcomes = {name: assembly.algorithm.outcome(state) for name, state in states.items()}
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
     seconds = time.perf_counter() - started
     views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
-    row = federated_row(experiment.name, lines, finetuned, views, seconds)
-    rows = client_rows(experiment.name, federation, found)
+    row = federated_row(experiment.name, lines, finetuned, views, seconds, selected_by)
+    row |= {"served_round": server.round, "outcome": merge_sums(outcomes.values())}
+    rows = client_rows(experiment.name, federation, found, outcomes)
     return Outcome(row, rows, experiment, server.params, states)
 
 

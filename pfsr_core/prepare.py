@@ -1,4 +1,4 @@
-"""A dataset of any readable form, checked and written as Parquet with its vocabulary and facts."""
+"""A dataset of any readable form, checked and written with its vocabulary and facts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pfsr_core.data import load_dataset
+from pfsr_core.data.cleaning import Cleaned, Cleaning, Facts, clean, market_facts
 from pfsr_core.data.describe import describe
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import leave_one_out
@@ -31,6 +33,31 @@ def prepare(source: str, path: str, directory: Path) -> Path:
     save_vocabulary(directory, interactions.item_ids, interactions.titles)
     write_json(directory / "data.json", facts)
     return file
+
+
+def clean_copy(
+    source: str, path: str, rules: Cleaning, directory: Path | None = None
+) -> tuple[Facts, Facts]:
+    """Cleans a dataset: the facts of its markets before and after. Raises DataError.
+
+    With ``directory`` it writes ``interactions.csv``, which the dataset ``file`` reads,
+    ``items.csv`` with the item that each joined one has become, and ``cleaning.json``.
+    """
+    raw = load_dataset(source, path)
+    cleaned = clean(raw, rules)
+    before, after = (
+        market_facts(log, rules.column, rules.join_variants) for log in (raw, cleaned.log)
+    )
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        pa_csv.write_csv(_table(cleaned.log), directory / "interactions.csv")
+        pa_csv.write_csv(_item_map(cleaned), directory / "items.csv")
+        write_json(directory / "cleaning.json", {"before": before, "after": after})
+    return before, after
+
+
+def _item_map(cleaned: Cleaned) -> pa.Table:
+    return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
 
 
 def _table(interactions: Interactions) -> pa.Table:

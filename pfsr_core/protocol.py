@@ -35,9 +35,11 @@ SECONDS = "seconds"
 PEAK_MEMORY = "peak-memory"  # MiB of the client process
 TRAINING = "training/"  # prefix of the algorithm's own sums
 FINETUNED = "finetuned/"  # prefix of the sums after finetuning
+OUTCOME = "outcome/"  # prefix of the sums of how it ended for the clients
 CLIENT = "client/"  # prefix of lists with one number a client
 
-PER_CLIENT = ("excluded/hr@10", "excluded/ndcg@10", "users", "covered")
+PER_WAY = ("excluded/hr@10", "excluded/ndcg@10")
+PER_CLIENT = (*PER_WAY, "users", "covered")
 
 Number = int | float
 Metrics = dict[str, Number | list[int] | list[float]]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly import Assembly, assemble
+from pfsr_core.assembly import Assembly, assemble, with_catalogue
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
@@ -46,7 +46,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Answer:
-    """``source``: MODEL or POPULARITY. ``skipped``: given items that the catalogue lacks."""
+    """``source``: MODEL or POPULARITY. ``skipped``: given items that the client does not sell."""
 
     user: str
     client: str
@@ -123,8 +123,10 @@ def recommend(
     if k < 1:
         raise RecommendationError(f"k = {k}: ask for at least one item")
     asker = _asker(served, user, items, client)
+    data = served_data(served, asker.client)
+    asker = _sold(data, asker)
     if len(asker.history):
-        scores, source = _model_scores(served, asker), MODEL
+        scores, source = _model_scores(served, asker, data), MODEL
     else:
         scores, source = _item_counts(served, asker.client), POPULARITY
     scores[torch.from_numpy(asker.history)] = -torch.inf
@@ -152,6 +154,13 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
     return Asker(name, np.array(served.clients[home].histories[user], np.int64))
 
 
+def _sold(data: ClientDataset, asker: Asker) -> Asker:
+    """The same without items that the client does not sell."""
+    sold = np.isin(asker.history, data.catalogue)
+    foreign = tuple(data.item_ids[code - 1] for code in asker.history[~sold])
+    return Asker(asker.client, asker.history[sold], (*asker.skipped, *foreign))
+
+
 def _home(served: Served, user: str) -> str | None:
     """The client that holds ``user``."""
     names = (name for name, part in served.clients.items() if user in part.histories)
@@ -174,9 +183,9 @@ def some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown}, ... {len(names)} in all"
 
 
-def _model_scores(served: Served, asker: Asker) -> Tensor:
-    """Scores of the catalogue by the model of the asker's client: (V + 1,)."""
-    assembly, data = served_assembly(served), served_data(served, asker.client)
+def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
+    """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
+    assembly = served_assembly(served)
     whole = assembly.algorithm.personalize(served.shared, served.clients[asker.client].state)
     length = parse_settings(served.settings).model.max_length
     return make_scorer(assembly.task, whole, data, length)([asker.history])[0]
@@ -185,7 +194,8 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
 def served_assembly(served: Served) -> Assembly:
     """The model that is served, from its settings; RecommendationError if they make another."""
     settings = parse_settings(served.settings)
-    assembly = assemble(settings, Catalogue(tuple(served.item_ids), tuple(served.texts)))
+    items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
+    assembly = assemble(settings, items)
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
@@ -196,14 +206,15 @@ def served_assembly(served: Served) -> Assembly:
 
 
 def served_data(served: Served, client: str) -> ClientDataset:
-    """The client's data as it was split for training: only items trained on can be ranked."""
+    """The client's data as it was split for training, and its catalogue: what can be ranked."""
     histories = served.clients[client].histories
     users = tuple(
         UserHistory(user, np.array(codes[:-2], np.int64), valid=codes[-2], test=codes[-1])
         for user, codes in histories.items()
         if len(codes) > HELD_OUT
     )
-    return ClientDataset(client, users, tuple(served.item_ids), served.secret)
+    data = ClientDataset(client, users, tuple(served.item_ids), served.secret)
+    return with_catalogue(parse_settings(served.settings), data)
 
 
 def _item_counts(served: Served, client: str) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pfsr_core import item_views_plot
 from pfsr_core import report_page as html
 from pfsr_core import report_plots as plots
+from pfsr_core.client_table import client_table
 from pfsr_core.final_table import (
     COLUMNS,
     SAMPLED_COLUMNS,
@@ -24,6 +25,7 @@ from pfsr_core.final_table import (
     final_table,
     sampled_rows,
     share,
+    vectors_note,
 )
 from pfsr_core.item_views import read_item_views
 from pfsr_core.report_style import colour
@@ -63,6 +65,7 @@ def render(record: RunRecord) -> str:
             "was selected; dashed grey lines are baselines without training.",
             plots.convergence(record),
         ),
+        html.section("Client by client", _client_note(record), _client_rows(record)),
         html.section("Clients", _clients_note(record), plots.client_distribution(record)),
         html.side_by_side(
             html.section(
@@ -119,7 +122,8 @@ def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
 def _header(record: RunRecord, rows: Sequence[Method]) -> str:
     done = max((line["round"] for line in record.rounds), default=0)
     tag = "" if record.finished else f"still running: {done} rounds so far"
-    return html.header(_eyebrow(record), headline(record, rows), _lead(record, rows), tag)
+    lead = f"{_lead(record, rows)} {vectors_note(record)}".strip()
+    return html.header(_eyebrow(record), headline(record, rows), lead, tag)
 
 
 def _eyebrow(record: RunRecord) -> str:
@@ -196,6 +200,22 @@ def _sampled(rows: Sequence[Method]) -> str:
         for row in chosen
     )
     return f"<table><thead><tr><th>method</th>{titles}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _client_note(record: RunRecord) -> str:
+    table = client_table(record)
+    return table.note if table else ""
+
+
+def _client_rows(record: RunRecord) -> str:
+    table = client_table(record)
+    if table is None:
+        return ""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in table.titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in table.rows
+    )
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _heading(title: str) -> str:

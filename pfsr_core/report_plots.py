@@ -143,7 +143,7 @@ def kept_shares(record: RunRecord) -> str:
 
 
 def _circle_best(axes: Axes, name: str, record: RunRecord) -> None:
-    best = best_line(record.of(name))
+    best = best_line(record.of(name), record.selected_by)
     if best is None:
         return
     axes.plot(

@@ -27,6 +27,8 @@ Json = dict[str, Any]
 
 SELECTED_BY = "valid/excluded/ndcg@10"
 ITEM_VIEWS = "item-views.json"
+SELECTORS = {"users": SELECTED_BY, "clients": "valid/clients/ndcg@10"}
+"""The figure that chooses a round, by run.selected-by."""
 CLIENT_COLUMNS = (
     "method",
     "client",
@@ -36,6 +38,7 @@ CLIENT_COLUMNS = (
     "hr@10_sum",
     "ndcg@10_sum",
     "covered",
+    "shipped",
 )
 
 
@@ -45,7 +48,10 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class ClientResult:
-    """One client's outcome with one method: sums over its ``users``."""
+    """One client's outcome with one method: sums over its ``users``.
+
+    ``shipped``: "federated" or "local" where a rule decided between them and the client may say so.
+    """
 
     method: str
     client: str
@@ -53,6 +59,7 @@ class ClientResult:
     split: str
     hr: float
     ndcg: float
+    shipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ class RunRecord:
     @property
     def name(self) -> str:
         return str(self.summary.get("run") or self.directory.resolve().name)
+
+    @property
+    def selected_by(self) -> str:
+        """The figure by which a round was selected."""
+        return SELECTORS[str(self.config.get("run.selected-by", "users"))]
 
     @property
     def finished(self) -> bool:
@@ -135,10 +147,11 @@ def read_run(directory: Path) -> RunRecord:
 def methods(record: RunRecord) -> list[Method]:
     """The rows of the final table, the best test NDCG@10 first; those without figures come last."""
     if record.finished:
-        rows = [method_of(entry) for entry in record.summary.get("methods", ())]
+        entries = record.summary.get("methods", ())
+        rows = [method_of(entry, record.selected_by) for entry in entries]
     else:
         names = dict.fromkeys(line["algorithm"] for line in record.rounds)
-        rows = [_from_rounds(name, record.of(name)) for name in names]
+        rows = [_from_rounds(name, record.of(name), record.selected_by) for name in names]
         rows += [
             Method(name, "baseline", "", values)
             for name, values in record.baselines.items()
@@ -194,30 +207,30 @@ def append_line(path: Path, content: object) -> None:
 
 
 def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """clients.csv with the columns of CLIENT_COLUMNS."""
+    """clients.csv with the columns of CLIENT_COLUMNS; what a row lacks stays empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CLIENT_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def best_line(lines: Sequence[Json]) -> Json | None:
+def best_line(lines: Sequence[Json], selected_by: str = SELECTED_BY) -> Json | None:
     """The round that validation NDCG@10 prefers, the earliest of equals; None without figures.
 
     Round 0, the model before training, is never selected.
     """
-    measured = [line for line in lines if SELECTED_BY in line and line["round"] > 0]
-    return max(measured, key=lambda line: float(line[SELECTED_BY]), default=None)
+    measured = [line for line in lines if selected_by in line and line["round"] > 0]
+    return max(measured, key=lambda line: float(line[selected_by]), default=None)
 
 
-def method_of(entry: Json) -> Method:
+def method_of(entry: Json, selected_by: str = SELECTED_BY) -> Method:
     """A row out of an entry of the summary's methods."""
     kind = entry.get("kind", "federated")
     best = f"round {entry.get('best_round')}" if kind == "federated" else ""
     versions = {best: entry.get("best") or {}}
     if entry.get("finetuned"):
         versions["finetuned"] = entry["finetuned"]
-    version = max(versions, key=lambda name: versions[name].get(SELECTED_BY, -1.0))
+    version = max(versions, key=lambda name: versions[name].get(selected_by, -1.0))
     return Method(
         name=entry["method"],
         kind=kind,
@@ -230,8 +243,8 @@ def method_of(entry: Json) -> Method:
     )
 
 
-def _from_rounds(name: str, lines: Sequence[Json]) -> Method:
-    best = best_line(lines)
+def _from_rounds(name: str, lines: Sequence[Json], selected_by: str) -> Method:
+    best = best_line(lines, selected_by)
     return Method(
         name=name,
         kind="federated",
@@ -308,4 +321,5 @@ def _client(row: Mapping[str, str]) -> ClientResult:
         split=row["split"],
         hr=float(row["hr@10_sum"]),
         ndcg=float(row["ndcg@10_sum"]),
+        shipped=row.get("shipped", ""),
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.batched_evaluation import Evaluated
-from pfsr_core.data.client_dataset import SPLITS, HeldOut
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.evaluation.client import ClientEvaluation, client_sums
-from pfsr_core.federated import Broadcast
+from pfsr_core.evaluation.client import ClientEvaluation, Scorer, client_sums
+from pfsr_core.federated import Broadcast, Sums
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import (
     ScorerOf,
@@ -20,7 +22,7 @@ from pfsr_core.personal_evaluation import (
     evaluate_models,
     split_means,
 )
-from pfsr_core.run_files import best_line
+from pfsr_core.run_files import SELECTED_BY, best_line
 
 Row = dict[str, Any]
 Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
@@ -66,13 +68,19 @@ def coverage(federation: Federation) -> dict[str, float]:
     }
 
 
-def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
-    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv."""
+def baseline_rows(federation: Federation, pooled: bool = False) -> tuple[list[Row], list[Row]]:
+    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv.
+
+    With ``pooled`` it is fitted once on the training histories of all; every client still ranks its
+    own catalogue.
+    """
+    together = ClientDataset("", federation.split.users, federation.split.item_ids)
     methods: list[Row] = []
     clients: list[Row] = []
     for name, scorer_of in BASELINES.items():
         started = time.perf_counter()
-        found = evaluate_splits(scorer_of, federation)
+        scorer = partial(given, scorer_of(together)) if pooled else scorer_of
+        found = evaluate_splits(scorer, federation)
         means = split_means(found)
         row = {"method": name, "kind": "baseline", "rounds": 0, "best_round": 0}
         row |= {"bytes_down": 0, "bytes_up": 0, "seconds": time.perf_counter() - started}
@@ -81,18 +89,24 @@ def baseline_rows(federation: Federation) -> tuple[list[Row], list[Row]]:
     return methods, clients
 
 
+def given(scorer: Scorer, _data: ClientDataset) -> Scorer:
+    """The same scorer for every client."""
+    return scorer
+
+
 def federated_row(
     name: str,
     lines: Sequence[Row],
     finetuned: Mapping[str, float] | None,
     views: Mapping[str, Mapping[str, float]],
     seconds: float,
+    selected_by: str = SELECTED_BY,
 ) -> Row:
     """A method's entry in the summary, from its rounds, of which there is at least one.
 
     ``views``: of those that are looked at after the last round alone, the means.
     """
-    best = best_line(lines) or lines[-1]
+    best = best_line(lines, selected_by) or lines[-1]
     return {
         "method": name,
         "kind": "federated",
@@ -108,13 +122,26 @@ def federated_row(
     }
 
 
-def client_rows(method: str, federation: Federation, found: Evaluations) -> list[Row]:
-    """The rows of clients.csv for one method."""
-    return [
-        _client_row(method, data.num_interactions, split, evaluation)
-        for split, evaluations in found.items()
-        for data, evaluation in zip(federation.clients, evaluations, strict=True)
-    ]
+def client_rows(
+    method: str,
+    federation: Federation,
+    found: Evaluations,
+    outcomes: Mapping[str, Sums] | None = None,
+) -> list[Row]:
+    """The rows of clients.csv for one method and its views; ``outcomes`` by client."""
+    rows = []
+    for split, evaluations in found.items():
+        for data, one in zip(federation.clients, evaluations, strict=True):
+            facts = data.num_interactions, split
+            shipped = _shipped((outcomes or {}).get(data.client, {}))
+            rows.append({**_client_row(method, *facts, one), "shipped": shipped})
+            rows += [_client_row(f"{method}: {w}", *facts, other) for w, other in one.ways.items()]
+    return rows
+
+
+def _shipped(outcome: Sums) -> str:
+    """What the rule of FeCoSR decided, "" where none was asked."""
+    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
 
 
 def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:

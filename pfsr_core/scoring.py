@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
-from pfsr_core.local_training import Task, private_codes
+from pfsr_core.local_training import Task, client_rows
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
-    """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
+    """Scores of all items for histories: (U, V + 1); -inf for what the client cannot rank."""
     candidates, model = task.candidates(data), effective_model(task, params, data)
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
 @torch.no_grad()
 def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
     """A client's whole parameters as the model takes them: see ``Task.effective``."""
-    return task.effective(params, private_codes(data))
+    return task.effective(params, client_rows(task, data))
 
 
 def with_unseen(

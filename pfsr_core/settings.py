@@ -30,7 +30,15 @@ class DataSettings:
     source: str = setting("ml-100k", "name of the dataset")
     path: str = setting("", "file or directory, where the dataset needs one or one is given")
     user_core: int = setting(0, "drop users with fewer interactions, repeatedly; 0 is off", low=0)
-    item_core: int = setting(0, "drop items with fewer interactions, repeatedly; 0 is off", low=0)
+    item_core: int = setting(
+        0, "drop items with fewer, counted within each value of federation.column; 0 is off", low=0
+    )
+    join_variants: float = setting(
+        0.0,
+        "join items whose sets of reviews have this Jaccard index, e.g. 0.3; 0 is off",
+        low=0.0,
+        high=1.0,
+    )
     protocol: str = setting(
         "strict",
         "order of ties and training negatives; paper-pfedrec repeats published figures, and leaks",
@@ -47,6 +55,12 @@ class FederationSettings:
     clients: int = setting(20, "number of clients, for partition group", low=1)
     sizes: str = setting("", "users of each client, e.g. '100 50 50'; empty: equal sizes")
     column: str = setting("", "the column that names the client, for partition column")
+    values: str = setting("", "its values that take part, e.g. 'ca uk'; empty: all of them")
+    catalogues: str = setting(
+        "common",
+        "what a client ranks: the items of the federation, or those in its own log",
+        choices=("common", "own"),
+    )
     participation: float = setting(1.0, "share of the clients asked a round", low=1e-6, high=1.0)
     rounds: int = setting(24, "training rounds", low=1)
     max_weight: float = setting(1e7, "largest weight a client may claim", low=1.0)
@@ -71,14 +85,17 @@ class ModelSettings:
     items: str = setting(
         "private",
         "where item vectors live",
-        choices=("private", "shared", "dual", "semantic"),
+        choices=("private", "shared", "dual", "semantic", "adapted"),
     )
     item_vectors: str = setting(
-        "tf-idf", "vectors for items semantic: tf-idf, hashed, sentence:<model>, or a file"
+        "tf-idf",
+        "vectors of items semantic and adapted: tf-idf, hashed, sentence:<model>, a file, or "
+        "co-occurrence",
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
     id_dim: int = setting(960, "random numbers beside it that tell items apart", low=0)
     id_weight: float = setting(1.0, "their length over the text vector's", low=0.0)
+    adapter_rank: int = setting(8, "rank of the residuals of items adapted", low=1)
     item_start: str = setting(
         "co-occurrence", "how private tables start", choices=("common", "secret", "co-occurrence")
     )
@@ -99,10 +116,10 @@ class TrainSettings:
     learning_rate: float = setting(0.002, "its step size on the clients", low=1e-9)
     item_learning_rate: float = setting(0.0004, "its step size on the item table", low=0.0)
     residual_learning_rate: float = setting(
-        0.0004, "its step size on private residuals of items dual and semantic", low=0.0
+        0.0004, "its step size on private residuals and adapters' rows", low=0.0
     )
     projection_learning_rate: float = setting(
-        0.002, "its step size on the projection of items semantic", low=0.0
+        0.002, "its step size on the projection of item vectors", low=0.0
     )
     local_epochs: int = setting(1, "passes over the client's data a round", low=1)
     round_decay: float = setting(1.0, "step sizes shrink by it every round", low=0.1, high=1.0)
@@ -113,6 +130,13 @@ class TrainSettings:
         choices=("auto", "loop", "batched"),
     )
     negatives: int = setting(0, "items sampled for the loss of a batch; 0: all of them", low=0)
+    semantic_share: float = setting(
+        0.0, "lam: probability that the items most like the next one share", low=0.0, high=1.0
+    )
+    semantic_neighbours: int = setting(50, "how many of the items most like it", low=1)
+    semantic_temperature: float = setting(
+        0.1, "tau: the smaller, the more the nearest of them get", low=1e-3
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +144,10 @@ class AlgorithmSettings:
     name: str = setting(
         "pfsr",
         "federated algorithm",
-        choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec"),
+        choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec", "fecosr"),
+    )
+    weight_power: float = setting(
+        1.0, "a client weighs its interactions to this power; pfedrec: 1", low=0.0, high=1.0
     )
     mask_mode: str = setting(
         "quantile", "Fisher mask of PFSR", choices=("quantile", "minmax", "none")
@@ -163,6 +190,16 @@ class AlgorithmSettings:
         0.0, "largest change (L2) of an item's row in a client's update; 0: no bound", low=0.0
     )
     finetune: bool = setting(False, "train once more on each client after the last round")
+    finetune_mode: str = setting(
+        "all+adapter",
+        "what fecosr finetunes: the market adapter, all but it, or both",
+        choices=("adapter", "all", "all+adapter"),
+    )
+    finetune_epochs: int = setting(10, "epochs of it, of which the best one is kept", low=1)
+    finetune_step: float = setting(1.0, "its step sizes over those of the rounds", low=1e-6)
+    safety_rule: bool = setting(
+        True, "fecosr trains every client alone beside, and ships the better model"
+    )
 
 
 @dataclass(frozen=True)
@@ -177,9 +214,25 @@ class RunSettings:
     evaluate_clients: str = setting(
         "all", "which clients are evaluated: all, or those that take part", choices=("all", "asked")
     )
+    selected_by: str = setting(
+        "users",
+        "validation NDCG@10 of a round: mean over users, or over clients",
+        choices=("users", "clients"),
+    )
+    serve_round: str = setting(
+        "last",
+        "whose model is finetuned and served; best: the selected round's, where every client is "
+        "evaluated and no private state belongs to a round",
+        choices=("last", "best"),
+    )
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")
     resume: str = setting("", "id of a run to continue from its last complete round")
     warm_start: str = setting("", "id of an earlier run whose private states to begin with")
+
+    @property
+    def may_serve_best(self) -> bool:
+        """Whether the best round is served by algorithms that can; a sample's best one is not."""
+        return self.serve_round == "best" and self.evaluate_clients == "all"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from server_app.strategy import (
     Training,
     better,
     complete,
+    evaluate_last,
     finish,
     run_rounds,
     users_to_evaluate,
@@ -113,23 +114,29 @@ def _train(run: Run, name: str) -> dict[str, Any]:
         say(_progress(settings, after, whole))
 
     roster, progress = run_rounds(training, run.roster, progress, on_round)
-    outcome = finish(training, roster, progress, install=name == run.settings.algorithm.name)
-    return _close(run, settings, progress, outcome)
+    compared, last = evaluate_last(training, roster, progress)
+    if compared.best != progress.best:
+        _keep_model(run, settings, "best", progress)
+    outcome = finish(training, roster, compared, install=name == run.settings.algorithm.name)
+    return _close(run, training, compared, replace(outcome, last=last or outcome.last))
 
 
-def _close(run: Run, settings: Settings, progress: Progress, outcome: Finish) -> dict[str, Any]:
+def _close(run: Run, training: Training, progress: Progress, outcome: Finish) -> dict[str, Any]:
     """Writes the last line and the models; the result that marks the algorithm as done."""
-    name = settings.algorithm.name
+    settings, name = training.settings, training.name
     run.log.forget_rounds(name, progress.server.round)
     run.log.add_round(complete(dict(progress.pending or {}), outcome.last))
     users = users_to_evaluate(settings, run.roster)
-    best = better(progress.best, progress.server.round, outcome.last, users)
+    best = better(progress.best, progress.server.round, outcome.last, users, training.selected_by)
     if best != progress.best:
         _keep_model(run, settings, "best", progress)
     _keep_model(run, settings, "last", progress)
     progress = replace(progress, best=best)
-    result = {"entry": federated_result(name, progress, outcome), "rows": list(outcome.clients)}
+    entry = federated_result(name, progress, outcome, serves_best=training.serves_best)
+    result = {"entry": entry, "rows": list(outcome.clients)}
     run.log.write(f"checkpoint-{name}/result.json", result)
+    for what, count in outcome.outcome.items():
+        say(f"{name}  {what}: {count:g} of {len(run.roster.clients)} clients")
     figures = outcome.finetuned or outcome.last
     say(
         f"{name}  finished: test HR@10 {figures['test/excluded/hr@10']:.4f}, "

@@ -20,7 +20,7 @@ from pfsr_core.federated import ServerState
 from pfsr_core.params import Params
 
 CHECKPOINT = "checkpoint.safetensors"
-PARAMS, SLOTS = "params/", "slots/"
+PARAMS, SLOTS, SERVED = "params/", "slots/", "served/"
 
 
 class CheckpointError(RuntimeError):
@@ -33,13 +33,14 @@ class Progress:
 
     ``last_rounds``: the last round of each client whose answer was aggregated. ``pending``: the
     line of the last round, whose evaluation comes with the next one. ``best``: the round with the
-    best validation so far, with its metrics.
+    best validation so far, with its metrics. ``served``: the server after it, where that is served.
     """
 
     server: ServerState
     last_rounds: Mapping[str, int] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None
     best: Mapping[str, Any] | None = None
+    served: ServerState | None = None
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
@@ -47,12 +48,13 @@ class Progress:
 
 def save_checkpoint(directory: Path, progress: Progress, fingerprint: str) -> None:
     """Writes ``progress``; ``fingerprint`` names the model and the data it belongs to."""
-    server = progress.server
+    server, served = progress.server, progress.served or ServerState({})
     numbers = {
         "fingerprint": fingerprint,
         "round": server.round,
         "signals": dict(server.signals),
         "names": [list(server.params), list(server.slots)],
+        "served": [served.round, dict(served.signals)] if progress.served else None,
         "last-rounds": dict(progress.last_rounds),
         "pending": progress.pending,
         "best": progress.best,
@@ -62,6 +64,7 @@ def save_checkpoint(directory: Path, progress: Progress, fingerprint: str) -> No
     }
     tensors = {PARAMS + name: tensor.contiguous() for name, tensor in server.params.items()}
     tensors |= {SLOTS + name: tensor.contiguous() for name, tensor in server.slots.items()}
+    tensors |= {SERVED + name: tensor.clone() for name, tensor in served.params.items()}
     write_atomically(
         directory / CHECKPOINT, save_tensors(tensors, {"progress": json.dumps(numbers)})
     )
@@ -124,7 +127,16 @@ def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:
         last_rounds=numbers["last-rounds"],
         pending=numbers["pending"],
         best=numbers["best"],
+        served=_served(numbers, tensors),
         bytes_down=numbers["bytes-down"],
         bytes_up=numbers["bytes-up"],
         seconds=numbers["seconds"],
     )
+
+
+def _served(numbers: Mapping[str, Any], tensors: Params) -> ServerState | None:
+    if numbers["served"] is None:
+        return None
+    round_, signals = numbers["served"]
+    params = {name: tensors[SERVED + name] for name in numbers["names"][0]}
+    return ServerState(params, round_, signals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.evaluation.ranking import merge
+from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated import Reply, Sums, reply_problem
 from pfsr_core.packing import unpack
 from pfsr_core.params import Params, Shapes
@@ -19,8 +19,10 @@ from pfsr_core.protocol import (
     FINETUNED,
     METRICS,
     NORMS,
+    OUTCOME,
     PEAK_MEMORY,
     PER_CLIENT,
+    PER_WAY,
     SECONDS,
     SHARED,
     TRAINING,
@@ -70,7 +72,7 @@ def read_train(content: RecordDict, expected: Expected) -> TrainAnswer:
 def read_finish(content: RecordDict, clients: int) -> Mapping[str, Any]:
     """The metrics of a last answer. Raises ProtocolError."""
     metrics = _metrics(content, {METRICS})
-    stages = [*EVALUATION, CLIENT, FINETUNED]
+    stages = [*EVALUATION, CLIENT, FINETUNED, OUTCOME]
     check_names(metrics, COST, stages)
     for name, value in metrics.items():
         if isinstance(value, list):
@@ -104,23 +106,28 @@ def evaluation_sums(metrics: Mapping[str, Any], prefix: str = "") -> Sums:
 def evaluation_means(parts: Sequence[Sums]) -> dict[str, float]:
     """Means over the users of all parts: "<split>/<view>/<metric>", "<split>/users", covered."""
     total = merge(*parts)
-    means = {}
-    for split in SPLITS:
-        users = total[f"{split}/users"]
-        for name, value in under(f"{split}/", total).items():
-            means[f"{split}/{name}"] = value if name == "users" else value / max(users, 1.0)
-    return means
+    return {
+        f"{split}/{name}": value
+        for split in SPLITS
+        for name, value in means(under(f"{split}/", total)).items()
+    }
 
 
 def client_rows(
-    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str]
+    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str], ways: Iterable[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """One row for each split and client: the sums of PER_CLIENT under ``prefix``."""
+    """One row for each split, client and way: the sums of PER_CLIENT under ``prefix``.
+
+    The model that a client recommends with has the way "", before those of ``ways``.
+    """
     for split in SPLITS:
         start = f"{prefix}{CLIENT}{split}/"
-        columns = [numbers(metrics, start + name, len(clients)) for name in PER_CLIENT]
-        for client, *values in zip(clients, *columns, strict=True):
-            yield {"client": client, "split": split, **dict(zip(PER_CLIENT, values, strict=True))}
+        for way in ("", *ways):
+            names = [f"{way}/{name}" if way and name in PER_WAY else name for name in PER_CLIENT]
+            columns = [numbers(metrics, start + name, len(clients)) for name in names]
+            for client, *values in zip(clients, *columns, strict=True):
+                row = dict(zip(PER_CLIENT, values, strict=True))
+                yield {"client": client, "split": split, "way": way, **row}
 
 
 def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) -> Reply:

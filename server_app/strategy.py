@@ -15,11 +15,21 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from pfsr_core.federated import FULL, FederatedAlgorithm, Reply, Sums, merge_replies
+from pfsr_core.federated import FULL, FederatedAlgorithm, Reply, Sums, merge_replies, merge_sums
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import shows_full
-from pfsr_core.protocol import FINETUNED, FINISH, TRAIN, Order, ProtocolError, order_to_config
+from pfsr_core.protocol import (
+    FINETUNED,
+    FINISH,
+    OUTCOME,
+    TRAIN,
+    Order,
+    ProtocolError,
+    order_to_config,
+    under,
+)
+from pfsr_core.run_files import SELECTORS
 from pfsr_core.settings import Settings
 from pfsr_core.simulation import sample_clients
 from server_app.checkpoints import Progress
@@ -39,7 +49,6 @@ from server_app.sampling import Member, Roster
 
 MOST_ABANDONED = 3  # rounds in a row
 HELLO_SHARE = 0.25  # of a round's time, at most, for a node that was just greeted
-SELECTED_BY = "valid/excluded/ndcg@10"
 
 Line = dict[str, Any]
 
@@ -61,6 +70,16 @@ class Training:
     @property
     def name(self) -> str:
         return self.settings.algorithm.name
+
+    @property
+    def selected_by(self) -> str:
+        """The figure that chooses a round."""
+        return SELECTORS[self.settings.run.selected_by]
+
+    @property
+    def serves_best(self) -> bool:
+        """Whether the model of the best round is finetuned and served, not that of the last."""
+        return self.settings.run.may_serve_best and self.algorithm.states_fit_any_round
 
 
 @dataclass(frozen=True)
@@ -89,14 +108,16 @@ class Round:
 
 @dataclass(frozen=True)
 class Finish:
-    """The figures of the final model; ``finetuned`` is None where nothing was finetuned.
+    """The figures of the model after the last round, and of what was served.
 
-    ``views``: of those that are looked at after the last round alone.
+    ``finetuned`` is None where nothing was finetuned; ``outcome`` is empty then. ``views``: of
+    those that are looked at after the last round alone.
     """
 
     last: Mapping[str, float]
     finetuned: Mapping[str, float] | None
     views: Mapping[str, Mapping[str, float]]
+    outcome: Sums
     clients: Sequence[Mapping[str, Any]]
     dropped: Sequence[Mapping[str, Any]]
 
@@ -118,8 +139,30 @@ def run_rounds(
     return roster, progress
 
 
+def evaluate_last(
+    training: Training, roster: Roster, progress: Progress
+) -> tuple[Progress, Mapping[str, float] | None]:
+    """Compares the last round with the best one before it, where the best one is served.
+
+    Costs an exchange of its own; elsewhere the figures, here None, come with :func:`finish`. Raises
+    RoundsAbandonedError when no node answers it.
+    """
+    if not training.serves_best:
+        return progress, None
+    orders = {m: _order(training, progress, m.clients, evaluate=True) for m in roster.members}
+    timeout = training.settings.federation.round_timeout
+    result = _send(training, TRAIN, orders, progress, timeout)
+    answers, dropped = _read_train(training, result, orders, progress.server.params)
+    if not answers:
+        raise RoundsAbandonedError(f"no node evaluated {training.name}: {_reasons(dropped)}")
+    means = evaluation_means([answer.sums for answer in answers.values()])
+    return _compared(training, roster, progress, means), means
+
+
 def finish(training: Training, roster: Roster, progress: Progress, *, install: bool) -> Finish:
     """The last exchange. Raises RoundsAbandonedError when no node answers it."""
+    if training.serves_best and progress.served is not None:
+        progress = replace(progress, server=progress.served)
     orders = {}
     for member in roster.members:
         clients = tuple(_finishing(training, progress, member))
@@ -137,14 +180,30 @@ def complete(line: Line, means: Mapping[str, float] | None) -> Line:
 
 
 def better(
-    best: Mapping[str, Any] | None, round_: int, means: Mapping[str, float] | None, users: int
+    best: Mapping[str, Any] | None,
+    round_: int,
+    means: Mapping[str, float] | None,
+    users: int,
+    selected_by: str,
 ) -> Mapping[str, Any] | None:
     """The best round so far; rounds in which fewer than ``users`` were evaluated do not count."""
     if round_ == 0 or not means or means["valid/users"] < users:
         return best
-    if best is not None and best["metrics"][SELECTED_BY] >= means[SELECTED_BY]:
+    if best is not None and best["metrics"][selected_by] >= means[selected_by]:
         return best
     return {"round": round_, "metrics": dict(means)}
+
+
+def _compared(
+    training: Training, roster: Roster, progress: Progress, means: Mapping[str, float] | None
+) -> Progress:
+    """The progress with ``means``, the evaluation of its model; of round 0 nothing is known."""
+    users = users_to_evaluate(training.settings, roster)
+    best = better(progress.best, progress.server.round, means, users, training.selected_by)
+    if best == progress.best:
+        return progress
+    served = replace(progress.server, slots={}) if training.serves_best else None
+    return replace(progress, best=best, served=served)
 
 
 def users_to_evaluate(settings: Settings, roster: Roster) -> int:
@@ -288,16 +347,11 @@ def _advance(
         pending = {"algorithm": training.name, "round": 0, "seconds": 0.0}
     line = _line(training, round_, merged, outcomes, time.monotonic() - started)
     return (
-        Progress(
+        replace(
+            _compared(training, roster, progress, means),
             server=server,
             last_rounds={**progress.last_rounds, **dict.fromkeys(outcome.answered(), round_)},
             pending=line,
-            best=better(
-                progress.best,
-                progress.server.round,
-                means,
-                users_to_evaluate(training.settings, roster),
-            ),
             bytes_down=progress.bytes_down + line["bytes-down"],
             bytes_up=progress.bytes_up + line["bytes-up"],
             seconds=progress.seconds + line["seconds"],
@@ -341,6 +395,7 @@ def _finishing(training: Training, progress: Progress, member: Member) -> Iterab
 def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, Order]) -> Finish:
     last: list[Sums] = []
     finetuned: list[Sums] = []
+    outcomes: list[Sums] = []
     rows: list[Mapping[str, Any]] = []
     dropped: list[Mapping[str, Any]] = []
     finetunes = training.settings.algorithm.finetune
@@ -351,18 +406,27 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
         try:
             metrics = read_finish(_content(result, member), len(names))
             parts = evaluation_sums(metrics), evaluation_sums(metrics, again)
-            new_rows = list(client_rows(metrics, FINETUNED if finetunes else "", names))
+            outcome = under(OUTCOME, metrics)
+            listed = FINETUNED if finetunes else ""
+            new_rows = list(client_rows(metrics, listed, names, training.algorithm.views))
         except ProtocolError as error:
             dropped.append(_drop(member, error, len(names)))
             continue
         last.append(parts[0])
         finetuned.append(parts[1])
+        outcomes.append(outcome)
         rows += new_rows
     if not last:
         raise RoundsAbandonedError(f"no node finished {training.name}: {_reasons(dropped)}")
     after = evaluation_means(finetuned)
-    views = {FULL: after} if full else {}
-    return Finish(evaluation_means(last), after if finetunes else None, views, rows, dropped)
+    return Finish(
+        last=evaluation_means(last),
+        finetuned=after if finetunes else None,
+        views={FULL: after} if full else {},
+        outcome=merge_sums(outcomes),
+        clients=rows,
+        dropped=dropped,
+    )
 
 
 def _reasons(dropped: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 BASELINE_ROWS = "baseline-clients.json"
 
 
-def federated_result(name: str, progress: Progress, finish: Finish) -> Json:
+def federated_result(name: str, progress: Progress, finish: Finish, *, serves_best: bool) -> Json:
     """One entry of the summary's methods."""
     best = progress.best or {"round": progress.server.round, "metrics": finish.last}
     return {
@@ -29,6 +29,7 @@ def federated_result(name: str, progress: Progress, finish: Finish) -> Json:
         "kind": "federated",
         "rounds": progress.server.round,
         "best_round": best["round"],
+        "served_round": best["round"] if serves_best else progress.server.round,
         "bytes_down": progress.bytes_down,
         "bytes_up": progress.bytes_up,
         "seconds": round(progress.seconds, 3),
@@ -36,6 +37,7 @@ def federated_result(name: str, progress: Progress, finish: Finish) -> Json:
         "last": dict(finish.last),
         "finetuned": dict(finish.finetuned) if finish.finetuned is not None else None,
         "views": {way: dict(means) for way, means in finish.views.items()},
+        "outcome": dict(finish.outcome),
         "dropped_at_finish": list(finish.dropped),
     }
 
@@ -140,7 +142,7 @@ def _baseline_rows(metrics: Mapping[str, Any], clients: Sequence[str]) -> Iterat
 def _csv_row(method: str, row: Mapping[str, Any], facts: Mapping[str, ClientFacts]) -> Json:
     client = row["client"]
     return {
-        "method": method,
+        "method": f"{method}: {row['way']}" if row["way"] else method,
         "client": client,
         "users": int(row["users"]),
         "interactions": facts[client].interactions,

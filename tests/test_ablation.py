@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfsr_core.ablation import ARMS, arm_settings, file_name, run_arm, run_baselines
+from pfsr_core.ablation import ARMS, arm_settings, file_name, recipe_of, run_arm, run_baselines
 from pfsr_core.ablation_items_report import is_item_arm, items_table
 from pfsr_core.ablation_report import (
     BEGIN,
@@ -27,12 +27,13 @@ from pfsr_core.settings import Value
 from pfsr_core.settings_file import load_recipe
 from tests.tiny import tiny_settings
 
-RECIPE = load_recipe(Path(__file__).parents[1] / "recipes" / "pfsr.toml")
+ROOT = Path(__file__).parents[1]
+RECIPE = load_recipe(ROOT / "recipes" / "pfsr.toml")
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_a_valid_setting_of_the_recipe(arm: str) -> None:
-    settings = arm_settings(arm, 7, RECIPE)
+    settings = arm_settings(arm, 7, load_recipe(ROOT / recipe_of(arm)))
     assert settings.run.seed == 7
     assert arm == "pfsr" or settings != arm_settings("pfsr", 7, RECIPE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,32 @@ def test_baselines_alone_and_together() -> None:
     for name in BASELINES:
         assert f"{name} (each client alone)" in text
         assert f"{name} (all data)" in text
+
+
+def test_baselines_of_every_client_with_its_own_counts_and_with_those_of_all() -> None:
+    text = succeed("baselines", *SETS, "--by-client")
+    alone, together = text.split("counts of all clients")
+    assert "counts of each client alone: HR@10 / NDCG@10" in alone
+    for part in (alone, together):
+        assert all(name in part for name in BASELINES)
+        assert (
+            len(re.findall(r"^group-0\d +4( +(\.\d{3}|1\.000) / (\.\d{3}|1\.000)){5}$", part, re.M))
+            == 6
+        )
+    assert alone.splitlines()[-6:] != together.splitlines()[-6:]
+
+
+def test_data_clean_shows_every_market_before_and_after(tmp_path: Path) -> None:
+    rows = [f"{u},{i},{i},{u[0]}" for u in ("a1", "a2", "a3", "b1", "b2") for i in "1234"]
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,timestamp,market\n" + "\n".join(rows) + "\n")
+    found = ("data", "clean", "file", "-p", log, "--column", "market")
+    text = succeed(*found, "--user-core", 3, "--item-core", 3, "--out", tmp_path / "clean")
+    assert re.search(r"^a  before +3 +4 +12 +0 +0\.0% +0\.0%$", text, re.M)
+    assert re.search(r"^   after +3 +4 +12 +0", text, re.M)
+    assert re.search(r"^   after +left out$", text, re.M)  # two users are too few for a core of 3
+    assert (tmp_path / "clean/interactions.csv").is_file()
+    assert "no column 'shop'" in fail("data", "clean", "file", "-p", log, "--column", "shop")
 
 
 def test_data_describe_is_json() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pfsr_core.assembly import (
     ALGORITHMS,
     ENCODERS,
-    TASKS,
+    ITEMS_OF,
     Assembly,
     Federation,
     assemble,
@@ -23,7 +23,8 @@ from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
 from pfsr_core.federated import ClientUpdate
 from pfsr_core.item_modes import Catalogue
-from pfsr_core.local_training import Job, private_codes, train
+from pfsr_core.local_training import Job, client_rows, train
+from pfsr_core.models.item_tables import OWN_ROWS
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
@@ -32,6 +33,7 @@ from pfsr_core.settings import SettingsError, Value
 from tests.tiny import tiny_settings, tiny_world
 
 MODES = ("dual", "semantic")
+NO_ROWS = {OWN_ROWS: torch.zeros(1, dtype=torch.long)}
 
 
 def whole(assembly: Assembly, data: ClientDataset) -> Params:
@@ -59,14 +61,14 @@ def test_a_semantic_vector_is_the_projection_of_a_public_one() -> None:
     texts = ("red car", "red car", "blue car", "blue sea")
     assembly = assemble(settings, Catalogue(("a", "b", "c", "d"), texts))
     params = {**assembly.task.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows = assembly.task.effective(params, torch.zeros(1, dtype=torch.long))[ITEMS]
+    rows = assembly.task.effective(params, NO_ROWS)[ITEMS]
     torch.testing.assert_close(rows[1], rows[2])
     assert not torch.allclose(rows[1], rows[3])
     told_apart = assemble(
         tiny_settings(model__items="semantic"), Catalogue(("a", "b", "c", "d"), texts)
     ).task
     params = {**told_apart.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows = told_apart.effective(params, torch.zeros(1, dtype=torch.long))[ITEMS]
+    rows = told_apart.effective(params, NO_ROWS)[ITEMS]
     assert not torch.allclose(rows[1], rows[2], atol=1e-3)
 
 
@@ -105,7 +107,7 @@ def sent(assembly: Assembly, data: ClientDataset) -> tuple[ClientUpdate, dict[st
 
 
 @pytest.mark.parametrize("items", MODES)
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("local-only", *TASKS)])
+@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("local-only", *ITEMS_OF)])
 def test_a_reply_looks_alike_after_5_and_500_interactions(name: str, items: str) -> None:
     """The same names, sizes and bytes, and the same coordinates moved."""
     changes: dict[str, Value] = {"algorithm__name": name, "model__items": items}
@@ -208,17 +210,16 @@ def test_the_same_item_has_the_same_vector_on_nodes_with_other_items() -> None:
     ids, texts = federation.catalogue.item_ids[10:20], federation.catalogue.texts[10:20]
     other = assemble(settings, Catalogue(ids, texts))
     params = {**assembly.task.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows, few = (
-        one.task.effective(params, torch.zeros(1, dtype=torch.long))[ITEMS]
-        for one in (assembly, other)
-    )
+    rows, few = (one.task.effective(params, NO_ROWS)[ITEMS] for one in (assembly, other))
     torch.testing.assert_close(few[1:], rows[11:21])
     assert other.vectors_method == assembly.vectors_method
     assert other.vectors_digest != assembly.vectors_digest
 
 
-def test_private_codes_are_the_rows_of_the_residual() -> None:
+def test_own_rows_are_those_of_the_residual() -> None:
     _, federation, assembly = tiny_world(model__items="semantic")
     clients: Sequence[ClientDataset] = federation.clients
     for data in clients:
-        assert len(private_codes(data)) == len(assembly.task.init_private(data)[RESIDUAL])
+        rows = client_rows(assembly.task, data)[OWN_ROWS]
+        assert rows.tolist() == [0, *data.touched]
+        assert len(rows) == len(assembly.task.init_private(data)[RESIDUAL])

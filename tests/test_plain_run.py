@@ -14,6 +14,7 @@ from pfsr_core.packing import size_of
 from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
 from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY, new_directories
+from pfsr_core.run_rows import Row, baseline_rows
 from pfsr_core.settings import SettingsError
 from pfsr_core.simulation import finetune_clients, run
 from tests.runs import write_run
@@ -136,3 +137,14 @@ def test_a_new_directory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first.parent == tmp_path / "elsewhere"
     assert first.name.startswith("mine-")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pooled_baselines_of_one_client_are_its_own() -> None:
+    _, alone, _ = tiny_world(federation__clients=1)
+    _, several, _ = tiny_world(federation__catalogues="own")
+    assert figures(baseline_rows(alone)) == figures(baseline_rows(alone, pooled=True))
+    assert figures(baseline_rows(several)) != figures(baseline_rows(several, pooled=True))
+
+
+def figures(rows: tuple[list[Row], list[Row]]) -> list[tuple[str, float]]:
+    return [(row["client"] + row["method"], row["ndcg@10_sum"]) for row in rows[1]]

@@ -15,7 +15,15 @@ import pytest
 
 from pfsr_core.final_table import duration, final_table, share, size
 from pfsr_core.report import headline, write_report
-from pfsr_core.run_files import RunError, append_line, best_line, method_of, methods, read_run
+from pfsr_core.run_files import (
+    RunError,
+    append_line,
+    best_line,
+    method_of,
+    methods,
+    read_run,
+    write_clients,
+)
 from pfsr_core.run_views import kept_of, pairs, wins
 from tests.runs import write_run
 
@@ -82,9 +90,12 @@ def parse(path: Path) -> Checker:
     return checker
 
 
+TABLES = ("Final table", "Client by client")
+
+
 def plots_of(path: Path) -> list[str]:
     text = path.read_text("utf-8")
-    return [title for title in re.findall(r"<h2>(.*?)</h2>", text) if title != "Final table"]
+    return [title for title in re.findall(r"<h2>(.*?)</h2>", text) if title not in TABLES]
 
 
 ALL_PLOTS = [
@@ -328,3 +339,45 @@ def test_shares() -> None:
 def test_the_core_does_not_load_matplotlib() -> None:
     code = "import sys, pfsr_core.report, pfsr_core.cli; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def clients_of(run: Path, partition: str, names: list[str]) -> str:
+    """The final table of a run with such clients, each with one method's and another's row."""
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    (run / "config.json").write_text(json.dumps({**config, "federation.partition": partition}))
+    rows = [
+        {
+            "method": method,
+            "client": name,
+            "users": 2 + place,
+            "interactions": 9,
+            "split": "test",
+            "hr@10_sum": 1,
+            "ndcg@10_sum": gain * (2 + place),
+            "covered": 1,
+            "shipped": "local" if method == "pfsr" else "",
+        }
+        for place, name in enumerate(names)
+        for method, gain in (("pfsr", 0.25), ("pfsr: local", 0.125))
+    ]
+    write_clients(run / "clients.csv", rows)
+    return final_table(run)
+
+
+def test_few_clients_have_a_row_each_and_say_what_they_ship(run: Path) -> None:
+    lines = clients_of(run, "group", ["us", "fr"]).splitlines()
+    found = [cells for line in lines if (cells := line.split())[:1] in (["us"], ["fr"])]
+    assert found == [
+        ["fr", "3", ".333", ".250", ".125", "local"],
+        ["us", "2", ".500", ".250", ".125", "local"],
+    ]
+    write_report(run)
+    assert "Client by client" in (run / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("partition", "shown"), [("group", False), ("column", True)])
+def test_many_clients_have_rows_only_where_their_names_mean_something(
+    run: Path, partition: str, shown: bool
+) -> None:
+    table = clients_of(run, partition, [f"market-{i:02d}" for i in range(30)])
+    assert ("market-07" in table) == shown

@@ -15,12 +15,14 @@ TINY: dict[str, Value] = {
     "model.num-heads": 2,
     "model.num-layers": 1,
     "model.max-length": 10,
+    "model.id-dim": 64,
     "train.batch-size": 4,
     "algorithm.fisher-samples": 16,
     "algorithm.two-phases": True,
     "model.dropout": 0.3,
     "model.item-start": "common",
     "train.item-learning-rate": 0.002,
+    "train.residual-learning-rate": 0.002,
     "run.compare": "",
 }
 
@@ -30,7 +32,8 @@ NEEDS: dict[str, dict[str, Value]] = {
         "model.item-std": 1.0,
         "train.learning-rate": 0.1,
         "train.item-learning-rate": 1.0,
-    }
+    },
+    "fecosr": {"model.items": "adapted", "algorithm.finetune-epochs": 2},
 }
 """What an algorithm cannot do without, or cannot be expected to learn without."""
 

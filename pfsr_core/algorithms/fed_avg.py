@@ -36,8 +36,12 @@ def fed_avg(
     *,
     step: ServerStep = average,
     proximal_strength: float = 0.0,
+    weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
-    """Averages the shared names, weighted by training interactions; ``step`` uses the mean."""
+    """Averages the shared names; ``step`` uses the mean.
+
+    A client weighs its training interactions to the ``weight_power``.
+    """
 
     def term(params: Params, _context: object, anchor: Params) -> Tensor:
         return proximal(params, anchor, proximal_strength)
@@ -65,7 +69,7 @@ def fed_avg(
     ) -> list[ClientUpdate]:
         trained = local(broadcast, states, datasets)
         return [
-            _update(task, broadcast, *one, data)
+            update_of(task, broadcast, *one, data, weight_power)
             for one, data in zip(trained, datasets, strict=True)
         ]
 
@@ -83,6 +87,7 @@ def fed_avg(
         reply_shapes=shapes_of(task.init_shared()),
         finetunes=finetunes,
         views=item_views(task, personalize),
+        states_fit_any_round=not task.partition.private,
     )
 
 
@@ -101,13 +106,19 @@ def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize
     return {GLOBAL: without, WITH_PRIVATE: personalize}
 
 
-def _update(
-    task: Task, broadcast: Broadcast, whole: Params, losses: LossSum, data: ClientDataset
+def update_of(  # noqa: PLR0913 - all of one training
+    task: Task,
+    broadcast: Broadcast,
+    whole: Params,
+    losses: LossSum,
+    data: ClientDataset,
+    weight_power: float,
 ) -> ClientUpdate:
+    """The reply with the shared names of a trained model; its private ones are the state."""
     shared, private = task.partition.split(whole)
     return ClientUpdate(
         params=shared,
-        weight=float(data.num_interactions),
+        weight=float(data.num_interactions) ** weight_power,
         metrics=loss_metrics(losses),
         state=private,
         norm=float(distance(shared, broadcast.params)),

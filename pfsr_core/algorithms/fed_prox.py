@@ -7,6 +7,8 @@ from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.local_training import LocalTraining, Task
 
 
-def fed_prox(task: Task, training: LocalTraining, strength: float) -> FederatedAlgorithm:
+def fed_prox(
+    task: Task, training: LocalTraining, strength: float, weight_power: float = 1.0
+) -> FederatedAlgorithm:
     """``strength`` is mu: mu / 2 * || theta - theta_g ||^2 over the shared names."""
-    return fed_avg(task, training, proximal_strength=strength)
+    return fed_avg(task, training, proximal_strength=strength, weight_power=weight_power)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_fisher import CODES, ROWS, Sampled, Samples, client_fishers
+from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
@@ -51,12 +51,12 @@ from pfsr_core.local_training import (
     LocalTraining,
     LossSum,
     Task,
+    client_rows,
     prefix_samples,
-    private_codes,
     stream_seed,
 )
 from pfsr_core.losses import keep_local, magnitude
-from pfsr_core.models.item_tables import row_numbers
+from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance, select
 
@@ -126,6 +126,7 @@ def pfsr(
     loss: Magnitude = Magnitude(),
     aggregation: str = "zero",
     step: ServerStep = average,
+    weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base, whole = fed_avg(task, training), response.serve == "personal"
@@ -181,7 +182,7 @@ def pfsr(
         kept = {f"kept/{name}": share for name, share in kept_share(masks).items()}
         return ClientUpdate(
             params=reply,
-            weight=float(data.num_interactions),
+            weight=float(data.num_interactions) ** weight_power,
             metrics={**loss_metrics(losses), **kept, "clients": 1.0},
             state=join_state(new, whole=whole),
             norm=norm,
@@ -210,6 +211,7 @@ def pfsr(
         personalize=personalize,
         finetunes=finetunes,
         reply_shapes=_reply_shapes(base.reply_shapes, aggregation),
+        states_fit_any_round=False,
     )
 
 
@@ -313,16 +315,19 @@ def _sampled(
         private={name: tensor for name, tensor in whole.items() if name not in masked},
         samples=fisher_samples(task, training, job, response.fisher_samples),
         items=len(task.candidates(job.data)) + 1,
-        codes=private_codes(job.data),
+        rows=client_rows(task, job.data),
     )
 
 
 def _log_probability(task: Task) -> LogProbability:
+    named = (OWN_ROWS, TABLE_ROWS)
+
     def log_probability(
         params: Params, constants: Params, prefix: Tensor, length: Tensor, target: Tensor
     ) -> Tensor:
-        rest = {name: part for name, part in constants.items() if name not in (ROWS, CODES)}
-        model = task.effective({**params, **rest}, constants[CODES])
+        rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
+        rows = {name: constants[name] for name in named if name in constants}
+        model = task.effective({**params, **rest}, rows)
         hidden = task.apply(model, prefix[None], None)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = model[ITEMS][1:] @ last

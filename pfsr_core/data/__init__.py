@@ -1,14 +1,20 @@
 """Datasets by name. Each loader takes a path; what it means depends on the dataset.
 
-``ml-100k`` and ``ml-1m`` are fetched when the path is empty, ``synthetic`` reads options such as
-``users=200,items=300,seed=1`` from it, the others need a file or directory.
+``ml-100k`` and ``ml-1m`` are fetched when the path is empty, the synthetic ones read options such
+as ``users=200,items=300,seed=1`` from it, the others need a file or directory.
+
+``synthetic-markets`` is ``synthetic`` with five markets of 800, 300, 150, 80 and 40 users, each of
+which sells six items of ten. ``federation.partition = "column"``, ``federation.column = "market"``
+and ``federation.catalogues = "own"`` make clients of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from pfsr_core.data.errors import DataError, DataUnavailableError
 from pfsr_core.data.fetch import fetch_ml_1m, fetch_ml_100k
@@ -18,8 +24,17 @@ from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_
 from pfsr_core.data.recbole import read_inter
 from pfsr_core.data.s3rec import read_s3rec
 from pfsr_core.data.synthetic import generate
+from pfsr_core.data.xmarket import read_xmarket
 
-SYNTHETIC_DEFAULTS = {"users": 200, "items": 300, "seed": 0}
+SYNTHETIC = {"users": 200, "items": 300, "seed": 0}
+MARKETS = {
+    "sizes": (800, 300, 150, 80, 40),
+    "items": 1000,
+    "seed": 0,
+    "clusters": 24,
+    "mean_length": 12,
+    "sold": 60,
+}
 
 
 def load_dataset(name: str, path: str = "") -> Interactions:
@@ -47,8 +62,11 @@ def _amazon_beauty(path: str) -> Interactions:
     return read_s3rec(_local("amazon-beauty", path, "Beauty.txt"), "amazon-beauty")
 
 
-def _synthetic(path: str) -> Interactions:
-    return generate(**{**SYNTHETIC_DEFAULTS, **_options(path)})
+def _synthetic(path: str, defaults: Mapping[str, Any]) -> Interactions:
+    given = _options(path)
+    sizes = given.get("sizes", defaults.get("sizes", ()))
+    implied = {"users": sum(sizes), "markets": len(sizes)} if sizes else {}
+    return generate(**{**defaults, **implied, **given})
 
 
 def _local(name: str, path: str, file_name: str) -> Path:
@@ -60,16 +78,17 @@ def _local(name: str, path: str, file_name: str) -> Path:
     return place
 
 
-def _options(text: str) -> dict[str, int]:
-    """Whole numbers out of ``users=200,items=300``."""
+def _options(text: str) -> dict[str, Any]:
+    """Whole numbers out of ``users=200,items=300``; of ``sizes=80/40`` several."""
     known = tuple(signature(generate).parameters)
-    options = {}
+    options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (word.strip() for word in part.partition("="))
-        if key not in known or not value.isdecimal():
-            fix = f"write key=whole number with the keys {', '.join(known)}"
+        numbers = value.split("/") if key == "sizes" else [value]
+        if key not in known or not all(map(str.isdecimal, numbers)):
+            fix = f"write key=whole number with the keys {', '.join(known)}, or sizes=800/300"
             raise DataError(f"synthetic: cannot read the option {part!r}. Fix: {fix}.")
-        options[key] = int(value)
+        options[key] = tuple(map(int, numbers)) if key == "sizes" else int(value)
     return options
 
 
@@ -78,6 +97,8 @@ DATASETS: dict[str, Callable[[str], Interactions]] = {
     "ml-1m": _ml_1m,
     "ml-latest-small": _ml_latest_small,
     "amazon-beauty": _amazon_beauty,
+    "xmarket": read_xmarket,
     "file": read_file,
-    "synthetic": _synthetic,
+    "synthetic": partial(_synthetic, defaults=SYNTHETIC),
+    "synthetic-markets": partial(_synthetic, defaults=MARKETS),
 }

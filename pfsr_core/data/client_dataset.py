@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -43,13 +43,13 @@ class UserHistory:
         """Every known item, held-out ones included: what serving looks at."""
         return np.concatenate([self.train, [self.valid, self.test]]).astype(np.int64)
 
-    def rivals(self, num_items: int) -> ItemArray:
-        """Sorted codes (99,) of items that the user never touched; fewer where there are fewer.
+    def rivals(self, catalogue: ItemArray) -> ItemArray:
+        """Sorted codes (99,) of ``catalogue`` that the user never touched, or as many as there are.
 
         Drawn by the raw user id alone: always the same, for every method, run and split.
         """
         generator = np.random.default_rng([*b"sampled-99", *self.user.encode()])
-        strangers = np.setdiff1d(np.arange(1, num_items + 1), self.full)
+        strangers = np.setdiff1d(catalogue, self.full)
         return np.sort(generator.permutation(strangers)[:RIVALS]).astype(np.int64)
 
 
@@ -57,7 +57,9 @@ class UserHistory:
 class ClientDataset:
     """The users of one client, the unit of personalization.
 
-    ``item_ids[code - 1]`` is the raw id of an item code; the catalogue has ``num_items`` items.
+    ``item_ids[code - 1]`` is the raw id of an item code; the federation has ``num_items`` items.
+    ``own_catalogue``: sorted codes of the items that this client sells, None where it sells all.
+    Nothing else is ranked, trained against or recommended here.
     ``secret``: random bytes that only the client's node knows; empty where there is no node.
     ``protocol`` (:mod:`pfsr_core.data.protocols`) says what a training negative may be; ``sampled``
     whether held-out items are also ranked among each user's rivals.
@@ -69,10 +71,22 @@ class ClientDataset:
     secret: bytes = field(default=b"", repr=False)
     protocol: str = STRICT.name
     sampled: bool = False
+    own_catalogue: ItemArray | None = field(default=None, repr=False)
 
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def catalogue(self) -> ItemArray:
+        """Sorted codes of the items that this client sells: (C,). Made at every call."""
+        if self.own_catalogue is None:
+            return np.arange(1, self.num_items + 1)
+        return self.own_catalogue
+
+    @property
+    def catalogue_size(self) -> int:
+        return self.num_items if self.own_catalogue is None else len(self.own_catalogue)
 
     @property
     def num_interactions(self) -> int:
@@ -89,7 +103,7 @@ class ClientDataset:
     @cached_property
     def rivals(self) -> tuple[ItemArray, ...]:
         """:meth:`UserHistory.rivals` of every user."""
-        return tuple(user.rivals(self.num_items) for user in self.users)
+        return tuple(user.rivals(self.catalogue) for user in self.users)
 
     def targets(self, split: HeldOut) -> ItemArray:
         """Held-out item code of every user: (U,)."""
@@ -98,3 +112,10 @@ class ClientDataset:
     def target_coverage(self, split: HeldOut) -> int:
         """How many held-out items occur in this client's own training histories."""
         return int(np.isin(self.targets(split), self.touched).sum())
+
+
+def with_own_catalogue(data: ClientDataset) -> ClientDataset:
+    """The same client selling what occurs in its users' histories, held-out items included."""
+    histories = [user.full for user in data.users]
+    items = np.unique(np.concatenate([np.empty(0, np.int64), *histories])).astype(np.int64)
+    return replace(data, own_catalogue=items)

@@ -12,16 +12,26 @@ from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
 
 
-def k_core(interactions: Interactions, user_core: int, item_core: int) -> Interactions:
+def k_core(
+    interactions: Interactions,
+    user_core: int,
+    item_core: int,
+    markets: NDArray[np.int64] | None = None,
+) -> Interactions:
     """Drops users and items with fewer interactions than their core until none is left to drop.
 
-    Raises DataError when nothing remains. The result does not depend on the order of dropping.
+    ``markets`` (N,) numbers the market of each row: an item is then counted, and dropped, in each
+    of them apart. Raises DataError when nothing remains. The result does not depend on the order of
+    dropping.
     """
     keep = np.ones(len(interactions), np.bool_)
+    items = interactions.items
+    if markets is not None:
+        items = markets * (len(interactions.item_ids) + 1) + items
     dropped = True
     while dropped:
         enough = _frequent(interactions.users, keep, user_core)
-        enough &= _frequent(interactions.items, keep, item_core)
+        enough &= _frequent(items, keep, item_core)
         dropped = bool((keep & ~enough).any())
         keep &= enough
     if not keep.any():

@@ -1,4 +1,4 @@
-"""Public vectors of items, from words about them: what the item mode "semantic" is made from.
+"""Vectors of items, of words about them where there are any: what "semantic" is made from.
 
 Three sources need nothing but the texts of the data (title, genres, categories):
 
@@ -7,6 +7,11 @@ Three sources need nothing but the texts of the data (title, genres, categories)
     "hashed"            every word has a random direction that follows from the word alone (random
                         indexing, Kanerva et al. 2000): the same on nodes with different catalogues.
     "sentence:<model>"  embeddings of sentence-transformers.
+
+Where the data have no texts there is one that is collaborative, not semantic, and that is made by
+pooling what all clients counted, so that no node with data of its own takes it:
+
+    "co-occurrence"     of the training histories (:mod:`pfsr_core.data.co_occurrence`).
 
 Any other name is a file of the user, by raw item id: ``.npz`` with the arrays ``ids`` (n,) and
 ``vectors`` (n, dim), or ``.csv`` with a header and a line ``id,number,...`` for each item.
@@ -26,11 +31,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.data.client_dataset import ItemArray
+from pfsr_core.data.co_occurrence import co_occurrence_vectors
 from pfsr_core.data.delimited import read_csv_table
 from pfsr_core.data.errors import DataError, MalformedFileError
 from pfsr_core.data.table import read_bytes
 
 TF_IDF, HASHED, SENTENCE = "tf-idf", "hashed", "sentence:"
+CO_OCCURRENCE = "co-occurrence"
+COLLABORATIVE = (
+    "Item vectors are co-occurrence: collaborative, not semantic, made by pooling the training "
+    "histories of all clients. For simulation and experiments only."
+)
 WORDS = re.compile(r"\w+(?:['-]\w+)*")
 YEAR = re.compile(r"(1[89]|20)\d\d")
 
@@ -51,22 +63,32 @@ class ItemVectors:
 
 
 def item_vectors(
-    source: str, item_ids: Sequence[str], texts: Sequence[str], dim: int
+    source: str,
+    item_ids: Sequence[str],
+    texts: Sequence[str],
+    dim: int,
+    histories: Sequence[ItemArray] = (),
 ) -> ItemVectors:
     """Vectors of the items from ``source``; raises DataError when they cannot be made.
 
-    ``texts``: words about each item, "" where none are known.
+    ``texts``: words about each item, "" where none are known. ``histories``: training histories of
+    all clients, which "co-occurrence" alone looks at.
     """
+    made_from = [list(texts)]
     if source == TF_IDF:
         rows, method = tf_idf(_known(texts, source), dim), source
     elif source == HASHED:
         rows, method = hashed(_known(texts, source), dim), source
     elif source.startswith(SENTENCE):
         rows, method = _sentences(source, _known(texts, source), dim), source
+    elif source == CO_OCCURRENCE:
+        pooled = _some(histories)
+        rows, method = co_occurrence_vectors(pooled, len(item_ids), dim), source
+        made_from = [history.tolist() for history in pooled]
     else:
         rows, method = _from_file(Path(source).expanduser(), item_ids, dim)
     method = f"{method}, {dim}"
-    digest = hashlib.sha256(json.dumps([method, list(item_ids), list(texts)]).encode())
+    digest = hashlib.sha256(json.dumps([method, list(item_ids), *made_from]).encode())
     return ItemVectors(_unit(rows), digest.hexdigest(), method)
 
 
@@ -135,7 +157,8 @@ def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, 
     if path.suffix.lower() not in readers:
         raise DataError(
             f"model.item-vectors = {str(path)!r}: neither a file of vectors ({', '.join(readers)}) "
-            f"nor one of {TF_IDF}, {HASHED}, {SENTENCE}<model>. Fix: choose one of these."
+            f"nor one of {TF_IDF}, {HASHED}, {CO_OCCURRENCE}, {SENTENCE}<model>. Fix: choose one "
+            f"of these."
         )
     ids, found = readers[path.suffix.lower()](path)
     found = _of_width(found, dim, str(path))
@@ -192,9 +215,18 @@ def _known(texts: Sequence[str], source: str) -> Sequence[str]:
             f"the data have no titles or other texts of items, and model.item-vectors is "
             f"{source!r}. Fix: give the data a column title, genres or text (MovieLens: its file "
             f"of items beside the ratings), or vectors in a file: model.item-vectors = "
-            f"'vectors.npz'."
+            f"'vectors.npz'. For an experiment on data in one place: {CO_OCCURRENCE!r}."
         )
     return texts
+
+
+def _some(histories: Sequence[ItemArray]) -> Sequence[ItemArray]:
+    if not len(histories):
+        raise DataError(
+            f"model.item-vectors = {CO_OCCURRENCE!r} pools the training histories of all clients, "
+            f"and there are none here. Fix: {HASHED!r}, or vectors in a file."
+        )
+    return histories
 
 
 def _unit(rows: Vectors) -> Vectors:

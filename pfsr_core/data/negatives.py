@@ -22,7 +22,7 @@ def training_pairs(
     items: list[ItemArray] = [np.empty(0, np.int64)]
     labels: list[Labels] = [np.empty(0, np.float32)]
     for user in data.users:
-        pool = _others(never_negative(data, user), data.num_items)
+        pool = _others(data, never_negative(data, user))
         count = per_positive * len(user.train) if len(pool) else 0
         drawn = pool[generator.integers(0, max(1, len(pool)), count)]
         items += [user.train, drawn]
@@ -35,9 +35,9 @@ def never_negative(data: ClientDataset, user: UserHistory) -> ItemArray:
     return user.full if PROTOCOLS[data.protocol].negatives_avoid_held_out else user.train
 
 
-def _others(items: ItemArray, num_items: int) -> ItemArray:
-    """The codes of the catalogue that are not among ``items``, ascending."""
-    free = np.ones(num_items + 1, bool)
-    free[0] = False
+def _others(data: ClientDataset, items: ItemArray) -> ItemArray:
+    """The codes of the client's catalogue that are not among ``items``, ascending."""
+    free = np.zeros(data.num_items + 1, bool)
+    free[data.catalogue] = True
     free[items] = False
     return np.flatnonzero(free).astype(np.int64)

@@ -2,12 +2,14 @@
 
 Items belong to semantic clusters, and their titles name the cluster. All users walk over the
 clusters by one Markov chain; inside a cluster popularity has a long tail. Each market bends the
-popularity of clusters and of items to its own taste, so markets agree on dynamics, not on items.
+popularity of clusters and of items to its own taste, so markets agree on dynamics, not on items;
+it may also sell a part of the items only, another one than the next market.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ NOUNS = ("Harbour", "Meadow", "Lantern", "River", "Engine", "Garden", "Mirror", 
 class World:
     """``cluster_of``: (I,) cluster of each item. ``chain``: (M, C, C) next-cluster probabilities.
 
-    ``taste``: (M, I) weight of an item inside its cluster, for each market.
+    ``taste``: (M, I) weight of an item inside its cluster, for each market; 0 if it is not sold.
     """
 
     cluster_of: Codes
@@ -51,20 +53,28 @@ def generate(  # noqa: PLR0913 - the options of the data source
     markets: int = 1,
     mean_length: int = 30,
     shortest: int = SHORTEST,
+    *,
+    sizes: Sequence[int] = (),
+    sold: int = 100,
 ) -> Interactions:
     """A log of ``users`` histories over at most ``items`` items, ordered by time.
 
     Lengths begin at ``shortest``; what they exceed it by falls off exponentially, so that they are
     all alike where ``mean_length`` is no more. Like ML-1M's are those of ``mean_length=165,
-    shortest=18``. Nobody meets an item twice. ``columns["market"]`` is the market of the user.
+    shortest=18``. Nobody meets an item twice. ``columns["market"]`` is the market of the user;
+    ``sizes`` gives the users of each, equal ones if empty. A market sells ``sold`` per cent of each
+    cluster's items, drawn for it alone.
     Raises DataError when the numbers do not fit each other.
     """
-    _check(users, items, clusters, markets, mean_length, shortest)
-    world_rng, walk_rng = (np.random.default_rng((seed, stream)) for stream in range(2))
+    here = items * sold // 100
+    _check(users, here, clusters, markets, mean_length, shortest)
+    _check_sizes(users, markets, sizes)
+    world_rng, walk_rng, shelf_rng = (np.random.default_rng((seed, stream)) for stream in range(3))
     world = make_world(world_rng, items, clusters, markets)
-    market_of = np.arange(users) % markets
+    world = replace(world, taste=world.taste * _shelves(shelf_rng, world, sold / 100))
+    market_of = np.repeat(np.arange(markets), sizes) if sizes else np.arange(users) % markets
     lengths = shortest + walk_rng.poisson(walk_rng.exponential(mean_length - shortest, users))
-    lengths = np.minimum(lengths, max(shortest, items // 2))
+    lengths = np.minimum(lengths, max(shortest, here // 2))
     walks = _walk(walk_rng, world, market_of, 2 * int(lengths.max()))
     rows_user, rows_item = _without_repeats(walks, lengths, items)
     times = _times(walk_rng, rows_user)
@@ -82,6 +92,19 @@ def make_world(rng: np.random.Generator, items: int, clusters: int, markets: int
     chain = shared * likes
     chain /= chain.sum(-1, keepdims=True)
     return World(cluster_of, chain, taste)
+
+
+def _shelves(rng: np.random.Generator, world: World, share: float) -> NDArray[np.bool_]:
+    """Which items each market sells: (M, I), ``share`` of every cluster and at least one."""
+    cluster = world.cluster_of
+    of_cluster = np.bincount(cluster)
+    quota = np.ceil(share * of_cluster)
+    sold = np.empty(world.taste.shape, np.bool_)
+    for shelf in sold:
+        order = np.lexsort((rng.random(len(cluster)), cluster))
+        place = np.arange(len(cluster)) - np.repeat(np.cumsum(of_cluster) - of_cluster, of_cluster)
+        shelf[order] = place < quota[cluster[order]]
+    return sold
 
 
 def _chain(rng: np.random.Generator, clusters: int) -> Array:
@@ -111,11 +134,12 @@ def _walk(rng: np.random.Generator, world: World, market_of: Codes, steps: int) 
 
 
 def _pickers(world: World, market: int) -> tuple[Codes, Array, Codes]:
-    """Items sorted by cluster, their cumulative taste plus the cluster number, cluster starts.
+    """Items on sale by cluster, their cumulative taste plus the cluster number, cluster starts.
 
     Cluster c covers (c, c + 1], so one sorted array serves the draws of all clusters.
     """
     order = np.argsort(world.cluster_of, kind="stable")
+    order = order[world.taste[market, order] > 0]
     cluster, taste = world.cluster_of[order], world.taste[market, order]
     starts = np.searchsorted(cluster, np.arange(world.chain.shape[-1]))
     sums = np.add.reduceat(taste, starts)
@@ -208,3 +232,13 @@ def _check(
     for holds, demand in demands:
         if not holds:
             raise DataError(f"synthetic data need {demand}. Fix: change that number.")
+
+
+def _check_sizes(users: int, markets: int, sizes: Sequence[int]) -> None:
+    if sizes and (len(sizes), sum(sizes)) != (markets, users):
+        raise DataError(
+            f"synthetic data of {markets} markets and {users} users, but the sizes are of "
+            f"{len(sizes)} and {sum(sizes)}. Fix: give sizes alone."
+        )
+    if sizes and min(sizes) < 1:
+        raise DataError("synthetic data have no market without users. Fix: change the sizes.")

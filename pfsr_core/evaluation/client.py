@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
-from pfsr_core.evaluation.ranking import per_user, rank_in_sample, ranking_sums, ranks
+from pfsr_core.evaluation.ranking import OF_CLIENTS, per_user, rank_in_sample, ranking_sums, ranks
 
 Scorer = Callable[[Sequence[ItemArray]], Tensor]
 """Histories (codes, oldest first; they may be empty) -> scores (U, V+1), one column per code."""
@@ -86,6 +86,21 @@ class ClientEvaluation:
             "covered": float(self.covered.sum()),
         }
 
+    def client_sums(self) -> dict[str, float]:
+        """:meth:`sums` of a whole client: with "clients", 1, and its means under "clients/".
+
+        In the means over clients that follow from these all clients with users weigh the same.
+        """
+        return {
+            **self.sums(),
+            "clients": float(len(self.users) > 0),
+            **{OF_CLIENTS + metric: self._mean(metric) for metric in ("hr@10", "ndcg@10")},
+        }
+
+    def _mean(self, metric: str) -> float:
+        """Of the view "excluded"; 0 without users."""
+        return float(per_user(self.ranks_excluded, metric).mean()) if self.users else 0.0
+
     def _view_sums(self) -> dict[str, float]:
         views = {"excluded": self.ranks_excluded, "kept": self.ranks_kept}
         if self.ranks_sampled is not None:
@@ -99,7 +114,7 @@ class ClientEvaluation:
 
 
 def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> ClientEvaluation:
-    """Rank the held-out item of ``split`` for every user of ``data``.
+    """Rank the held-out item of ``split`` in the client's catalogue, for every user of ``data``.
 
     The scorer sees the history before that item, and all of it is what the view "excluded"
     removes. Users are scored ``USERS_PER_BATCH`` at a time, which bounds the memory.
@@ -183,8 +198,8 @@ def _rank_batch(
             f"users and {data.num_items} items; expected {expected} (column 0 is padding)"
         )
     targets = torch.tensor([user.target(split) for user in users], device=scores.device)
-    nothing = torch.zeros_like(scores, dtype=torch.bool)
-    views = (_history_mask(histories, scores), nothing)
+    foreign = _foreign_mask(data, scores)
+    views = (_history_mask(histories, scores) | foreign, foreign)
     found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in views]
     if data.sampled:
         found.append(_sampled_ranks(scores, users, data.rivals[place], split))
@@ -201,6 +216,15 @@ def _sampled_ranks(
     rows = zip(scores.cpu().numpy(), users, rivals, strict=True)
     found = [rank_in_sample(row, everything, u.target(split), those) for row, u, those in rows]
     return np.array(found, np.int64)
+
+
+def _foreign_mask(data: ClientDataset, scores: Tensor) -> Tensor:
+    """True where the client does not sell an item: (U, V+1)."""
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    if data.own_catalogue is not None:
+        mask[:] = True
+        mask[:, torch.from_numpy(data.own_catalogue)] = False
+    return mask
 
 
 def _history_mask(histories: Sequence[ItemArray], scores: Tensor) -> Tensor:

@@ -46,18 +46,19 @@ def ranks(scores: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
 
 
 def rank_among(
-    scores: NDArray[np.float32], items: ItemCodes, target: int, history: ItemCodes, num_items: int
+    scores: NDArray[np.float32], items: ItemCodes, target: int, history: ItemCodes, size: int
 ) -> tuple[int, int]:
     """:func:`ranks` of one user without and with the items of the history, in O(candidates).
 
-    ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue of
-    ``num_items`` have minus infinity. Raises ValueError on NaN scores.
+    ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue, which
+    has ``size`` items, those of the history among them, have minus infinity. Raises ValueError on
+    NaN scores.
     """
     if np.isnan(scores).any():
         raise ValueError(_DIVERGED)
     place = int(np.searchsorted(items, target))
     if place == len(items) or items[place] != target:  # last, behind everything that competes
-        return num_items - len(set(history.tolist()) - {target}), num_items
+        return size - len(set(history.tolist()) - {target}), size
     as_good = scores >= scores[place]
     kept = int(as_good.sum())
     as_good[np.isin(items, history)] = False
@@ -77,6 +78,10 @@ def rank_in_sample(
     chosen = np.full(len(wanted), -np.inf)
     chosen[known] = scores[np.searchsorted(items, wanted[known])]
     return 1 + int((chosen[1:] >= chosen[0]).sum())
+
+
+COUNTS = ("users", "clients")
+OF_CLIENTS = "clients/"  # prefix of sums of the clients' means
 
 
 def per_user(ranks: Ranks, metric: str) -> NDArray[np.float64]:
@@ -112,12 +117,17 @@ def merge(*sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Every sum divided by "users", which itself stays a count; all zero without users."""
+    """Every sum divided by "users", what is under "clients/" by "clients"; these stay counts.
+
+    All zero without users.
+    """
     if "users" not in sums:
         raise ValueError(f'sums without "users" cannot be averaged; the keys are {sorted(sums)}')
-    users = sums["users"]
+    users, clients = sums["users"], sums.get("clients", 0.0)
     return {
-        key: value if key == "users" else value / users if users else 0.0
+        key: value
+        if key in COUNTS
+        else value / max(clients if key.startswith(OF_CLIENTS) else users, 1.0)
         for key, value in sums.items()
     }
 

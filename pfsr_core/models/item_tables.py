@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pfsr_core.params import Params
+
 ItemCodes = NDArray[np.int64]
 
 CONTEXT = 10  # neighbours on each side that count as co-occurring
 HOPS = 2  # a neighbour's neighbours count too: small clients see few pairs
+OWN_ROWS, TABLE_ROWS = "own rows", "table rows"
 MIX = 20.0  # length of the co-occurrence part over the common part
 
 
@@ -37,6 +40,26 @@ def add_rows(table: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
     Differentiable, and may be mapped by ``torch.func``; rows that fill up have the code 0.
     """
     return table.scatter_add(0, codes[:, None].expand_as(rows), rows)
+
+
+def item_rows(
+    private: ItemCodes, candidates: Tensor, catalogue: ItemCodes | None
+) -> dict[str, Tensor]:
+    """Which items the rows of a client's item tensors are of.
+
+    OWN_ROWS (n + 1,): where the items ``private`` (n,) of its private tensor stand in its table, of
+    the sorted ``candidates`` (V',). TABLE_ROWS (V' + 1,): the codes of its table, absent where it
+    sells the whole catalogue. The padding row is the first of both.
+    """
+    own = row_numbers(torch.from_numpy(np.concatenate([[0], private])), candidates)
+    if catalogue is None:
+        return {OWN_ROWS: own}
+    return {OWN_ROWS: own, TABLE_ROWS: torch.cat([candidates.new_zeros(1), candidates])}
+
+
+def table_rows(table: Tensor, rows: Params) -> Tensor:
+    """A client's rows (V' + 1, D) of the ``table`` (V + 1, D) of the whole catalogue."""
+    return table[rows[TABLE_ROWS]] if TABLE_ROWS in rows else table
 
 
 def row_numbers(codes: Tensor, items: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import ALGORITHMS, TASKS, Assembly, algorithm_names, assemble
+from pfsr_core.assembly import ALGORITHMS, ITEMS_OF, TASKS, Assembly, algorithm_names, assemble
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast
 from pfsr_core.item_modes import ITEM_MODES
@@ -18,7 +18,10 @@ from pfsr_core.settings import SettingsError
 from tests.tiny import tiny_settings, tiny_world
 
 PAIRS = [
-    (n, items) for n in ALGORITHMS for items in ITEM_MODES if n not in TASKS or items == "shared"
+    (name, items)
+    for name in ALGORITHMS
+    for items in ITEM_MODES
+    if name not in ITEMS_OF or items == ITEMS_OF[name][0]
 ]
 
 
@@ -37,7 +40,8 @@ def same(a: Params, b: Params) -> bool:
 def with_rows_of(assembly: Assembly, data: ClientDataset) -> Shapes:
     """Shapes of a client's whole model: its private tensors have the rows of its own items."""
     private = assembly.task.partition.private & set(ROW_NAMES)
-    return {**assembly.shapes, **dict.fromkeys(private, (len(data.touched) + 1, 8))}
+    rows = len(data.touched) + 1
+    return {**assembly.shapes, **{name: (rows, *assembly.shapes[name][1:]) for name in private}}
 
 
 def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
@@ -58,14 +62,21 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
         assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
-@pytest.mark.parametrize("own", TASKS)
-def test_a_model_of_its_own_shares_its_table(own: str) -> None:
+@pytest.mark.parametrize("own", ITEMS_OF)
+def test_an_item_mode_of_its_own_is_demanded(own: str) -> None:
     settings = tiny_settings(algorithm__name=own)
     private = replace(settings, model=replace(settings.model, items="private"))
-    with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+    demand = f"write model.items = '{ITEMS_OF[own][0]}'"
+    with pytest.raises(SettingsError, match=demand):
         assemble(private, ["a", "b"])
-    with pytest.raises(SettingsError, match="write model.items = 'shared'"):
+    with pytest.raises(SettingsError, match=demand):
         algorithm_names(private)
+
+
+@pytest.mark.parametrize("own", TASKS)
+def test_soft_targets_need_a_next_item(own: str) -> None:
+    with pytest.raises(SettingsError, match=r"predicts no next item.*semantic-share = 0"):
+        tiny_world(algorithm__name=own, train__semantic_share=0.3)
 
 
 def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
@@ -104,6 +115,7 @@ def test_it_learns(name: str, items: str) -> None:
         train__learning_rate=0.01,
         train__item_learning_rate=0.01,
         train__residual_learning_rate=0.01,
+        train__projection_learning_rate=0.01,
     )
     losses = []
     simulation.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,11 @@ def test_amazon_beauty() -> None:
 
 
 def test_seven_markets() -> None:
-    users = {}
-    for path in sorted(shared_data("xmarket").glob("*_5core.txt")):
-        log = load_dataset("file", str(path))
-        users[path.stem[:2]] = len(log.user_ids)
-        assert (log.timestamps % 86_400 == 0).all()
-    assert len(users) == 7
-    assert (min(users.values()), max(users.values())) == (239, 4668)
+    log = load_dataset("xmarket", str(shared_data("xmarket")))
+    users = Counter(user.partition("/")[0] for user in log.user_ids)
+    assert np.unique(log.columns["market"]).tolist() == ["ca", "de", "fr", "in", "jp", "mx", "uk"]
+    assert (users["in"], users["ca"]) == (239, 4668)
+    assert (log.timestamps % 86_400 == 0).all()
 
 
 def test_synthetic_takes_options() -> None:
@@ -97,7 +96,8 @@ def test_synthetic_takes_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", ["users", "users=", "users=-1", "user=3", "users=2.5", "a/b.csv"]
+    "options",
+    ["users", "users=", "users=-1", "user=3", "users=2.5", "a/b.csv", "users=3/4", "sizes=3/x"],
 )
 def test_synthetic_refuses_other_options(options: str) -> None:
     with pytest.raises(DataError, match="cannot read the option .* Fix: write key=whole number"):
@@ -130,8 +130,10 @@ def test_the_names_are_those_of_the_documents() -> None:
         "ml-1m",
         "ml-latest-small",
         "amazon-beauty",
+        "xmarket",
         "file",
         "synthetic",
+        "synthetic-markets",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pfsr_core.data import load_dataset
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.item_vectors import TF_IDF, item_vectors
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.data.synthetic import generate
 from tests.data.helpers import rows_of
@@ -141,3 +144,53 @@ def test_all_histories_are_alike_where_the_mean_is_the_shortest() -> None:
     assert set(
         np.bincount(generate(users=50, items=200, seed=0, mean_length=20, shortest=20).users)
     ) == {20}
+
+
+def test_markets_of_different_sizes_sell_different_items() -> None:
+    log = load_dataset("synthetic-markets")
+    markets = log.columns["market"]
+    sizes = {name: len(np.unique(log.users[markets == name])) for name in np.unique(markets)}
+    assert list(sizes.values()) == [800, 300, 150, 80, 40]
+    sold = {name: set(log.items[markets == name].tolist()) for name in sizes}
+    assert all(len(items) <= 24 * np.ceil(0.6 * 1000 / 24) for items in sold.values())
+    large, other = sold["market-0"], sold["market-1"]
+    assert 0.4 < len(large & other) / len(other) < 0.8
+    again = load_dataset("synthetic-markets", "seed=0")
+    assert rows_of(again) == rows_of(log)
+    small = load_dataset("synthetic-markets", "sizes=30/10,items=200,clusters=5")
+    first = np.unique(small.users, return_index=True)[1]
+    assert Counter(small.columns["market"][first]) == {"market-0": 30, "market-1": 10}
+
+
+def test_every_market_sells_a_part_of_every_cluster() -> None:
+    log = generate(40, 120, 2, clusters=6, markets=2, mean_length=18, sizes=(30, 10), sold=50)
+    for market in ("market-0", "market-1"):
+        codes = np.unique(log.items[log.columns["market"] == market])
+        names = Counter(cluster_name(log.titles[log.item_ids[code - 1]]) for code in codes)
+        assert len(names) == 6 and max(names.values()) <= 10
+
+
+def test_titles_carry_the_cluster_into_text_vectors() -> None:
+    log = load_dataset("synthetic-markets")
+    texts = [log.texts[item] for item in log.item_ids]
+    rows = item_vectors(TF_IDF, log.item_ids, texts, 64).rows
+    cluster = np.unique([cluster_name(text) for text in texts], return_inverse=True)[1]
+    near = rows @ rows.T
+    np.fill_diagonal(near, -1)
+    assert (cluster[near.argmax(1)] == cluster).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sizes": (30, 20)}, "sizes are of 2 and 50. Fix: give sizes alone"),
+        ({"sizes": (40,)}, "sizes are of 1 and 40"),
+        ({"sizes": (40, 0)}, "no market without users"),
+        ({"sold": 10}, "at least 20 items, not 12"),
+    ],
+)
+def test_markets_that_do_not_fit(changes: dict[str, object], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        generate(
+            **{"users": 40, "items": 120, "seed": 0, "markets": 2, "mean_length": 9, **changes}
+        )

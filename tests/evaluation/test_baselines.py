@@ -125,7 +125,18 @@ def test_recent_knn_is_the_named_setting() -> None:
     assert not torch.equal(recent, BASELINES["item-knn"](data)(histories))
 
 
-@pytest.mark.parametrize("bad", [{"neighbours": 0}, {"window": 0}, {"decay": 0.0}, {"decay": 1.5}])
+def test_shrunk_knn_by_hand() -> None:
+    data = client([1, 2, *HELD_OUT], [2, 1, *HELD_OUT], [1, 3, *HELD_OUT])
+    both, one = 2 / (math.sqrt(6) + 10), 1 / (math.sqrt(3) + 10)
+    scores = BASELINES["item-knn-shrunk"](data)([history(1), history(2, 3)])
+    expected = [[0, 0, both, one, 0, 0, 0], [0, one + 0.8 * both, 0, 0, 0, 0, 0]]
+    assert scores.numpy() == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"neighbours": 0}, {"window": 0}, {"decay": 0.0}, {"decay": 1.5}, {"shrink": -1.0}],
+)
 def test_knn_settings_are_checked(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="item-kNN needs"):
         item_knn(client([1, 2, 3]), **bad)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pfsr_core.assembly import ALGORITHMS, TASKS
+from pfsr_core.assembly import ALGORITHMS, ITEMS_OF
 from pfsr_core.settings import parse_settings
 from pfsr_core.settings_file import toml_value
 from server_app import launch
@@ -27,12 +27,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 
 NODES = 2
 COMMON = {**TINY, "algorithm.finetune": False, "federation.participation": 0.7}
-MAIN, *OTHERS = [name for name in ALGORITHMS if name not in TASKS]
+MAIN, *OTHERS = [name for name in ALGORITHMS if name not in ITEMS_OF]
 CONFIGS = {
     MAIN: {**COMMON, "algorithm.name": MAIN, "run.compare": " ".join(OTHERS)},
     **{
         name: {**COMMON, **NEEDS[name], "algorithm.name": name, "data.sampled-99": True}
-        for name in TASKS
+        for name in ITEMS_OF
     },
 }
 """By the main algorithm of a run: those that share the items cannot be in one run with others."""
@@ -54,7 +54,7 @@ def engine_runs(tmp_path_factory):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_engine_equals_the_plain_loop(engine_runs, algorithm):
-    main = algorithm if algorithm in TASKS else MAIN
+    main = algorithm if algorithm in ITEMS_OF else MAIN
     home, log = engine_runs[main]
     settings = parse_settings({**CONFIGS[main], "algorithm.name": algorithm})
     server, states = plain_loop(settings, nodes=NODES)

@@ -62,6 +62,7 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         {"federation__partition": "user", "federation__participation": 0.3},
         {"algorithm__max_row_change": 0.2, "algorithm__name": "pfedrec"},
         {"algorithm__max_row_change": 0.004, "model__items": "dual"},
+        {"federation__catalogues": "own", "model__items": "semantic"},
     ],
     ids=[
         "shared items",
@@ -70,6 +71,7 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         "a client a user",
         "clipped rows of a score function's items",
         "clipped rows of a table beside residuals",
+        "catalogues",
     ],
 )
 def test_variants_equal_the_plain_loop(tmp_path, changes):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pfsr_core.algorithms import pfedrec
-from pfsr_core.assembly import ALGORITHMS, TASKS, assemble, load_federation
-from pfsr_core.models.next_item import ITEMS, RESIDUAL
+from pfsr_core.assembly import ALGORITHMS, ITEMS_OF, assemble, load_federation
+from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.protocol import TRAIN
 from tests.integration.helpers import final_server, settings_in, stored_states
@@ -16,8 +16,9 @@ from tests.integration.loopback import run_loopback
 
 PRIVATE = {"private": ITEMS, "semantic": RESIDUAL}  # by mode, its name in a state
 PAIRS = [
-    *((name, *mode) for name in ALGORITHMS if name not in TASKS for mode in PRIVATE.items()),
+    *((name, *mode) for name in ALGORITHMS if name not in ITEMS_OF for mode in PRIVATE.items()),
     ("pfedrec", "shared", pfedrec.ROWS),
+    ("fecosr", "adapted", f"/{PROJECTION}"),
 ]
 
 
@@ -47,7 +48,8 @@ def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm, items,
     finetuned = {name: c.state for s in served for name, c in s.clients.items()}
     assert len(states) == len(finetuned) == 6
     own = [state for s in (states, finetuned) for state in s.values()]
-    rows = [row for state in own for row in pieces(state[private])]
+    found = [tensor for state in own for name, tensor in state.items() if private in name]
+    rows = [row for tensor in found for row in pieces(tensor)]
     assert len(rows) > 100
     assert not [row for row in rows if row in sent]
 
