@@ -25,14 +25,14 @@ class ClientTable:
 def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     """What each client reached with each method, and what it ships where a rule decided that.
 
-    With ``baselines`` these have columns too. None where there is one client, or more than FEW that are no values of a column.
+    With ``baselines`` these have columns too. None where there is one client, or more than FEW that
+    are no values of a column.
     """
     main = main_algorithm(record)
     by_client: dict[str, dict[str, ClientResult]] = {}
     for row in record.clients:
-        if row.split == "test" and row.users:
-            if baselines or row.method not in BASELINES:
-                by_client.setdefault(row.client, {})[row.method] = row
+        if row.split == "test" and row.users and (baselines or row.method not in BASELINES):
+            by_client.setdefault(row.client, {})[row.method] = row
     named = record.config.get("federation.partition") == "column"
     if len(by_client) < 2 or (len(by_client) > FEW and not named):
         return None
