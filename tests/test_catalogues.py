@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from client_app.hosting import make_node
-from pfsr_core.assembly import ALGORITHMS, Assembly, Federation, local_training
+from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.data.negatives import training_pairs
 from pfsr_core.evaluation.baselines import BASELINES, popularity
@@ -22,6 +22,7 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import evaluate_models
 from pfsr_core.recommend import recommend
+from pfsr_core.registries import ALGORITHMS, local_training
 from pfsr_core.scoring import effective_model, make_scorer
 from pfsr_core.settings import Settings, Value
 from pfsr_core.simulation import States, run
