@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -177,7 +177,10 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
 def _soft_targets(
     settings: Settings, catalogue: Catalogue, texts: Tensor | None
 ) -> SoftTargetsOf | None:
-    """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has."""
+    """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has.
+
+    The vectors are made when somebody trains: a server may know items without knowing their texts.
+    """
     train = settings.train
     if not train.semantic_share or not catalogue.known:
         return None
@@ -186,13 +189,18 @@ def _soft_targets(
             "train.semantic-share with train.negatives: items that are not in the sample would "
             "share the next item's probability. Fix: train.negatives = 0."
         )
-    return semantic_targets(
-        text_vectors(settings, catalogue) if texts is None else texts,
-        catalogue.item_ids,
-        train.semantic_share,
-        train.semantic_neighbours,
-        train.semantic_temperature,
-    )
+
+    @cache
+    def targets() -> SoftTargetsOf:
+        return semantic_targets(
+            text_vectors(settings, catalogue) if texts is None else texts,
+            catalogue.item_ids,
+            train.semantic_share,
+            train.semantic_neighbours,
+            train.semantic_temperature,
+        )
+
+    return lambda candidates: targets()(candidates)
 
 
 def make_model(settings: Settings, num_items: int) -> NextItemModel:

@@ -57,12 +57,20 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
     "changes",
     [
         {"model__items": "shared", "algorithm__name": "fed-avg"},
+        {"model__items": "shared", "algorithm__name": "fed-avg", "train__semantic_share": 0.3},
         {"algorithm__aggregation": "count"},
         {"algorithm__server_momentum": 0.9, "algorithm__name": "fed-avg"},
         {"federation__partition": "user", "federation__participation": 0.3},
         {"federation__catalogues": "own", "model__items": "semantic"},
     ],
-    ids=["shared items", "count aggregation", "server momentum", "a client a user", "catalogues"],
+    ids=[
+        "shared items",
+        "soft targets",
+        "count aggregation",
+        "server momentum",
+        "a client a user",
+        "catalogues",
+    ],
 )
 def test_variants_equal_the_plain_loop(tmp_path, changes):
     settings = settings_in(tmp_path, federation__rounds=2, **changes)
