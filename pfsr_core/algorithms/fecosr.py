@@ -12,7 +12,8 @@
 The rule's model alone has the same parts, batches and epochs: it is trained beside every round,
 with hard targets, as nothing has to agree with other markets, kept at its best round, and finetuned
 in the same way. That doubles the cost of a round on the node, and the node keeps two encoders more.
-Nothing of it is sent but, after the last round, which of the two is shipped, as 0 or 1.
+Of its parameters nothing is sent. Sums of its figures are, as of every view: each round, and by
+client after the last one, when which of the two is shipped is counted as well.
 """
 
 from __future__ import annotations
