@@ -120,7 +120,7 @@ def _own_data(settings: Settings, config: Config) -> Settings:
     return replace(
         settings,
         data=replace(data, path=str(config["data-path"]), source=source),
-        federation=replace(federation, clients=clients),
+        federation=replace(federation, clients=clients, values=""),  # it hosts all it has
     )
 
 

@@ -42,7 +42,13 @@ CLAIMS: tuple[tuple[str, Part, Part], ...] = (
     ("finetuned, not pretrained", ("fecosr", FEDERATED), ("fecosr", PRETRAINED)),
     ("federated, not pooled", ("fecosr", FEDERATED), ("pooled", SHIPS)),
     ("federated, not PFSR", ("fecosr", FEDERATED), ("pfsr", PRETRAINED)),
-    ("federated, not item-kNN", ("fecosr", FEDERATED), ("baselines", "item-knn-recent")),
+    ("federated, not item-kNN", ("fecosr", FEDERATED), ("baselines", "item-knn-shrunk")),
+    (
+        "federated, not pooled item-kNN",
+        ("fecosr", FEDERATED),
+        ("baselines", "pooled item-knn-shrunk"),
+    ),
+    ("federated, not Markov", ("fecosr", FEDERATED), ("baselines", "markov")),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.run_files import ClientResult, RunRecord
 from pfsr_core.run_views import main_algorithm
 
@@ -21,15 +22,16 @@ class ClientTable:
     note: str
 
 
-def client_table(record: RunRecord) -> ClientTable | None:
+def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     """What each client reached with each method, and what it ships where a rule decided that.
 
-    None where there is one client, or more than FEW that are no values of a column.
+    With ``baselines`` these have columns too. None where there is one client, or more than FEW that
+    are no values of a column.
     """
     main = main_algorithm(record)
     by_client: dict[str, dict[str, ClientResult]] = {}
     for row in record.clients:
-        if row.split == "test" and row.users:
+        if row.split == "test" and row.users and (baselines or row.method not in BASELINES):
             by_client.setdefault(row.client, {})[row.method] = row
     named = record.config.get("federation.partition") == "column"
     if len(by_client) < 2 or (len(by_client) > FEW and not named):

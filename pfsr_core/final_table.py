@@ -115,7 +115,7 @@ def table_text(record: RunRecord, width: int = 120) -> str:
 
 
 def _clients_text(record: RunRecord, width: int) -> str:
-    table = client_table(record)
+    table = client_table(record, baselines=False)
     if table is None:
         return ""
     return f"\n{_grid(table.note, table.titles, table.rows, width, wrap=True)}\n"
@@ -153,12 +153,13 @@ def _grid(
     """Text in columns, the first one to the left."""
     # Only who prints a table needs rich; a node does not.
     from rich import box
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for place, name in enumerate(titles):
-        table.add_column(name, justify="right" if place else "left", no_wrap=not wrap)
+        justify: JustifyMethod = "right" if place else "left"
+        table.add_column(name, justify=justify, no_wrap=not (wrap and place), overflow="fold")
     for row in rows:
         table.add_row(*row)
     output = StringIO()

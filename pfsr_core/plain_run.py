@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pfsr_core.assembly import Assembly, Federation, algorithm_names, assemble
+from pfsr_core.assembly import Assembly, Federation, assemble
 from pfsr_core.data.describe import describe
 from pfsr_core.environment import environment
 from pfsr_core.federated import FULL, Broadcast, ServerState, Sums, merge_sums
@@ -19,6 +19,7 @@ from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import shows_full, split_means
+from pfsr_core.registries import algorithm_names
 from pfsr_core.run_files import (
     SELECTED_BY,
     SELECTORS,

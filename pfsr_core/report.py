@@ -203,12 +203,12 @@ def _sampled(rows: Sequence[Method]) -> str:
 
 
 def _client_note(record: RunRecord) -> str:
-    table = client_table(record)
+    table = client_table(record, baselines=True)
     return table.note if table else ""
 
 
 def _client_rows(record: RunRecord) -> str:
-    table = client_table(record)
+    table = client_table(record, baselines=True)
     if table is None:
         return ""
     titles = "".join(f"<th>{escape(title)}</th>" for title in table.titles)

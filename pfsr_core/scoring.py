@@ -25,7 +25,7 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
         items, table = with_unseen(task, model[ITEMS], data, codes)
         hidden = task.apply({**model, ITEMS: table}, items, None)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
-        scores = torch.full((len(items), data.num_items + 1), -torch.inf)
+        scores = last.new_full((len(items), data.num_items + 1), -torch.inf)
         scores[:, candidates] = last @ model[ITEMS][1:].T
         return scores
 

@@ -135,7 +135,7 @@ def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:
 
 
 def _served(numbers: Mapping[str, Any], tensors: Params) -> ServerState | None:
-    if numbers["served"] is None:
+    if numbers.get("served") is None:
         return None
     round_, signals = numbers["served"]
     params = {name: tensors[SERVED + name] for name in numbers["names"][0]}

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfsr_core import personal_evaluation
-from pfsr_core.assembly import ENCODERS
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.ranking import rank_among, ranks
 from pfsr_core.personal_evaluation import evaluate_clients, evaluate_models, personal_scorers
+from pfsr_core.registries import ENCODERS
 from pfsr_core.settings import Value
 from pfsr_core.simulation import run
 from tests.tiny import tiny_world

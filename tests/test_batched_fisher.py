@@ -7,12 +7,13 @@ import torch
 
 from pfsr_core import batched_fisher
 from pfsr_core.algorithms.pfsr import Response, _log_probability, _sampled
-from pfsr_core.assembly import Assembly, local_training
+from pfsr_core.assembly import Assembly
 from pfsr_core.batched_fisher import GRADIENTS, Sampled, client_fishers
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.local_training import Job
 from pfsr_core.params import Params
+from pfsr_core.registries import local_training
 from pfsr_core.settings import Settings, Value
 from tests.tiny import tiny_world
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pfsr_core import batched_training
-from pfsr_core.assembly import ALGORITHMS, ENCODERS, Assembly, local_training
+from pfsr_core.assembly import Assembly
 from pfsr_core.batched_training import Lane, Size, _groups, _lane, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate
 from pfsr_core.local_training import Job, train
 from pfsr_core.params import Params
+from pfsr_core.registries import ALGORITHMS, ENCODERS, local_training
 from pfsr_core.settings import Value
 from tests.tiny import tiny_world
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from client_app.hosting import make_node
-from pfsr_core.assembly import ALGORITHMS, Assembly, Federation, local_training
+from pfsr_core.assembly import Assembly, Federation, load_federation
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.data.negatives import training_pairs
 from pfsr_core.evaluation.baselines import BASELINES, popularity
@@ -22,6 +22,7 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import evaluate_models
 from pfsr_core.recommend import recommend
+from pfsr_core.registries import ALGORITHMS, local_training
 from pfsr_core.scoring import effective_model, make_scorer
 from pfsr_core.settings import Settings, Value
 from pfsr_core.simulation import States, run
@@ -223,10 +224,12 @@ def test_a_node_with_data_of_its_own_follows_the_setting(tmp_path) -> None:
         federation__catalogues="own",
         federation__partition="column",
         federation__column="market",
+        federation__values="x",
         data__source="file",
         data__path=str(tmp_path / "log.csv"),
     )
     config = {"data-path": str(tmp_path / "log.csv"), "name": "shop", "state-dir": str(tmp_path)}
+    assert [data.client for data in load_federation(settings).clients] == ["market-x"]
     node = make_node(settings, config)
     sold = {data.client: data.catalogue.tolist() for data in node.clients}
     assert sold == {"shop/market-x": [1, 2, 3, 4], "shop/market-y": [5, 6, 7, 8]}

@@ -10,15 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly import (
-    ALGORITHMS,
-    ENCODERS,
-    ITEMS_OF,
-    Assembly,
-    Federation,
-    assemble,
-    local_training,
-)
+from pfsr_core.assembly import Assembly, Federation, assemble
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
 from pfsr_core.federated import ClientUpdate
@@ -28,6 +20,7 @@ from pfsr_core.models.item_tables import OWN_ROWS
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
+from pfsr_core.registries import ALGORITHMS, ENCODERS, ITEMS_OF, local_training
 from pfsr_core.scoring import effective_model, make_scorer
 from pfsr_core.settings import SettingsError, Value
 from tests.tiny import tiny_settings, tiny_world

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfsr_core.assembly import Assembly, local_training, make_task
+from pfsr_core.assembly import Assembly, make_task
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.local_training import (
     Job,
@@ -26,6 +26,7 @@ from pfsr_core.local_training import (
 from pfsr_core.models.item_tables import co_occurrence_start, common_item_table, mean_length
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
+from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer, with_unseen
 from tests.tiny import tiny_world
 

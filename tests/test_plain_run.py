@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pfsr_core.assembly import algorithm_names
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.packing import size_of
 from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
+from pfsr_core.registries import algorithm_names
 from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY, new_directories
 from pfsr_core.run_rows import Row, baseline_rows
 from pfsr_core.settings import SettingsError

@@ -12,7 +12,8 @@
 The rule's model alone has the same parts, batches and epochs: it is trained beside every round,
 with hard targets, as nothing has to agree with other markets, kept at its best round, and finetuned
 in the same way. That doubles the cost of a round on the node, and the node keeps two encoders more.
-Nothing of it is sent but, after the last round, which of the two is shipped, as 0 or 1.
+Of its parameters nothing is sent. Sums of its figures are, as of every view: each round, and by
+client after the last one, when which of the two is shipped is counted as well.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def fecosr(
     hard = replace(task, soft_targets=None)
     moves = {"adapter": private, "all": shared, "all+adapter": shared | private}[finetuning.mode]
 
+    def init_client(data: ClientDataset) -> Params:
+        alone = _named(ALONE, task.init_shared()) if finetuning.safety_rule else {}
+        return {**task.init_private(data), **alone}
+
     def pretrained(
         some: Task, starts: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
     ) -> list[Trained]:
@@ -100,7 +105,7 @@ def fecosr(
         states: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
     ) -> list[Params]:
         """What the states hold of the models alone, a round later."""
-        starts = [{**alone(state, ALONE), **select(state, private)} for state in states]
+        starts = [{**_under(state, ALONE), **select(state, private)} for state in states]
         found = pretrained(hard, starts, datasets, round_)
         return [
             after_round(state, whole, data)
@@ -114,8 +119,8 @@ def fecosr(
             best, known = model, score
         return {**_named(ALONE, model), **_named(ALONE_BEST, best), SCORE: known}
 
-    def alone(state: Params, kind: str) -> Params:
-        return _under(state, kind) or task.init_shared()
+    def best_alone(state: Params) -> Params:
+        return {**(_under(state, ALONE_BEST) or _under(state, ALONE)), **select(state, private)}
 
     def valid(whole: Params, data: ClientDataset) -> Tensor:
         """Validation NDCG@10 (1,); 0 without users."""
@@ -157,9 +162,7 @@ def fecosr(
                 {**own, **_named(FEDERATED, whole)}
                 for own, (_, whole) in zip(adapters, federated, strict=True)
             ]
-        starts = [
-            {**alone(state, ALONE_BEST), **own} for state, own in zip(states, adapters, strict=True)
-        ]
+        local = finetuned([best_alone(state) for state in states], datasets)
         return [
             {
                 **own,
@@ -167,16 +170,14 @@ def fecosr(
                 **_named(LOCAL, other),
                 SHIPS: (score > rival).float(),
             }
-            for own, (score, whole), (rival, other) in zip(
-                adapters, federated, finetuned(starts, datasets), strict=True
-            )
+            for own, (score, whole), (rival, other) in zip(adapters, federated, local, strict=True)
         ]
 
     def federated_view(received: Params, state: Params) -> Params:
         return _under(state, FEDERATED) or {**received, **select(state, private)}
 
     def local_view(_received: Params, state: Params) -> Params:
-        return _under(state, LOCAL) or {**alone(state, ALONE_BEST), **select(state, private)}
+        return _under(state, LOCAL) or best_alone(state)
 
     def personalize(received: Params, state: Params) -> Params:
         """Before the end what stage 1 has reached, after it what is shipped."""
@@ -185,6 +186,7 @@ def fecosr(
 
     return replace(
         fed_avg(task, training, step=step, weight_power=weight_power),
+        init_client=init_client,
         client_updates=client_updates,
         personalize=personalize,
         finetunes=finetunes,

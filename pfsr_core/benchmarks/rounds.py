@@ -17,7 +17,7 @@ from functools import cache
 from torch import Tensor
 
 from pfsr_core.allocator import keep_freed_memory
-from pfsr_core.assembly import assemble, scorer_training
+from pfsr_core.assembly import assemble
 from pfsr_core.benchmarks.peers import scorer_round
 from pfsr_core.benchmarks.timing import Measurement, Work, compare
 from pfsr_core.data.client_dataset import ClientDataset
@@ -25,6 +25,7 @@ from pfsr_core.data.federation import partition_by_user
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.synthetic import generate
 from pfsr_core.models.item_scorer import head_of
+from pfsr_core.registries import scorer_training
 from pfsr_core.scorer_training import lesson_of
 from pfsr_core.settings import AlgorithmSettings, ModelSettings, Settings, TrainSettings
 from pfsr_core.simulation import node_update, state_of

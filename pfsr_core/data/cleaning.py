@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pfsr_core.data.describe import tied_last_pair
 from pfsr_core.data.errors import DataError
@@ -70,7 +69,7 @@ def keep_values(log: Interactions, column: str, values: tuple[str, ...]) -> Inte
     """Rows whose ``column`` is one of ``values``; all of them where none are given."""
     if not values:
         return log
-    cells = _cells(log, column)
+    cells = log.cells(column)
     missing = sorted(set(values) - set(np.unique(cells).tolist()))
     if missing:
         known = ", ".join(np.unique(cells).tolist()[:20])
@@ -92,17 +91,7 @@ def market_codes(log: Interactions, column: str) -> Codes:
     """The number of each row's value of ``column``: (N,); zeros without a column."""
     if not column:
         return np.zeros(len(log), np.int64)
-    return np.unique(_cells(log, column), return_inverse=True)[1].astype(np.int64)
-
-
-def _cells(log: Interactions, column: str) -> NDArray[np.str_]:
-    if column not in log.columns:
-        known = ", ".join(log.columns) or "none"
-        raise DataError(
-            f"{log.source} has no column {column!r} (further columns: {known}). Fix: name one of "
-            f"them."
-        )
-    return log.columns[column]
+    return np.unique(log.cells(column), return_inverse=True)[1].astype(np.int64)
 
 
 def market_facts(log: Interactions, column: str, jaccard: float) -> Facts:
@@ -114,7 +103,7 @@ def market_facts(log: Interactions, column: str, jaccard: float) -> Facts:
     interactions have one timestamp.
     """
     groups = variant_groups(log, jaccard, market_codes(log, column))
-    names = np.unique(_cells(log, column)).tolist() if column else ["all"]
+    names = np.unique(log.cells(column)).tolist() if column else ["all"]
     return {name: _facts(log, column, name, groups) for name in names}
 
 

@@ -92,13 +92,7 @@ def _pick(split: Split, positions: Iterable[int]) -> tuple[UserHistory, ...]:
 
 
 def _value_of_user(interactions: Interactions, column: str) -> dict[str, str]:
-    if column not in interactions.columns:
-        known = ", ".join(interactions.columns) or "none"
-        raise DataError(
-            f"{interactions.source} has no column {column!r} (further columns: {known}). "
-            f"Fix: name one of them, or group the users by number."
-        )
-    cells = interactions.columns[column]
+    cells = interactions.cells(column)
     _, first = np.unique(interactions.users, return_index=True)
     of_user = cells[first]
     _check_values(interactions, column, of_user[interactions.users])

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.data.errors import DataError
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -33,3 +35,13 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def cells(self, column: str) -> NDArray[np.str_]:
+        """A further column: (N,). Raises DataError when there is none of that name."""
+        if column not in self.columns:
+            known = ", ".join(self.columns) or "none"
+            raise DataError(
+                f"{self.source} has no column {column!r} (further columns: {known}). "
+                f"Fix: name one of them, or group the users by number."
+            )
+        return self.columns[column]

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pfsr_core.assembly import load_federation, scorer_training
+from pfsr_core.assembly import load_federation
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample
+from pfsr_core.registries import scorer_training
 from pfsr_core.scorer_training import ScorerTraining, lesson_of
 from pfsr_core.settings import Settings, parse_settings
 

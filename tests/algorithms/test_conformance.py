@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pfsr_core import simulation
-from pfsr_core.assembly import ALGORITHMS, ITEMS_OF, TASKS, Assembly, algorithm_names, assemble
+from pfsr_core.assembly import Assembly, assemble
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast
 from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.models.next_item import ROW_NAMES
 from pfsr_core.params import Params, Shapes, clone, shapes_of
+from pfsr_core.registries import ALGORITHMS, ITEMS_OF, TASKS, algorithm_names
 from pfsr_core.settings import SettingsError
 from tests.tiny import tiny_settings, tiny_world
 

@@ -9,13 +9,14 @@ import torch
 
 from pfsr_core import simulation
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED, Finetuning, fecosr
-from pfsr_core.assembly import Assembly, Federation, local_training
+from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import FederatedAlgorithm, merge_sums
 from pfsr_core.models.adapter import BASIS
 from pfsr_core.models.next_item import RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import evaluate_models, split_means
+from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer
 from pfsr_core.settings import Value
 from tests.tiny import tiny_world
@@ -120,8 +121,7 @@ def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
         assert valid(assembly, shared, state, data) == max(reached.values())
         assert algorithm.outcome(state) == {SHIPPED: float(federated)}
         shipped += federated
-        before = algorithm.personalize(shared, states[data.client])
-        assert reached[FEDERATED] >= valid(assembly, shared, before, data)
+        assert reached[FEDERATED] >= valid(assembly, shared, states[data.client], data)
     total = merge_sums(algorithm.outcome(state) for state in found.values())
     assert total[SHIPPED] == shipped
     assert not algorithm.outcome(states[federation.clients[0].client])

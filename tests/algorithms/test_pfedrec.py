@@ -11,7 +11,7 @@ import torch
 
 from pfsr_core import batched_scorer, simulation
 from pfsr_core.algorithms.pfedrec import CODES, ROWS
-from pfsr_core.assembly import assemble, load_federation, scorer_training
+from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.batched_scorer import train_scorers
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.federated import GLOBAL, WITH_PRIVATE, Broadcast, ClientUpdate, FederatedAlgorithm
@@ -19,6 +19,7 @@ from pfsr_core.models.item_scorer import BIAS, WEIGHT
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.recommend import MODEL, recommend
+from pfsr_core.registries import scorer_training
 from pfsr_core.scorer_training import Lesson, ScorerTraining, lesson_of, train_scorer
 from pfsr_core.settings import Value
 from tests.algorithms.no_learning import hit_rate

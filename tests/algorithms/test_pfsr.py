@@ -18,8 +18,9 @@ from pfsr_core.algorithms.pfsr import (
     pfsr,
     split_state,
 )
-from pfsr_core.assembly import local_training, make_task
+from pfsr_core.assembly import make_task
 from pfsr_core.federated import FederatedAlgorithm, Reply, ServerState
+from pfsr_core.registries import local_training
 from tests.tiny import tiny_world
 
 OFF = Magnitude(keep=0.0, magnitude=0.0)

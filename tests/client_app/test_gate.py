@@ -69,7 +69,7 @@ def test_a_mistake_in_an_algorithm_ends_at_the_gate(tmp_path, monkeypatch):
 
     monkeypatch.setattr(node, "pack", leaking)
     settings = settings_in(tmp_path, algorithm__name="fed-avg", federation__rounds=1)
-    from server_app.strategy import RoundsAbandonedError
+    from server_app.orders import RoundsAbandonedError
 
     wire = []
     with pytest.raises(RoundsAbandonedError, match="GateError"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.evaluation import client as client_module
-from pfsr_core.evaluation.client import client_sums, evaluate_client, user_values
+from pfsr_core.evaluation.client import ClientEvaluation, client_sums, evaluate_client, user_values
 from pfsr_core.evaluation.ranking import METRICS, means, merge
 from tests.evaluation.helpers import by_content, client, constant, random_client
 
@@ -151,3 +151,16 @@ def test_select_keeps_the_columns_together() -> None:
     assert part.ranks_kept.tolist() == whole.ranks_kept[1:].tolist()
     assert part.history_lengths.tolist() == [3, 5]
     assert part.sums()["users"] == 2
+
+
+def test_means_over_clients_let_every_client_with_users_weigh_the_same() -> None:
+    def of_client(name: str, ranks: list[int]) -> ClientEvaluation:
+        found = np.array(ranks, np.int64)
+        users = tuple(f"{name}-{i}" for i in range(len(ranks)))
+        return ClientEvaluation(name, users, found, found, found > 0, found)
+
+    parts = [of_client("large", [1, 1, 50, 50]), of_client("small", [50]), of_client("none", [])]
+    total = means(merge(*(one.client_sums() for one in parts)))
+    assert total["excluded/hr@10"] == pytest.approx(2 / 5)
+    assert total["clients/hr@10"] == pytest.approx((2 / 4 + 0) / 2)
+    assert (total["users"], total["clients"]) == (5, 2)

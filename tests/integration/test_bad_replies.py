@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 
 from pfsr_core.federated import merge_replies
 from pfsr_core.protocol import TRAIN, WEIGHT
-from server_app.strategy import RoundsAbandonedError
+from server_app.orders import RoundsAbandonedError
 from tests.integration.helpers import (
     assert_same_server,
     final_server,

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pfsr_core.assembly import ALGORITHMS, ITEMS_OF
+from pfsr_core.registries import ALGORITHMS, ITEMS_OF
 from pfsr_core.settings import parse_settings
 from pfsr_core.settings_file import toml_value
 from server_app import launch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.registries import ALGORITHMS
 from tests.integration.helpers import (
     assert_same,
     assert_same_server,
@@ -57,6 +57,7 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
     "changes",
     [
         {"model__items": "shared", "algorithm__name": "fed-avg"},
+        {"model__items": "shared", "algorithm__name": "fed-avg", "train__semantic_share": 0.3},
         {"algorithm__aggregation": "count"},
         {"algorithm__server_momentum": 0.9, "algorithm__name": "fed-avg"},
         {"federation__partition": "user", "federation__participation": 0.3},
@@ -66,6 +67,7 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
     ],
     ids=[
         "shared items",
+        "soft targets",
         "count aggregation",
         "server momentum",
         "a client a user",

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pfsr_core.algorithms import pfedrec
-from pfsr_core.assembly import ALGORITHMS, ITEMS_OF, assemble, load_federation
+from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.protocol import TRAIN
+from pfsr_core.registries import ALGORITHMS, ITEMS_OF
 from tests.integration.helpers import final_server, settings_in, stored_states
 from tests.integration.loopback import run_loopback
 

@@ -11,6 +11,7 @@ from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.node_store import NodeStore
 from pfsr_core.params import Params
 from pfsr_core.plain_run import simulate
+from pfsr_core.recommend import recommend
 from pfsr_core.run_files import SELECTORS
 from pfsr_core.settings import Settings
 from pfsr_core.simulation import finetune_clients, run
@@ -87,6 +88,8 @@ def test_its_figures_are_those_without_flower(tmp_path):
     for part in ("outcome", "served_round", "best_round"):
         assert found[part] == expected[part]
     assert 0 <= found["outcome"]["shipped-federated"] <= 3
+    store = NodeStore(tmp_path / "state" / "node-0.sqlite")
+    assert len(recommend(store.served(), "user-1", k=5).recommendations) == 5
 
 
 def test_a_resumed_run_serves_it_too(tmp_path):

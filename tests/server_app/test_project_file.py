@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pfsr_core.assembly import ALGORITHMS
+from pfsr_core.registries import ALGORITHMS
 from pfsr_core.settings import Settings, flat_settings, parse_settings
 from pfsr_core.settings_file import flatten_tables, load_recipe
 
