@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,13 +29,28 @@ from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.item_modes import Catalogue, ItemMode, item_mode
-from pfsr_core.local_training import LocalTraining, Task, stream_seed
+from pfsr_core.local_training import LocalTraining, Serving, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
+from pfsr_core.models.compressors import (
+    USERS,
+    Compressor,
+    LearnedTokens,
+    Memory,
+    RecurrentState,
+    WholeHistory,
+)
 from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.layers import Encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
-from pfsr_core.models.next_item import ITEMS, ROW_NAMES, NextItemModel, make_apply
+from pfsr_core.models.next_item import (
+    ITEMS,
+    ROW_NAMES,
+    NextItemModel,
+    make_apply,
+    make_serving,
+)
 from pfsr_core.models.sasrec import sasrec_encoder
-from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
+from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.scorer_task import item_scorer_task
 from pfsr_core.scorer_training import ScorerTraining
 from pfsr_core.settings import ModelSettings, Settings, SettingsError
@@ -75,10 +91,13 @@ class Assembly:
     vectors_method: str = ""
 
     def fingerprint_of(self, data: ClientDataset) -> str:
-        """Names the model and the rows of the item table that a client's state belongs to."""
-        if not self.task.partition.private & set(ROW_NAMES):
-            return self.fingerprint
-        return fingerprint({}, self.fingerprint, hashlib.sha256(data.touched.tobytes()).hexdigest())
+        """Names the model, and whose rows a client's state holds: of which items and users."""
+        private, facts = self.task.partition.private, []
+        if private & set(ROW_NAMES):
+            facts.append(hashlib.sha256(data.touched.tobytes()).hexdigest())
+        if USERS in private:
+            facts.extend(user.user for user in data.users)
+        return fingerprint({}, self.fingerprint, *facts) if facts else self.fingerprint
 
 
 def load_federation(settings: Settings) -> Federation:
@@ -132,7 +151,8 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     if mode.private:
         shapes[mode.private] = (len(catalogue.item_ids) + 1, settings.model.embedding_dim)
     model = settings.model
-    facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, mode.digest)
+    compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
+    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.digest, compressed)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
     return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)
 
@@ -149,21 +169,39 @@ def _catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
 
 def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
     model = make_model(settings, len(catalogue.item_ids))
+    compressor = cast(Compressor, model.compressor)
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
-    names = [*start, *([mode.private] if mode.private else [])]
+    stranger = {USERS: start.pop(USERS)} if USERS in start else {}
+    kept = {*stranger, *([mode.private] if mode.private else [])}
     everything = torch.arange(1, len(catalogue.item_ids) + 1)
     return Task(
         apply=make_apply(model),
         noise_width=model.noise_width,
-        partition=Partition.of(names, private=lambda name: name == mode.private),
+        partition=Partition.of([*start, *kept], private=lambda name: name in kept),
         init_shared=lambda: clone(start),
-        init_private=mode.init_private,
+        init_private=lambda data: {**mode.init_private(data), **_rows_of_users(stranger, data)},
         candidates=lambda data: torch.from_numpy(data.touched) if mode.own_rows else everything,
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,
+        places=compressor.places,
+        first_read=compressor.first_read,
+        cuts=compressor.cuts,
+        serving=_serving(model),
     )
+
+
+def _rows_of_users(stranger: Params, data: ClientDataset) -> Params:
+    """The private rows of a client's users, alike at first: a stranger's, then one for each."""
+    count = len(data.users) + 1
+    return {name: row.expand(count, *row.shape[1:]).clone() for name, row in stranger.items()}
+
+
+def _serving(model: NextItemModel) -> Serving | None:
+    if isinstance(model.compressor, WholeHistory):
+        return None
+    return Serving(cast(Memory, model.compressor).begin, *make_serving(model))
 
 
 def make_model(settings: Settings, num_items: int) -> NextItemModel:
@@ -172,7 +210,8 @@ def make_model(settings: Settings, num_items: int) -> NextItemModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.run.seed, "model"))
         encoder = ENCODERS[model.encoder](model)
-        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout)
+        compressor = COMPRESSORS[model.compressor](model, encoder)
+        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout, compressor)
 
 
 def local_training(settings: Settings) -> LocalTraining:
@@ -217,11 +256,46 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
         m.embedding_dim, m.num_layers, m.state_dim, m.conv_width, m.expand, m.dropout
     ),
     "sasrec": lambda m: sasrec_encoder(
-        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, _extra_places(m)
     ),
     "gru4rec": lambda m: gru4rec_encoder(
         m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
     ),
+}
+
+
+def _extra_places(model: ModelSettings) -> int:
+    return model.tokens if model.compressor == "tokens" else 0
+
+
+def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
+    if not hasattr(encoder, "remember"):
+        raise SettingsError(
+            f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
+            f"attention. Fix: model.encoder = 'sasrec', or model.compressor = 'state'."
+        )
+    if model.recent >= model.max_length:
+        raise SettingsError(
+            f"model.recent = {model.recent} leaves nothing to compress of model.max-length = "
+            f"{model.max_length}. Fix: make it smaller."
+        )
+    return LearnedTokens(model.embedding_dim, model.tokens, model.recent, model.personal_memory)
+
+
+def _state(model: ModelSettings, encoder: nn.Module) -> nn.Module:
+    if hasattr(encoder, "remember"):
+        raise SettingsError(
+            f"model.compressor = 'state' with the encoder {model.encoder!r}: attention's state "
+            f"grows with the history. Fix: model.compressor = 'tokens', or a recurrent encoder."
+        )
+    return RecurrentState(cast(Encoder, encoder), model.personal_memory)
+
+
+IDENTITY = "identity"
+COMPRESSORS: dict[str, Callable[[ModelSettings, nn.Module], nn.Module]] = {
+    IDENTITY: lambda _model, _encoder: WholeHistory(),
+    "tokens": _tokens,
+    "state": _state,
 }
 
 

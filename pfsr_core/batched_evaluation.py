@@ -28,9 +28,10 @@ from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemAr
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.local_training import Task, private_codes
-from pfsr_core.models.next_item import ITEMS, pad_right
+from pfsr_core.models.compressors import Rows
+from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.scoring import with_unseen
+from pfsr_core.scoring import what_is_read, with_unseen
 
 SMALL = 8  # users of a client up to which it is evaluated together with others
 
@@ -42,14 +43,16 @@ class Entry:
     """A client's whole parameters, and its users' histories as row numbers of its item table.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items. A private table has got a row for each item in them. The table that other
-    modes make is not made here: it lives as long as a group is evaluated.
+    before the test items; ``whose`` (2U,): their cuts and users. A private table has got a row for
+    each item in them. The table that other modes make is not made here: it lives as long as a group
+    is evaluated.
     """
 
     data: ClientDataset
     params: Params
     rows: Tensor
     lengths: Tensor
+    whose: Rows
     candidates: Tensor
     codes: Tensor
 
@@ -71,12 +74,15 @@ def evaluate_together(
 
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
-    codes, lengths = pad_right(histories, max_length)
+    codes, lengths, cuts = what_is_read(task, histories, max_length)
+    users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
     rows = codes
     if ITEMS in task.partition.private:
         rows, table = with_unseen(task, model[ITEMS], data, codes)
         model = {**model, ITEMS: table}
-    return Entry(data, model, rows, lengths, task.candidates(data), private_codes(data))
+    return Entry(
+        data, model, rows, lengths, Rows(cuts, users), task.candidates(data), private_codes(data)
+    )
 
 
 def _size(entry: Entry) -> Size:
@@ -91,7 +97,8 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     stacks = stack_params([entry.params for entry in entries])
     models = vmap(task.effective)(stacks, fill_rows([entry.codes for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
-    hidden = vmap(task.apply, in_dims=(0, 0, None))(models, items, None)
+    rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
+    hidden = vmap(task.apply, in_dims=(0, 0, None, 0))(models, items, None, rows)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

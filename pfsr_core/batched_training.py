@@ -29,6 +29,7 @@ from pfsr_core.local_training import (
     LossSum,
     Step,
     Task,
+    Windows,
     client_windows,
     freeze,
     fresh_adam,
@@ -36,6 +37,7 @@ from pfsr_core.local_training import (
     steps,
     train,
 )
+from pfsr_core.models.compressors import USERS, Rows
 from pfsr_core.models.next_item import ITEMS, ROW_NAMES
 from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
@@ -71,14 +73,14 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Lane:
-    """A client in a group: its job, its windows (W, L + 1), how many steps it takes.
+    """A client in a group: its job, its windows, how many steps it takes.
 
     ``codes``: those of its private rows.
     """
 
     job: Job
     codes: Tensor
-    windows: Tensor
+    windows: Windows
     steps: int
     size: Size
 
@@ -99,11 +101,12 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
-    count = config.local_epochs * -(-len(windows) // config.batch_size)
+    lengths = (windows.items > 0).sum(1)
+    count = config.local_epochs * -(-len(lengths) // config.batch_size)
     items = len(task.candidates(job.data)) + 1
     size = Size(
-        rows=min(len(windows), config.batch_size),
-        length=int((windows > 0).sum(1).max()) - 1 if len(windows) else 0,
+        rows=min(len(lengths), config.batch_size),
+        length=task.places + int(lengths.max()) - 1 if len(lengths) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
@@ -174,10 +177,10 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
 
 
 def stack_params(params: Sequence[Params]) -> Params:
-    """(K, ...) for every name; tensors of item rows, of any numbers, are filled up with zeros."""
+    """(K, ...) for every name; tensors of items' and users' rows are filled up with zeros."""
     return {
         name: fill_rows([one[name] for one in params])
-        if name in ROW_NAMES
+        if name in (*ROW_NAMES, USERS)
         else torch.stack([one[name] for one in params])
         for name in (params[0] if params else {})
     }
@@ -257,6 +260,7 @@ def _collate(found: Sequence[Step]) -> Step:
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
         bits=pad_together(bits) if bits else None,
+        rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
         negatives=None,
     )
 
@@ -274,9 +278,10 @@ def _cross_entropies(
     task: Task, leaves: Params, codes: Tensor, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
-    dims = (0, 0, None if step.bits is None else 0)
+    dims = (0, 0, None if step.bits is None else 0, 0)
     models = vmap(task.effective)(leaves, codes)
-    hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
+    hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits, step.rows)
+    hidden = hidden.flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(

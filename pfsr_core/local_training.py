@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
+from pfsr_core.models.compressors import Rows
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
@@ -22,6 +24,25 @@ from pfsr_core.params import Params, Partition, clone
 def as_they_are(params: Params, _codes: Tensor) -> Params:
     """Parameters that the model takes as a client holds them."""
     return params
+
+
+def latest(length: int, max_length: int) -> int:
+    """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
+    return max(0, length - max_length)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a model serves from what it remembers of a user.
+
+    ``begin(length, covered)``, ``compress(params, items, users)`` and ``recall(params, items,
+    memory)`` are those of :class:`pfsr_core.models.compressors.Memory` as functions of parameters,
+    with item codes in place of embedded items.
+    """
+
+    begin: Callable[[int, int | None], int]
+    compress: Callable[[Params, Tensor, Tensor], Params]
+    recall: Callable[[Params, Tensor, Params], tuple[Tensor, Params]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,10 @@ class Task:
     table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
+    ``places``: positions that the model adds to every row, for tokens; a row is then cut at random
+    in training. ``first_read(length, max_length)``: the first item read of a history;
+    ``cuts(lengths)``: how many of what is read are old. ``serving``: None where every answer reads
+    the history anew.
     """
 
     apply: Apply
@@ -47,6 +72,10 @@ class Task:
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
     effective: Callable[[Params, Tensor], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
+    places: int = 0
+    first_read: Callable[[int, int], int] = latest
+    cuts: Callable[[Tensor], Tensor] = torch.zeros_like
+    serving: Serving | None = None
 
 
 @dataclass(frozen=True)
@@ -113,14 +142,26 @@ class Job:
 class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
-    ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
-    ``negatives`` (n,): sampled rows in place of all others, None without sampling.
+    ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
+    without; ``rows``: cuts and users of the B rows; ``negatives`` (n,): sampled rows in place of
+    all others, None without sampling.
     """
 
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
+    rows: Rows
     negatives: Tensor | None
+
+
+class Windows(NamedTuple):
+    """Training windows ``items`` (W, L + 1), and whose they are: ``users`` (W,).
+
+    1 is the client's first user.
+    """
+
+    items: Tensor
+    users: Tensor
 
 
 @dataclass(frozen=True)
@@ -140,16 +181,21 @@ def stream_seed(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def training_windows(data: ClientDataset, max_length: int) -> Tensor:
-    """All training histories cut into windows of at most ``max_length + 1`` items: (W, L + 1).
+def training_windows(data: ClientDataset, max_length: int) -> Windows:
+    """All training histories cut into windows of at most ``max_length + 1`` items.
 
     Windows overlap by one item, so that every item after a user's first is a target exactly once.
     They are cut from the end: the last window of a long history is always full.
     """
-    pieces = [piece for user in data.users for piece in _cut(user.train, max_length)]
+    pieces = [
+        (piece, number)
+        for number, user in enumerate(data.users, start=1)
+        for piece in _cut(user.train, max_length)
+    ]
     if not pieces:
-        return torch.zeros(0, 2, dtype=torch.long)
-    return pad_right(pieces, max_length + 1)[0]
+        return Windows(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    items, users = zip(*pieces, strict=True)
+    return Windows(pad_right(items, max_length + 1)[0], torch.tensor(users))
 
 
 def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
@@ -157,12 +203,12 @@ def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
         yield history[max(0, end - max_length - 1) : end]
 
 
-def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
     """One shuffled pass, each batch cut to its longest window."""
-    order = torch.randperm(len(windows), generator=generator)
+    order = torch.randperm(len(windows.items), generator=generator)
     for rows in order.split(batch_size):
-        batch = windows[rows]
-        yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
+        batch = windows.items[rows]
+        yield Windows(batch[:, : max(2, int((batch > 0).sum(1).max()))], windows.users[rows])
 
 
 def private_codes(data: ClientDataset) -> Tensor:
@@ -170,22 +216,24 @@ def private_codes(data: ClientDataset) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], data.touched]))
 
 
-def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
-    """:func:`training_windows` with items as row numbers of the client's table: (W, L + 1)."""
-    return row_numbers(training_windows(data, config.max_length), task.candidates(data))
+def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
+    """:func:`training_windows` with items as row numbers of the client's table."""
+    items, users = training_windows(data, config.max_length)
+    return Windows(row_numbers(items, task.candidates(data)), users)
 
 
-def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
+def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
     rows = len(task.candidates(job.data))
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
-            inputs, targets = batch[:, :-1], batch[:, 1:]
+            inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
+            part = Rows(draw_cuts(task, targets, shuffle), batch.users)
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, negatives)
+            yield Step(inputs, targets, bits, part, negatives)
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -195,13 +243,14 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     """
     windows = client_windows(task, config, job.data)
     params, losses = clone(job.params), LossSum()
-    if not len(windows):
+    if not len(windows.items):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
     optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, codes)
-        loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
+        hidden = task.apply(model, step.inputs, step.bits, step.rows)
+        loss = _loss(hidden, model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
             loss = loss + job.extra_loss.term(leaves, job.extra_loss.context)
@@ -224,8 +273,23 @@ def noise_generator(stream: int) -> np.random.Generator:
 
 
 def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
-    """Bits for one batch of ``shape`` (B, L): (B, L, noise_width) int16, None without dropout."""
-    return draw_bits((*shape, task.noise_width), generator) if task.noise_width else None
+    """Bits for a batch of ``shape`` (B, L): (B, places + L, noise_width) int16, or None."""
+    if not task.noise_width:
+        return None
+    rows, length = shape
+    return draw_bits((rows, task.places + length, task.noise_width), generator)
+
+
+def draw_cuts(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each row is cut into old and recent items: (B,), from 0 to one less than its targets.
+
+    Any place alike, so that one model reads memories of any age (PerSRec). 0 where a model makes
+    no difference; nothing is drawn then.
+    """
+    lengths = (targets > 0).sum(1)
+    if not task.places:
+        return torch.zeros_like(lengths)
+    return (torch.rand(len(lengths), generator=generator) * lengths).long()
 
 
 def fresh_adam(leaves: Params, config: LocalTraining) -> torch.optim.Adam:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
 from pfsr_core.local_training import Task, private_codes
+from pfsr_core.models.compressors import Rows
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
 
@@ -20,16 +21,28 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
     candidates, model = task.candidates(data), effective_model(task, params, data)
 
     @torch.no_grad()
-    def score(histories: Sequence[ItemArray]) -> Tensor:
-        codes, lengths = pad_right(histories, max_length)
+    def score(histories: Sequence[ItemArray], users: ItemArray | None = None) -> Tensor:
+        codes, lengths, cuts = what_is_read(task, histories, max_length)
+        whose = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
         items, table = with_unseen(task, model[ITEMS], data, codes)
-        hidden = task.apply({**model, ITEMS: table}, items, None)
+        hidden = task.apply({**model, ITEMS: table}, items, None, Rows(cuts, whose))
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         scores = torch.full((len(items), data.num_items + 1), -torch.inf)
         scores[:, candidates] = last @ model[ITEMS][1:].T
         return scores
 
     return score
+
+
+def what_is_read(
+    task: Task, histories: Sequence[ItemArray], max_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of each history that the model reads: codes (B, L), lengths (B,), cuts (B,)."""
+    firsts = [task.first_read(len(history), max_length) for history in histories]
+    parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
+    codes, lengths = pad_right(parts, max(map(len, parts), default=1))
+    cuts = task.cuts(torch.tensor([len(history) for history in histories]))
+    return codes, lengths, (cuts - torch.tensor(firsts)).clamp(min=0)
 
 
 @torch.no_grad()

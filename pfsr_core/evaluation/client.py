@@ -11,9 +11,9 @@ and is there to be compared with tables of federated recommenders, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,16 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample, ranking_sums, ranks
 
-Scorer = Callable[[Sequence[ItemArray]], Tensor]
-"""Histories (codes, oldest first; they may be empty) -> scores (U, V+1), one column per code."""
+
+class Scorer(Protocol):
+    """What ranks the catalogue for histories."""
+
+    def __call__(self, histories: Sequence[ItemArray], users: ItemArray | None = None, /) -> Tensor:
+        """Histories (codes, oldest first; may be empty) -> scores (U, V+1), one column per code.
+
+        ``users`` (U,): the places of their users among the client's, from 1 on; 0 for a stranger.
+        """
+
 
 View = Literal["excluded", "kept"]
 SAMPLED = "sampled-99"
@@ -175,7 +183,7 @@ def _rank_batch(
     users = data.users[place]
     histories = [user.history(split) for user in users]
     with torch.no_grad():
-        scores = score(histories)
+        scores = score(histories, np.arange(place.start, place.start + len(users)) + 1)
     expected = (len(users), data.num_items + 1)
     if tuple(scores.shape) != expected:
         raise ValueError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from torch import Tensor, addcmul, nn
+from torch import Tensor, addcmul, cat, nn
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layout import Layout
@@ -48,11 +48,32 @@ class Encoder(Protocol):
         """
 
 
+class RecurrentEncoder(Encoder, Protocol):
+    """An encoder whose state has one size however long the history is."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        """As an encoder; ``state``: what the sequence begins with, as :meth:`step` takes it.
+
+        ``layout`` where it has ``packs`` only.
+        """
+
+
 class Mixer(Protocol):
     """An encoder without dropout, which may be told how long the sequences are."""
 
-    def __call__(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them."""
+    def __call__(
+        self, x: Tensor, lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them.
+
+        ``state``: what the sequence begins with, in place of the initial state.
+        """
 
     def initial_state(self, batch_size: int) -> State:
         """As an encoder's."""
@@ -99,12 +120,16 @@ class MixerLayer(nn.Module):
         self.noise_width = noise_width(self.dropout, self.feed_forward)
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """With ``layout`` x and the output are packed, (T, D), and so is the noise."""
         if layout is None:
-            return self._after_mixer(self.mixer(x), x, noise)
-        mixed = self.mixer(layout.pad(x), layout.lengths)
+            return self._after_mixer(self.mixer(x, None, state), x, noise)
+        mixed = self.mixer(layout.pad(x), layout.lengths, state)
         return self._after_mixer(layout.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
@@ -133,11 +158,16 @@ class Stack(nn.Module):
         self.packs = all(isinstance(layer, MixerLayer) for layer in self.layers)
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """With ``layout`` everything is packed, (T, D); only where ``packs`` is True."""
-        for layer in self.layers:
-            x = layer(x, noise) if layout is None else layer(x, noise, layout)
+        for index, layer in enumerate(self.layers):
+            own = None if state is None else of_prefix(state, index)
+            x = layer(x, noise, layout, own)
         return x
 
     def initial_state(self, batch_size: int) -> State:
@@ -157,15 +187,22 @@ class Stack(nn.Module):
         return cast(Sequence[Encoder], self.layers)
 
 
-def causal_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None = None
+) -> Tensor:
     """Each channel's own filter over the last W positions: x (B, L, E) to (B, L, E).
+
+    ``before`` (B, W - 1, E): the inputs that came before, zeros without.
 
     ``weight`` (E, 1, W) and ``bias`` (E,) as ``nn.Conv1d(E, E, W, groups=E)`` holds them, the
     last tap on the current position. W shifted multiplications leave x in its layout and are
     faster on a CPU than the convolution between two transpositions.
     """
     length, width = x.shape[1], weight.shape[-1]
-    padded = nn.functional.pad(x, (0, 0, width - 1, 0))
+    if before is None:
+        padded = nn.functional.pad(x, (0, 0, width - 1, 0))
+    else:
+        padded = cat([before, x], dim=1)
     y = bias.expand_as(x)
     for tap in range(width):
         y = addcmul(y, padded[:, tap : tap + length], weight[:, 0, tap])

@@ -120,6 +120,14 @@ class TestStep:
             outputs.append(output)
         close(torch.stack(outputs, dim=1), encoder(x))
 
+    def test_a_sequence_goes_on_from_a_state(self, encoder: Any) -> None:
+        if hasattr(encoder, "remember"):
+            pytest.skip("attention goes on from keys and values: see test_compressors")
+        x, state = histories(3, 20), encoder.initial_state(3)
+        for t in range(7):
+            _, state = encoder.step(x[:, t], state)
+        close(encoder(x[:, 7:], state=state), encoder(x)[:, 7:])
+
     def test_writes_none_of_its_inputs(self, encoder: Any) -> None:
         x = histories(2, 2)
         _, state = encoder.step(x[:, 0], encoder.initial_state(2))
