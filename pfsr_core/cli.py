@@ -28,6 +28,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="One setting, as key=value; may be repeated.", metavar="K=V"),
 ]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="Store of a node, or a directory of them; else .pfsr/state here."),
+]
 Source = Annotated[str, typer.Argument(help="Dataset: ml-100k, ml-1m, file, synthetic, ...")]
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
 
@@ -207,33 +211,56 @@ def bench(
 @plain_errors(_core_errors)
 def recommend(
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", help="Store of a node, or a directory of them; else .pfsr/state here."
-        ),
-    ] = None,
+    state: State = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     items: Annotated[
         str | None,
         typer.Option(help="Item ids, oldest first, with commas: instead of the stored history."),
     ] = None,
+    add: Annotated[
+        str, typer.Option(help="Item ids, oldest first, with commas: the user's newest, kept.")
+    ] = "",
     client: Annotated[str, typer.Option(help="Whose model answers a new user.")] = "",
     run: Annotated[str, typer.Option(help="Run to serve; without it the last one.")] = "",
 ) -> None:
     """Recommend items to one user with the model that a run left on this node.
 
-    Examples: `pfsr recommend --user 42 -k 5`,
+    Examples: `pfsr recommend --user 42 -k 5`, after something new `... --user 42 --add 50`,
     for somebody new `... --user guest --items "50,181"`
     """
     from pfsr_core import cli_answers
     from pfsr_core.node_store import default_state_directory
-    from pfsr_core.recommend import find_served
+    from pfsr_core.recommend import add_items, find_served
     from pfsr_core.recommend import recommend as answer
 
-    given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]
+    given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
+    if add:
+        add_items(served, user, _listed(add))
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
+
+
+@app.command()
+@plain_errors(_core_errors)
+def forget(
+    user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
+    state: State = None,
+) -> None:
+    """Delete a user from the models that are served here: history, memory and private row.
+
+    The node's data are not touched: take the user out of them before the next run.
+
+    Example: `pfsr forget --user 42`
+    """
+    from pfsr_core.node_store import default_state_directory
+    from pfsr_core.recommend import forget_everywhere
+
+    count = forget_everywhere(state or default_state_directory(), user)
+    typer.echo(f"user {user}: deleted from {count} served models")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pfsr_core.params import Params
+from pfsr_core.served_users import ServedUsers, forget_user
 from pfsr_core.store_file import StateMismatchError, StateMissingError, StoreFile, packed
 
 
@@ -57,7 +58,8 @@ class Served:
 
     ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
     ``texts``: words about each item where item vectors are made from them, else empty.
-    ``secret``: the store's, where it has one; secret item tables start from it.
+    ``secret``: the store's, where it has one; secret item tables start from it. ``users``: where
+    what happens to its users is kept; None of a model that is in no store.
     """
 
     run: str
@@ -71,6 +73,7 @@ class Served:
     clients: Mapping[str, ClientPart] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
     texts: Sequence[str] = ()
+    users: ServedUsers | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +259,15 @@ class NodeStore:
                 for name, histories in clients
             },
             secret=secret[0] if secret else b"",
+            users=ServedUsers(self._file, row[0]),
         )
+
+    def forget(self, user: str) -> int:
+        """Takes a user out of every model that is served here; returns out of how many.
+
+        States of training stay: a run whose data lack the user makes new ones.
+        """
+        return forget_user(self._file, user)
 
     def _served_state(self, number: int, client: str) -> Params:
         query = "SELECT digest, tensors FROM served_clients WHERE number = ? AND client = ?"

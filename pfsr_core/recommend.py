@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from pfsr_core.assembly import assemble
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
-from pfsr_core.scoring import make_scorer
+from pfsr_core.scoring import make_scorer, score_from_memory
+from pfsr_core.served_users import HELD_OUT, weights_digest
 from pfsr_core.settings import Settings, parse_settings
 
 MODEL = "model"
 POPULARITY = "popularity: no history yet"
-HELD_OUT = 2  # the last items of a stored history, which no model was trained on
 
 
 class RecommendationError(ValueError):
@@ -56,11 +57,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks: the client whose model answers, the history as codes, and what was skipped."""
+    """Who asks: the client whose model answers, the history as codes, and what was skipped.
+
+    ``user``: whose stored history it is; "" of a history that was given.
+    """
 
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
+    user: str = ""
 
 
 def open_served(path: Path, run: str = "") -> Served:
@@ -82,16 +87,29 @@ def find_served(place: Path, user: str, run: str = "") -> Served:
     ``place``: a node's store, or a directory of several, as a simulation leaves it. Raises like
     :func:`open_served`.
     """
-    if not place.is_dir():
-        return open_served(place, run)
-    stores = sorted(place.glob("*.sqlite"))
+    served = [open_served(path, run) for path in _stores(place)]
+    return next((one for one in served if user in _users(one)), served[0])
+
+
+def forget_everywhere(place: Path, user: str) -> int:
+    """Takes ``user`` from the stores at ``place``, see ``NodeStore.forget``; of how many models.
+
+    Raises RecommendationError when no store is there, or when none knows the user.
+    """
+    count = sum(NodeStore(path).forget(user) for path in _stores(place) if path.is_file())
+    if not count:
+        raise RecommendationError(f"{place} serves no user {user!r}: nothing was deleted.")
+    return count
+
+
+def _stores(place: Path) -> list[Path]:
+    stores = sorted(place.glob("*.sqlite")) if place.is_dir() else [place]
     if not stores:
         raise RecommendationError(
             f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
             f"give --state."
         )
-    served = [open_served(path, run) for path in stores]
-    return next((one for one in served if user in _users(one)), served[0])
+    return stores
 
 
 def recommend(
@@ -131,7 +149,34 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
             f"of its users ({_some(_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
-    return Asker(name, np.array(served.clients[home].histories[user], np.int64))
+    history = np.array(stored_history(served, home, user), np.int64)
+    return Asker(name, history, user=user if name == home else "")
+
+
+def stored_history(served: Served, client: str, user: str) -> list[int]:
+    """Item codes: those of the data that the model was trained with, then what was added."""
+    added = served.users.added() if served.users else {}
+    return [*served.clients[client].histories[user], *added.get(client, {}).get(user, ())]
+
+
+def add_items(served: Served, user: str, items: Sequence[str]) -> None:
+    """New interactions of a user of the node, raw item ids, oldest first, kept in its store.
+
+    The next model that is installed begins anew with the histories of the node's data. Raises
+    RecommendationError for an unknown user or item, and for a model that is in no store.
+    """
+    home, codes = _home(served, user), {raw: code for code, raw in enumerate(served.item_ids, 1)}
+    unknown = [item for item in items if item not in codes]
+    if unknown:
+        raise RecommendationError(
+            f"the catalogue lacks {_some(unknown)}. Fix: add items that the model was trained with."
+        )
+    if home is None or served.users is None:
+        raise RecommendationError(
+            f"user {user!r} is not on this node. Fix: add items where the user is; users here: "
+            f"{_some(_users(served))}."
+        )
+    served.users.append(home, user, [codes[item] for item in items])
 
 
 def _home(served: Served, user: str) -> str | None:
@@ -168,7 +213,20 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
     state = served.clients[asker.client].state
     whole = assembly.algorithm.personalize(served.shared, state)
     data = _dataset(served, asker.client)
-    return make_scorer(assembly.task, whole, data, settings.model.max_length)([asker.history])[0]
+    names, length = [user.user for user in data.users], settings.model.max_length
+    row = names.index(asker.user) + 1 if asker.user in names else 0
+    if assembly.task.serving is None:
+        score = make_scorer(assembly.task, whole, data, length)
+        return score([asker.history], np.array([row]))[0]
+    answer = partial(score_from_memory, assembly.task, whole, data, length, asker.history, row)
+    if not asker.user or served.users is None:
+        return answer(None)[0]
+    weights = weights_digest(whole)
+    known = served.users.memory(asker.client, asker.user, weights, asker.history)
+    scores, memory = answer(known)
+    if known is None or memory.covered != known.covered:
+        served.users.keep(asker.client, asker.user, weights, asker.history, memory)
+    return scores
 
 
 def _settings(served: Served) -> Settings:

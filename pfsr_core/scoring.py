@@ -11,9 +11,10 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
 from pfsr_core.local_training import Task, private_codes
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import COVERED, Rows
 from pfsr_core.models.next_item import ITEMS, pad_right
 from pfsr_core.params import Params
+from pfsr_core.served_users import UserMemory
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
@@ -32,6 +33,40 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
         return scores
 
     return score
+
+
+@torch.no_grad()
+def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
+    task: Task,
+    params: Params,
+    data: ClientDataset,
+    max_length: int,
+    history: ItemArray,
+    user: int,
+    memory: UserMemory | None,
+) -> tuple[Tensor, UserMemory]:
+    """Scores of the catalogue (V + 1,) as :func:`make_scorer`'s, and the memory to go on from.
+
+    Only items that ``memory`` does not stand for are read; it is made where there is none, or where
+    it does not serve for this history any more. ``history`` is not empty; ``user``: see ``Scorer``.
+    """
+    assert task.serving is not None
+    model, serving = effective_model(task, params, data), task.serving
+    begin = serving.begin(len(history), None if memory is None else memory.covered)
+    fits = memory is not None and memory.covered == begin
+    first = begin if fits else task.first_read(len(history), max_length)
+    codes = torch.from_numpy(history[first:])[None]
+    items, table = with_unseen(task, model[ITEMS], data, codes)
+    reading = {**model, ITEMS: table}
+    if memory is not None and fits:
+        before = memory.tensors
+    else:
+        before = serving.compress(reading, items[:, : begin - first], torch.tensor([user]))
+    last, after = serving.recall(reading, items[:, begin - first :], before)
+    scores = torch.full((data.num_items + 1,), -torch.inf)
+    scores[task.candidates(data)] = model[ITEMS][1:] @ last[0]
+    covered = begin + int(after[COVERED] - before[COVERED])
+    return scores, UserMemory(covered, after)
 
 
 def what_is_read(

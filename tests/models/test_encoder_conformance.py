@@ -147,6 +147,18 @@ class TestStep:
         floating = [t for t in state.values() if t.is_floating_point()]
         assert floating and all(tensor.dtype == torch.float64 for tensor in floating)
 
+    @torch.no_grad()
+    def test_names_say_what_is_what(self, build: Build) -> None:
+        """A store gives a state back in another order. In float32 a kernel may take the step."""
+        encoder, x = build(DIM, 0.0), histories(2, 2).float()
+        _, state = encoder.step(x[:, 0], encoder.initial_state(2))
+        found, expected = (
+            encoder.step(x[:, 1], {name: state[name] for name in names})
+            for names in (sorted(state, reverse=True), state)
+        )
+        assert torch.equal(found[0], expected[0])
+        assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
+
     def test_states_of_sequences_can_be_picked(self, encoder: Any) -> None:
         """Serving keeps one state per user: rows of a batch state are states."""
         x = histories(3, 2)
