@@ -31,6 +31,7 @@ from pfsr_core.item_modes import Catalogue, ItemMode, item_mode
 from pfsr_core.local_training import LocalTraining, Task, stream_seed
 from pfsr_core.models.associative_mamba import associative_encoder
 from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.hstu import hstu_encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import ITEMS, ROW_NAMES, NextItemModel, make_apply
 from pfsr_core.models.sasrec import sasrec_encoder
@@ -217,6 +218,9 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
         m.embedding_dim, m.num_layers, m.state_dim, m.conv_width, m.expand, m.dropout
     ),
     "sasrec": lambda m: sasrec_encoder(
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
+    ),
+    "hstu": lambda m: hstu_encoder(
         m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
     ),
     "gru4rec": lambda m: gru4rec_encoder(
