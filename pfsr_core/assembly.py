@@ -157,6 +157,7 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     return Task(
         apply=make_apply(model),
         noise_width=model.noise_width,
+        reads_times=model.reads_times,
         partition=Partition.of(names, private=lambda name: name == mode.private),
         init_shared=lambda: clone(start),
         init_private=mode.init_private,

@@ -19,6 +19,7 @@ from torch.func import vmap
 from pfsr_core.batched_training import (
     Size,
     fill_rows,
+    pad_known,
     pad_together,
     parameters_of,
     similar,
@@ -28,7 +29,7 @@ from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemAr
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.local_training import Task, private_codes
-from pfsr_core.models.next_item import ITEMS, pad_right
+from pfsr_core.models.next_item import ITEMS, pad_right, pad_times
 from pfsr_core.params import Params
 from pfsr_core.scoring import with_unseen
 
@@ -42,13 +43,15 @@ class Entry:
     """A client's whole parameters, and its users' histories as row numbers of its item table.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items. A private table has got a row for each item in them. The table that other
-    modes make is not made here: it lives as long as a group is evaluated.
+    before the test items; ``times`` (2U, L) theirs, where the model reads times. A private table
+    has got a row for each item in them. The table that other modes make is not made here: it lives
+    as long as a group is evaluated.
     """
 
     data: ClientDataset
     params: Params
     rows: Tensor
+    times: Tensor | None
     lengths: Tensor
     candidates: Tensor
     codes: Tensor
@@ -72,11 +75,14 @@ def evaluate_together(
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
     codes, lengths = pad_right(histories, max_length)
-    rows = codes
+    rows, times = codes, None
+    if task.reads_times:
+        known = [user.history_times(split) for split in SPLITS for user in data.users]
+        times = pad_times(known, codes)
     if ITEMS in task.partition.private:
         rows, table = with_unseen(task, model[ITEMS], data, codes)
         model = {**model, ITEMS: table}
-    return Entry(data, model, rows, lengths, task.candidates(data), private_codes(data))
+    return Entry(data, model, rows, times, lengths, task.candidates(data), private_codes(data))
 
 
 def _size(entry: Entry) -> Size:
@@ -91,7 +97,9 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     stacks = stack_params([entry.params for entry in entries])
     models = vmap(task.effective)(stacks, fill_rows([entry.codes for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
-    hidden = vmap(task.apply, in_dims=(0, 0, None))(models, items, None)
+    times = pad_known([entry.times for entry in entries])
+    dims = (0, 0, None, None if times is None else 0)
+    hidden = vmap(task.apply, in_dims=dims)(models, items, None, times)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

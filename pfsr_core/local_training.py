@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.fisher import Masks
+from pfsr_core.fisher import Masks, Samples
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
+from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right, pad_times
 from pfsr_core.params import Params, Partition, clone
 
 
@@ -36,6 +36,7 @@ class Task:
     table; ``codes`` (n + 1,) are those of the client's private rows, see :func:`private_codes`.
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
+    ``reads_times``: whether ``apply`` makes use of times; elsewhere none are prepared.
     """
 
     apply: Apply
@@ -47,6 +48,7 @@ class Task:
     unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
     effective: Callable[[Params, Tensor], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
+    reads_times: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,41 @@ class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
     ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
-    ``negatives`` (n,): sampled rows in place of all others, None without sampling.
+    ``negatives`` (n,): sampled rows in place of all others, None without sampling. ``times``
+    (B, L): seconds of the inputs, None for a model that reads none.
     """
 
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
     negatives: Tensor | None
+    times: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows of at most L + 1 interactions, right-padded with 0.
+
+    ``items`` (W, L + 1): item codes, or row numbers of a client's table. ``times`` (W, L + 1):
+    their seconds, None for a model that reads none.
+    """
+
+    items: Tensor
+    times: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def longest(self) -> int:
+        """Interactions of the longest window."""
+        return int((self.items > 0).sum(1).max())
+
+    def pick(self, rows: Tensor) -> Windows:
+        """The windows at ``rows``, cut to their longest, but to no less than two interactions."""
+        items, times = self.items[rows], None if self.times is None else self.times[rows]
+        end = max(2, Windows(items).longest)
+        return Windows(items[:, :end], None if times is None else times[:, :end])
 
 
 @dataclass(frozen=True)
@@ -146,23 +176,25 @@ def training_windows(data: ClientDataset, max_length: int) -> Tensor:
     Windows overlap by one item, so that every item after a user's first is a target exactly once.
     They are cut from the end: the last window of a long history is always full.
     """
-    pieces = [piece for user in data.users for piece in _cut(user.train, max_length)]
+    pieces = _pieces((user.train for user in data.users), max_length)
     if not pieces:
         return torch.zeros(0, 2, dtype=torch.long)
     return pad_right(pieces, max_length + 1)[0]
 
 
-def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
-    for end in range(len(history), 1, -max_length):
-        yield history[max(0, end - max_length - 1) : end]
+def _pieces(histories: Iterable[ItemArray], max_length: int) -> list[ItemArray]:
+    return [
+        history[max(0, end - max_length - 1) : end]
+        for history in histories
+        for end in range(len(history), 1, -max_length)
+    ]
 
 
-def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
     """One shuffled pass, each batch cut to its longest window."""
     order = torch.randperm(len(windows), generator=generator)
     for rows in order.split(batch_size):
-        batch = windows[rows]
-        yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
+        yield windows.pick(rows)
 
 
 def private_codes(data: ClientDataset) -> Tensor:
@@ -170,22 +202,27 @@ def private_codes(data: ClientDataset) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], data.touched]))
 
 
-def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
-    """:func:`training_windows` with items as row numbers of the client's table: (W, L + 1)."""
-    return row_numbers(training_windows(data, config.max_length), task.candidates(data))
+def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
+    """:func:`training_windows` with items as row numbers of the client's table, and their times."""
+    codes, times = training_windows(data, config.max_length), None
+    if task.reads_times:
+        known = (user.history_times("valid") for user in data.users)
+        times = pad_times(_pieces(known, config.max_length), codes)
+    return Windows(row_numbers(codes, task.candidates(data)), times)
 
 
-def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
+def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
     rows = len(task.candidates(job.data))
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
-            inputs, targets = batch[:, :-1], batch[:, 1:]
+            inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+            times = None if batch.times is None else batch.times[:, :-1]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, negatives)
+            yield Step(inputs, targets, bits, negatives, times)
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -201,7 +238,8 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, codes)
-        loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
+        hidden = task.apply(model, step.inputs, step.bits, step.times)
+        loss = _loss(hidden, model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
             loss = loss + job.extra_loss.term(leaves, job.extra_loss.context)
@@ -253,15 +291,24 @@ def freeze(leaves: Params, frozen: Masks | None) -> None:
 
 
 def prefix_samples(
-    data: ClientDataset, max_length: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+    data: ClientDataset,
+    max_length: int,
+    count: int,
+    generator: torch.Generator,
+    with_times: bool = False,
+) -> Samples:
     """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
 
-    Prefixes (S, max_length) right-padded, lengths (S,), targets (S,).
+    Items are codes; no prefix is longer than ``max_length``.
     """
     places = [(user, end) for user in data.users for end in range(1, len(user.train))]
     chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
     prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
     targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
     items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
-    return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
+    times = None
+    if with_times:
+        known = [places[i][0].history_times("valid")[: places[i][1]] for i in chosen]
+        times = pad_times(known, items)[: len(chosen)]
+    targets_ = torch.tensor(targets, dtype=torch.long)
+    return Samples(items[: len(chosen)], lengths[: len(chosen)], targets_, times)

@@ -21,13 +21,20 @@ from pfsr_core.store_file import StateMismatchError, StateMissingError, StoreFil
 
 
 class ClientPart(Protocol):
-    """One client of a served model. ``histories``: raw user id -> item codes, oldest first."""
+    """One client of a served model. ``histories``: raw user id -> item codes, oldest first.
+
+    ``times``: raw user id -> seconds of the same interactions, where they are known and the model
+    reads them.
+    """
 
     @property
     def state(self) -> Params: ...
 
     @property
     def histories(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def times(self) -> Mapping[str, Sequence[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class ServedClient:
 
     state: Params
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class StoredClient:
 
     read: Callable[[], Params]
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def state(self) -> Params:
@@ -252,8 +261,8 @@ class NodeStore:
             titles=catalogue["titles"],
             texts=tuple(catalogue.get("texts", ())),
             clients={
-                name: StoredClient(partial(self._served_state, row[0], name), json.loads(histories))
-                for name, histories in clients
+                name: StoredClient(partial(self._served_state, row[0], name), *_histories(text))
+                for name, text in clients
             },
             secret=secret[0] if secret else b"",
         )
@@ -285,5 +294,18 @@ def default_state_directory() -> Path:
 
 def _served_row(part: ClientPart) -> tuple[str, str, bytes]:
     """(histories as JSON, SHA-256 and bytes of the state)."""
-    histories = {user: list(map(int, codes)) for user, codes in part.histories.items()}
-    return json.dumps(histories), *packed(part.state)
+    known = [_whole(part.histories), _whole(part.times)]
+    return json.dumps(known if part.times else known[0]), *packed(part.state)
+
+
+def _whole(numbers: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {user: list(map(int, values)) for user, values in numbers.items()}
+
+
+def _histories(text: str) -> tuple[Mapping[str, Sequence[int]], Mapping[str, Sequence[int]]]:
+    """Histories and their times, as :func:`_served_row` wrote them: without times, histories only.
+
+    So a store that was written before there were times is read as it is.
+    """
+    found = json.loads(text)
+    return (found[0], found[1]) if isinstance(found, list) else (found, {})

@@ -2,7 +2,8 @@
 
 A user of the node is ranked with the model of the user's client and the stored history. Somebody
 new may give a few items instead, and is ranked with the model of the node's largest client, or of
-the client named. Items of the history are never recommended.
+the client named. Items of the history are never recommended. Items that are given come without
+times: a model that reads times takes the gaps between them for zero.
 
 A user without any history gets the items most frequent in that client's histories.
 """
@@ -10,7 +11,7 @@ A user without any history gets the items most frequent in that client's histori
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly import assemble
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
 from pfsr_core.scoring import make_scorer
@@ -56,11 +57,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks: the client whose model answers, the history as codes, and what was skipped."""
+    """Who asks: the client whose model answers, the history as codes, and what was skipped.
+
+    ``times``: seconds of the history, empty where they are not known.
+    """
 
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
+    times: ItemArray = field(default_factory=no_times)
 
 
 def open_served(path: Path, run: str = "") -> Served:
@@ -131,7 +136,11 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
             f"of its users ({_some(_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
-    return Asker(name, np.array(served.clients[home].histories[user], np.int64))
+    part = served.clients[home]
+    history, times = (
+        np.array(numbers.get(user, ()), np.int64) for numbers in (part.histories, part.times)
+    )
+    return Asker(name, history, times=times)
 
 
 def _home(served: Served, user: str) -> str | None:
@@ -168,7 +177,8 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
     state = served.clients[asker.client].state
     whole = assembly.algorithm.personalize(served.shared, state)
     data = _dataset(served, asker.client)
-    return make_scorer(assembly.task, whole, data, settings.model.max_length)([asker.history])[0]
+    score = make_scorer(assembly.task, whole, data, settings.model.max_length)
+    return score([asker.history], [asker.times])[0]
 
 
 def _settings(served: Served) -> Settings:

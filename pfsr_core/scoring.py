@@ -11,19 +11,23 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
 from pfsr_core.local_training import Task, private_codes
-from pfsr_core.models.next_item import ITEMS, pad_right
+from pfsr_core.models.next_item import ITEMS, pad_right, pad_times
 from pfsr_core.params import Params
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
-    """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked."""
+    """Scores of the whole catalogue for histories: (U, V + 1); -inf for what cannot be ranked.
+
+    Without their times a model that reads times takes all gaps between interactions for zero.
+    """
     candidates, model = task.candidates(data), effective_model(task, params, data)
 
     @torch.no_grad()
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], times: Sequence[ItemArray] = ()) -> Tensor:
         codes, lengths = pad_right(histories, max_length)
+        seconds = pad_times(times, codes) if task.reads_times and times else None
         items, table = with_unseen(task, model[ITEMS], data, codes)
-        hidden = task.apply({**model, ITEMS: table}, items, None)
+        hidden = task.apply({**model, ITEMS: table}, items, None, seconds)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         scores = torch.full((len(items), data.num_items + 1), -torch.inf)
         scores[:, candidates] = last @ model[ITEMS][1:].T

@@ -6,7 +6,8 @@ causal and histories are padded on the right, so no attention mask is needed: pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,11 +23,22 @@ ITEMS = "items.weight"
 PROJECTION = "item_projection"  # (D, S): public item vectors to item vectors
 RESIDUAL = "item_residual"  # (n + 1, D): what a client adds to the rows of its own items
 ROW_NAMES = (ITEMS, RESIDUAL)  # a row for each item, the padding row first
-Apply = Callable[[Params, Tensor, Tensor | None], Tensor]
+
+
+class Apply(Protocol):
+    """A next-item model as a function of its parameters."""
+
+    def __call__(
+        self, params: Params, items: Tensor, bits: Tensor | None, times: Tensor | None = None
+    ) -> Tensor:
+        """As :meth:`NextItemModel.forward`."""
 
 
 class NextItemModel(nn.Module):
-    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D)."""
+    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D).
+
+    ``reads_times``: whether the encoder makes use of the times of interactions.
+    """
 
     def __init__(
         self, num_items: int, embedding_dim: int, encoder: nn.Module, dropout: float
@@ -37,17 +49,22 @@ class NextItemModel(nn.Module):
         self.dropout = Dropout(dropout, embedding_dim)
         self.encoder = encoder
         self.noise_width = noise_width(self.dropout, encoder)
+        self.reads_times = bool(getattr(encoder, "reads_times", False))
 
-    def forward(self, items: Tensor, bits: Tensor | None = None) -> Tensor:
+    def forward(
+        self, items: Tensor, bits: Tensor | None = None, times: Tensor | None = None
+    ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
-        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none. Outputs at
-        padded places mean nothing.
+        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none. ``times``
+        (B, L), whole seconds: only for an encoder that reads them, None where they are not known.
+        Outputs at padded places mean nothing.
         """
         layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
         if layout is None:
             noise = None if bits is None else Noise(bits)
-            hidden: Tensor = self.encoder(self._embed(items, noise), noise)
+            known = () if times is None else (times,)
+            hidden: Tensor = self.encoder(self._embed(items, noise), noise, *known)
             return hidden
         noise = None if bits is None else Noise(layout.pack(bits))
         embedded = self._embed(items.flatten()[layout.index], noise)
@@ -59,10 +76,13 @@ class NextItemModel(nn.Module):
 
 
 def make_apply(model: nn.Module) -> Apply:
-    """``apply(params, items, bits)``: a next-item model as a function of its parameters."""
+    """``apply(params, items, bits, times)``: a next-item model as a function of its parameters."""
 
-    def apply(params: Params, items: Tensor, bits: Tensor | None) -> Tensor:
-        hidden: Tensor = functional_call(model, params, (items, bits), strict=True)
+    def apply(
+        params: Params, items: Tensor, bits: Tensor | None, times: Tensor | None = None
+    ) -> Tensor:
+        known = () if times is None else (times,)
+        hidden: Tensor = functional_call(model, params, (items, bits, *known), strict=True)
         return hidden
 
     return apply
@@ -79,3 +99,15 @@ def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[
     for row, history in enumerate(cut):
         items[row, : len(history)] = torch.from_numpy(history)
     return items, lengths
+
+
+def pad_times(times: Sequence[NDArray[np.int64]], items: Tensor) -> Tensor:
+    """Seconds of the last interactions of each history, where :func:`pad_right` put its items.
+
+    ``times``: of whole histories, or of none. ``items`` (B, L) as padded; (B, L) too, 0 elsewhere.
+    """
+    padded = torch.zeros_like(items)
+    for row, known in enumerate(times):
+        last = torch.from_numpy(known[-items.shape[1] :])
+        padded[row, : len(last)] = last
+    return padded
