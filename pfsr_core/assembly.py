@@ -40,6 +40,7 @@ from pfsr_core.models.compressors import (
     WholeHistory,
 )
 from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.hstu import hstu_encoder
 from pfsr_core.models.layers import Encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import (
@@ -178,6 +179,7 @@ def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task
     return Task(
         apply=make_apply(model),
         noise_width=model.noise_width,
+        reads_times=model.reads_times,
         partition=Partition.of([*start, *kept], private=lambda name: name in kept),
         init_shared=lambda: clone(start),
         init_private=lambda data: {**mode.init_private(data), **_rows_of_users(stranger, data)},
@@ -258,6 +260,9 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
     "sasrec": lambda m: sasrec_encoder(
         m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, _extra_places(m)
     ),
+    "hstu": lambda m: hstu_encoder(
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
+    ),
     "gru4rec": lambda m: gru4rec_encoder(
         m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
     ),
@@ -272,7 +277,7 @@ def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
     if not hasattr(encoder, "remember"):
         raise SettingsError(
             f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
-            f"attention. Fix: model.encoder = 'sasrec', or model.compressor = 'state'."
+            f"attention. Fix: model.encoder = 'sasrec' or 'hstu', or model.compressor = 'state'."
         )
     if model.recent >= model.max_length:
         raise SettingsError(

@@ -19,6 +19,7 @@ from torch.func import vmap
 from pfsr_core.batched_training import (
     Size,
     fill_rows,
+    pad_known,
     pad_together,
     parameters_of,
     similar,
@@ -43,14 +44,15 @@ class Entry:
     """A client's whole parameters, and its users' histories as row numbers of its item table.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items; ``whose`` (2U,): their cuts and users. A private table has got a row for
-    each item in them. The table that other modes make is not made here: it lives as long as a group
-    is evaluated.
+    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``whose`` (2U,):
+    their cuts and users. A private table has got a row for each item in them. The table that other
+    modes make is not made here: it lives as long as a group is evaluated.
     """
 
     data: ClientDataset
     params: Params
     rows: Tensor
+    times: Tensor | None
     lengths: Tensor
     whose: Rows
     candidates: Tensor
@@ -74,15 +76,15 @@ def evaluate_together(
 
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
-    codes, lengths, cuts = what_is_read(task, histories, max_length)
+    times = [user.history_times(split) for split in SPLITS for user in data.users]
+    read = what_is_read(task, histories, times, max_length)
     users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
-    rows = codes
+    rows = read.codes
     if ITEMS in task.partition.private:
-        rows, table = with_unseen(task, model[ITEMS], data, codes)
+        rows, table = with_unseen(task, model[ITEMS], data, rows)
         model = {**model, ITEMS: table}
-    return Entry(
-        data, model, rows, lengths, Rows(cuts, users), task.candidates(data), private_codes(data)
-    )
+    parts = (rows, read.times, read.lengths, Rows(read.cuts, users))
+    return Entry(data, model, *parts, task.candidates(data), private_codes(data))
 
 
 def _size(entry: Entry) -> Size:
@@ -97,8 +99,10 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     stacks = stack_params([entry.params for entry in entries])
     models = vmap(task.effective)(stacks, fill_rows([entry.codes for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
+    times = pad_known([entry.times for entry in entries])
     rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
-    hidden = vmap(task.apply, in_dims=(0, 0, None, 0))(models, items, None, rows)
+    dims = (0, 0, None, None if times is None else 0, 0)
+    hidden = vmap(task.apply, in_dims=dims)(models, items, None, times, rows)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

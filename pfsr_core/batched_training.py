@@ -101,12 +101,11 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
-    lengths = (windows.items > 0).sum(1)
-    count = config.local_epochs * -(-len(lengths) // config.batch_size)
+    count = config.local_epochs * -(-len(windows) // config.batch_size)
     items = len(task.candidates(job.data)) + 1
     size = Size(
-        rows=min(len(lengths), config.batch_size),
-        length=task.places + int(lengths.max()) - 1 if len(lengths) else 0,
+        rows=min(len(windows), config.batch_size),
+        length=task.places + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
@@ -255,14 +254,20 @@ def beyond_tables(counts: Sequence[int]) -> Tensor:
 
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
-    bits = [step.bits for step in found if step.bits is not None]
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
-        bits=pad_together(bits) if bits else None,
+        bits=pad_known([step.bits for step in found]),
         rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
         negatives=None,
+        times=pad_known([step.times for step in found]),
     )
+
+
+def pad_known(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """:func:`pad_together` of what all clients have, or none of them."""
+    known = [part for part in parts if part is not None]
+    return pad_together(known) if known else None
 
 
 def pad_together(parts: Sequence[Tensor]) -> Tensor:
@@ -278,10 +283,10 @@ def _cross_entropies(
     task: Task, leaves: Params, codes: Tensor, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
-    dims = (0, 0, None if step.bits is None else 0, 0)
     models = vmap(task.effective)(leaves, codes)
-    hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits, step.rows)
-    hidden = hidden.flatten(1, 2)
+    given = (models, step.inputs, step.bits, step.times, step.rows)
+    dims = tuple(None if part is None else 0 for part in given)
+    hidden = vmap(task.apply, in_dims=dims)(*given).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(

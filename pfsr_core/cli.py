@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -236,7 +237,7 @@ def recommend(
     given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
     if add:
-        add_items(served, user, _listed(add))
+        add_items(served, user, _listed(add), int(time.time()))
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.fisher import Masks
+from pfsr_core.fisher import Masks, Samples
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.compressors import Rows
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES, Apply, pad_right
+from pfsr_core.models.next_item import (
+    ITEMS,
+    PROJECTION,
+    ROW_NAMES,
+    Apply,
+    Compress,
+    Recall,
+    pad_right,
+    pad_times,
+)
 from pfsr_core.params import Params, Partition, clone
 
 
@@ -35,14 +43,13 @@ def latest(length: int, max_length: int) -> int:
 class Serving:
     """How a model serves from what it remembers of a user.
 
-    ``begin(length, covered)``, ``compress(params, items, users)`` and ``recall(params, items,
-    memory)`` are those of :class:`pfsr_core.models.compressors.Memory` as functions of parameters,
-    with item codes in place of embedded items.
+    The functions are those of :class:`pfsr_core.models.compressors.Memory`, of parameters and item
+    codes in place of embedded items.
     """
 
     begin: Callable[[int, int | None], int]
-    compress: Callable[[Params, Tensor, Tensor], Params]
-    recall: Callable[[Params, Tensor, Params], tuple[Tensor, Params]]
+    compress: Compress
+    recall: Recall
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Task:
     in training. ``first_read(length, max_length)``: the first item read of a history;
     ``cuts(lengths)``: how many of what is read are old. ``serving``: None where every answer reads
     the history anew.
+    ``reads_times``: whether ``apply`` makes use of times; elsewhere none are prepared.
     """
 
     apply: Apply
@@ -76,6 +84,7 @@ class Task:
     first_read: Callable[[int, int], int] = latest
     cuts: Callable[[Tensor], Tensor] = torch.zeros_like
     serving: Serving | None = None
+    reads_times: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,8 @@ class Step:
 
     ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
     without; ``rows``: cuts and users of the B rows; ``negatives`` (n,): sampled rows in place of
-    all others, None without sampling.
+    all others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model
+    that reads none.
     """
 
     inputs: Tensor
@@ -152,16 +162,37 @@ class Step:
     bits: Tensor | None
     rows: Rows
     negatives: Tensor | None
+    times: Tensor | None = None
 
 
-class Windows(NamedTuple):
-    """Training windows ``items`` (W, L + 1), and whose they are: ``users`` (W,).
+@dataclass(frozen=True)
+class Windows:
+    """W windows of at most L + 1 interactions, right-padded with 0.
 
-    1 is the client's first user.
+    ``items`` (W, L + 1): item codes, or row numbers of a client's table. ``users`` (W,): whose they
+    are, 1 for the client's first user. ``times`` (W, L + 1): their seconds, None for a model that
+    reads none.
     """
 
     items: Tensor
     users: Tensor
+    times: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def longest(self) -> int:
+        """Interactions of the longest window."""
+        return int((self.items > 0).sum(1).max())
+
+    def pick(self, rows: Tensor) -> Windows:
+        """The windows at ``rows``, cut to their longest, but to no less than two interactions."""
+        times = None if self.times is None else self.times[rows]
+        picked = Windows(self.items[rows], self.users[rows], times)
+        end = max(2, picked.longest)
+        cut = None if times is None else times[:, :end]
+        return Windows(picked.items[:, :end], picked.users, cut)
 
 
 @dataclass(frozen=True)
@@ -187,28 +218,27 @@ def training_windows(data: ClientDataset, max_length: int) -> Windows:
     Windows overlap by one item, so that every item after a user's first is a target exactly once.
     They are cut from the end: the last window of a long history is always full.
     """
-    pieces = [
-        (piece, number)
-        for number, user in enumerate(data.users, start=1)
-        for piece in _cut(user.train, max_length)
-    ]
+    pieces = _pieces([user.train for user in data.users], max_length)
     if not pieces:
         return Windows(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
     items, users = zip(*pieces, strict=True)
     return Windows(pad_right(items, max_length + 1)[0], torch.tensor(users))
 
 
-def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
-    for end in range(len(history), 1, -max_length):
-        yield history[max(0, end - max_length - 1) : end]
+def _pieces(histories: Sequence[ItemArray], max_length: int) -> list[tuple[ItemArray, int]]:
+    """Windows of histories, each with its history's place, from 1 on."""
+    return [
+        (history[max(0, end - max_length - 1) : end], place)
+        for place, history in enumerate(histories, start=1)
+        for end in range(len(history), 1, -max_length)
+    ]
 
 
 def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
     """One shuffled pass, each batch cut to its longest window."""
-    order = torch.randperm(len(windows.items), generator=generator)
+    order = torch.randperm(len(windows), generator=generator)
     for rows in order.split(batch_size):
-        batch = windows.items[rows]
-        yield Windows(batch[:, : max(2, int((batch > 0).sum(1).max()))], windows.users[rows])
+        yield windows.pick(rows)
 
 
 def private_codes(data: ClientDataset) -> Tensor:
@@ -217,9 +247,13 @@ def private_codes(data: ClientDataset) -> Tensor:
 
 
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
-    """:func:`training_windows` with items as row numbers of the client's table."""
-    items, users = training_windows(data, config.max_length)
-    return Windows(row_numbers(items, task.candidates(data)), users)
+    """:func:`training_windows` with items as row numbers of the client's table, and their times."""
+    windows, times = training_windows(data, config.max_length), None
+    if task.reads_times:
+        known = [user.history_times("valid") for user in data.users]
+        pieces = _pieces(known, config.max_length)
+        times = pad_times([piece for piece, _ in pieces], windows.items)
+    return Windows(row_numbers(windows.items, task.candidates(data)), windows.users, times)
 
 
 def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
@@ -229,11 +263,12 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iter
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
             inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+            times = None if batch.times is None else batch.times[:, :-1]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
             part = Rows(draw_cuts(task, targets, shuffle), batch.users)
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, part, negatives)
+            yield Step(inputs, targets, bits, part, negatives, times)
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -243,13 +278,13 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     """
     windows = client_windows(task, config, job.data)
     params, losses = clone(job.params), LossSum()
-    if not len(windows.items):
+    if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
     optimizer, codes = fresh_adam(leaves, config), private_codes(job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, codes)
-        hidden = task.apply(model, step.inputs, step.bits, step.rows)
+        hidden = task.apply(model, step.inputs, step.bits, step.times, step.rows)
         loss = _loss(hidden, model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
@@ -317,15 +352,24 @@ def freeze(leaves: Params, frozen: Masks | None) -> None:
 
 
 def prefix_samples(
-    data: ClientDataset, max_length: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+    data: ClientDataset,
+    max_length: int,
+    count: int,
+    generator: torch.Generator,
+    with_times: bool = False,
+) -> Samples:
     """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
 
-    Prefixes (S, max_length) right-padded, lengths (S,), targets (S,).
+    Items are codes; no prefix is longer than ``max_length``.
     """
     places = [(user, end) for user in data.users for end in range(1, len(user.train))]
     chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
     prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
     targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
     items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
-    return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
+    times = None
+    if with_times:
+        known = [places[i][0].history_times("valid")[: places[i][1]] for i in chosen]
+        times = pad_times(known, items)[: len(chosen)]
+    targets_ = torch.tensor(targets, dtype=torch.long)
+    return Samples(items[: len(chosen)], lengths[: len(chosen)], targets_, times)

@@ -17,18 +17,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pfsr_core.params import Params
-from pfsr_core.served_users import ServedUsers, forget_user
+from pfsr_core.served_users import ServedUsers, forget_user, read_histories, write_histories
 from pfsr_core.store_file import StateMismatchError, StateMissingError, StoreFile, packed
 
 
 class ClientPart(Protocol):
-    """One client of a served model. ``histories``: raw user id -> item codes, oldest first."""
+    """One client of a served model. ``histories``: raw user id -> item codes, oldest first.
+
+    ``times``: raw user id -> seconds of the same interactions, where they are known and the model
+    reads them.
+    """
 
     @property
     def state(self) -> Params: ...
 
     @property
     def histories(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def times(self) -> Mapping[str, Sequence[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class ServedClient:
 
     state: Params
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class StoredClient:
 
     read: Callable[[], Params]
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def state(self) -> Params:
@@ -255,8 +264,8 @@ class NodeStore:
             titles=catalogue["titles"],
             texts=tuple(catalogue.get("texts", ())),
             clients={
-                name: StoredClient(partial(self._served_state, row[0], name), json.loads(histories))
-                for name, histories in clients
+                name: StoredClient(partial(self._served_state, row[0], name), *read_histories(text))
+                for name, text in clients
             },
             secret=secret[0] if secret else b"",
             users=ServedUsers(self._file, row[0]),
@@ -296,5 +305,4 @@ def default_state_directory() -> Path:
 
 def _served_row(part: ClientPart) -> tuple[str, str, bytes]:
     """(histories as JSON, SHA-256 and bytes of the state)."""
-    histories = {user: list(map(int, codes)) for user, codes in part.histories.items()}
-    return json.dumps(histories), *packed(part.state)
+    return write_histories(part.histories, part.times), *packed(part.state)

@@ -2,7 +2,8 @@
 
 A user of the node is ranked with the model of the user's client and the stored history. Somebody
 new may give a few items instead, and is ranked with the model of the node's largest client, or of
-the client named. Items of the history are never recommended.
+the client named. Items of the history are never recommended. Items that are given come without
+times: a model that reads times takes the gaps between them for zero.
 
 A user without any history gets the items most frequent in that client's histories.
 """
@@ -10,7 +11,7 @@ A user without any history gets the items most frequent in that client's histori
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly import assemble
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
-from pfsr_core.scoring import make_scorer, score_from_memory
+from pfsr_core.scoring import Question, make_scorer, score_from_memory
 from pfsr_core.served_users import HELD_OUT, weights_digest
 from pfsr_core.settings import Settings, parse_settings
 
@@ -59,12 +60,14 @@ class Answer:
 class Asker:
     """Who asks: the client whose model answers, the history as codes, and what was skipped.
 
-    ``user``: whose stored history it is; "" of a history that was given.
+    ``times``: seconds of the history, empty where they are not known. ``user``: whose stored
+    history it is; "" of a history that was given.
     """
 
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
+    times: ItemArray = field(default_factory=no_times)
     user: str = ""
 
 
@@ -149,21 +152,28 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
             f"of its users ({_some(_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
-    history = np.array(stored_history(served, home, user), np.int64)
-    return Asker(name, history, user=user if name == home else "")
+    history, times = stored_history(served, home, user)
+    return Asker(name, history, times=times, user=user if name == home else "")
 
 
-def stored_history(served: Served, client: str, user: str) -> list[int]:
-    """Item codes: those of the data that the model was trained with, then what was added."""
-    added = served.users.added() if served.users else {}
-    return [*served.clients[client].histories[user], *added.get(client, {}).get(user, ())]
+def stored_history(served: Served, client: str, user: str) -> tuple[ItemArray, ItemArray]:
+    """Item codes and their seconds: of the data that the model was trained with, then the new.
+
+    No seconds where those of the data are not known.
+    """
+    part, added = served.clients[client], served.users.added() if served.users else {}
+    new = added.get(client, {}).get(user, ())
+    history = [*part.histories[user], *(code for code, _ in new)]
+    times = [*part.times[user], *(time for _, time in new)] if user in part.times else []
+    return np.array(history, np.int64), np.array(times, np.int64)
 
 
-def add_items(served: Served, user: str, items: Sequence[str]) -> None:
+def add_items(served: Served, user: str, items: Sequence[str], seconds: int) -> None:
     """New interactions of a user of the node, raw item ids, oldest first, kept in its store.
 
-    The next model that is installed begins anew with the histories of the node's data. Raises
-    RecommendationError for an unknown user or item, and for a model that is in no store.
+    ``seconds``: when they were, as in the data. The next model that is installed begins anew with
+    the histories of the node's data. Raises RecommendationError for an unknown user or item, and
+    for a model that is in no store.
     """
     home, codes = _home(served, user), {raw: code for code, raw in enumerate(served.item_ids, 1)}
     unknown = [item for item in items if item not in codes]
@@ -176,7 +186,7 @@ def add_items(served: Served, user: str, items: Sequence[str]) -> None:
             f"user {user!r} is not on this node. Fix: add items where the user is; users here: "
             f"{_some(_users(served))}."
         )
-    served.users.append(home, user, [codes[item] for item in items])
+    served.users.append(home, user, [codes[item] for item in items], seconds)
 
 
 def _home(served: Served, user: str) -> str | None:
@@ -217,8 +227,9 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
     row = names.index(asker.user) + 1 if asker.user in names else 0
     if assembly.task.serving is None:
         score = make_scorer(assembly.task, whole, data, length)
-        return score([asker.history], np.array([row]))[0]
-    answer = partial(score_from_memory, assembly.task, whole, data, length, asker.history, row)
+        return score([asker.history], [asker.times], np.array([row]))[0]
+    question = Question(asker.history, asker.times, row)
+    answer = partial(score_from_memory, assembly.task, whole, data, length, question)
     if not asker.user or served.users is None:
         return answer(None)[0]
     weights = weights_digest(whole)

@@ -22,8 +22,9 @@ from pfsr_core.params import Params
 from pfsr_core.store_file import StoreFile, packed
 
 HELD_OUT = 2  # the last items of a stored history, which no model was trained on
-Added = Mapping[str, Mapping[str, Sequence[int]]]
-"""Item codes by client and user, oldest first."""
+Added = Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]
+"""Item codes and their seconds by client and user, oldest first."""
+Numbers = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,22 @@ class ServedUsers:
     file: StoreFile
     number: int
 
-    def append(self, client: str, user: str, codes: Sequence[int]) -> None:
-        """Item codes that follow the user's history."""
+    def append(self, client: str, user: str, codes: Sequence[int], seconds: int) -> None:
+        """Item codes that follow the user's history, all of them at ``seconds``."""
         key = (self.number, client, user)
         with self.file.transaction() as file:
             count = "SELECT count(*) FROM events WHERE (number, client, user) = (?, ?, ?)"
             start = file.execute(count, key).fetchone()[0]
-            rows = ((*key, start + place, int(code)) for place, code in enumerate(codes))
-            file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            rows = ((*key, start + place, int(code), seconds) for place, code in enumerate(codes))
+            file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def added(self) -> Added:
         """All that was appended."""
-        query = "SELECT client, user, item FROM events WHERE number = ? ORDER BY place"
-        found: dict[str, dict[str, list[int]]] = {}
+        query = "SELECT client, user, item, seconds FROM events WHERE number = ? ORDER BY place"
+        found: dict[str, dict[str, list[tuple[int, int]]]] = {}
         with self.file.open() as file:
-            for client, user, item in file.execute(query, (self.number,)):
-                found.setdefault(client, {}).setdefault(user, []).append(item)
+            for client, user, *event in file.execute(query, (self.number,)):
+                found.setdefault(client, {}).setdefault(user, []).append(tuple(event))
         return found
 
     def memory(self, client: str, user: str, weights: str, history: ItemArray) -> UserMemory | None:
@@ -103,13 +104,13 @@ def forget_user(store: StoreFile, user: str) -> int:
             file.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
         query = "SELECT number, client, histories, settings "
         query += "FROM served_clients JOIN served USING (number)"
-        homes = [row for row in file.execute(query) if user in json.loads(row[2])]
+        homes = [row for row in file.execute(query) if user in read_histories(row[2])[0]]
         for number, client, histories, settings in homes:
             key, items = (number, client), json.loads(settings)["model.items"]
             digest, blob = file.execute(
                 "SELECT digest, tensors FROM served_clients WHERE (number, client) = (?, ?)", key
             ).fetchone()
-            left = _without(user, json.loads(histories), store.tensors(blob, digest), items)
+            left = _without(user, *read_histories(histories), store.tensors(blob, digest), items)
             file.execute(
                 "UPDATE served_clients SET histories = ?, digest = ?, tensors = ? "
                 "WHERE (number, client) = (?, ?)",
@@ -120,7 +121,27 @@ def forget_user(store: StoreFile, user: str) -> int:
     return len(homes)
 
 
-def trained_items(histories: Mapping[str, Sequence[int]]) -> ItemArray:
+def write_histories(histories: Numbers, times: Numbers) -> str:
+    """Item codes by user, and their seconds where they are known, as JSON."""
+    known = [_whole(histories), _whole(times)]
+    return json.dumps(known if times else known[0])
+
+
+def read_histories(text: str) -> tuple[Numbers, Numbers]:
+    """Histories and their times, as :func:`write_histories` wrote them.
+
+    Without times they are histories only: so a store that was written before there were times is
+    read as it is.
+    """
+    found = json.loads(text)
+    return (found[0], found[1]) if isinstance(found, list) else (found, {})
+
+
+def _whole(numbers: Numbers) -> dict[str, list[int]]:
+    return {user: list(map(int, values)) for user, values in numbers.items()}
+
+
+def trained_items(histories: Numbers) -> ItemArray:
     """Sorted codes of the items that a client with these whole histories has trained: (n,)."""
     parts = [np.array(codes[:-HELD_OUT], np.int64) for codes in histories.values()]
     return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
@@ -136,14 +157,17 @@ def weights_digest(params: Params) -> str:
 
 
 def _without(
-    user: str, histories: dict[str, list[int]], state: Params, items: str
+    user: str, histories: Numbers, times: Numbers, state: Params, items: str
 ) -> tuple[str, str, bytes]:
     """(histories, digest, tensors) of a client without ``user``, and what was the user's alone.
 
     That is the user's private row, and the private rows of items that nobody else has trained.
     """
     place, before = list(histories).index(user) + 1, trained_items(histories)
-    rest = {name: codes for name, codes in histories.items() if name != user}
+    rest, rest_times = (
+        {name: values for name, values in part.items() if name != user}
+        for part in (histories, times)
+    )
     if USERS in state:
         others = torch.arange(len(state[USERS])) != place
         state = {**state, USERS: state[USERS][others]}
@@ -151,7 +175,7 @@ def _without(
     if name in state:
         still = np.concatenate([[True], np.isin(before, trained_items(rest))])
         state = {**state, name: state[name][torch.from_numpy(still)]}
-    return json.dumps(rest), *packed(state)
+    return write_histories(rest, rest_times), *packed(state)
 
 
 def _digest_of(items: ItemArray) -> str:

@@ -66,7 +66,7 @@ class ModelSettings:
     encoder: str = setting(
         "associative-mamba",
         "sequence encoder",
-        choices=("associative-mamba", "mamba", "mamba1", "sasrec", "gru4rec"),
+        choices=("associative-mamba", "mamba", "mamba1", "sasrec", "hstu", "gru4rec"),
     )
     items: str = setting(
         "private",

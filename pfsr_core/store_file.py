@@ -49,7 +49,8 @@ CREATE TABLE served_clients (
 USER_SCHEMA = """
 CREATE TABLE events (
     number INTEGER REFERENCES served (number) ON DELETE CASCADE,
-    client TEXT, user TEXT, place INTEGER, item INTEGER NOT NULL,
+    client TEXT, user TEXT, place INTEGER,
+    item INTEGER NOT NULL, seconds INTEGER NOT NULL,
     PRIMARY KEY (number, client, user, place)
 ) WITHOUT ROWID;
 CREATE TABLE memories (

@@ -30,6 +30,7 @@ SMALL_STEPS: dict[str, Value] = {
 
 COMPRESSED = [
     *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in TASKS),
+    ("tokens", "hstu", "pfsr"),
     ("state", "gru4rec", "pfsr"),
     ("state", "mamba1", "fed-prox"),
     ("state", "associative-mamba", "local-only"),

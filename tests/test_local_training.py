@@ -57,8 +57,8 @@ def whole_table_reference(
     )
     windows = training_windows(data, config.max_length)
     shuffle, noise = torch.Generator().manual_seed(1), noise_generator(1)
-    for batch, _ in batches(windows, config.batch_size, shuffle):
-        inputs, targets = batch[:, :-1], batch[:, 1:]
+    for batch in batches(windows, config.batch_size, shuffle):
+        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
         hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
         real = targets > 0
         logits = hidden[real] @ leaves[ITEMS][touched].T
@@ -87,7 +87,7 @@ def test_every_item_after_the_first_is_a_target_once(lengths: list[int], max_len
 def test_batches_hold_every_window_once_and_are_cut_to_their_longest() -> None:
     windows = training_windows(client(*([[1, 2]] * 5), [1, 2, 3, 4]), 10)
     found = list(batches(windows, 4, torch.Generator().manual_seed(0)))
-    assert sum(len(batch.items) for batch in found) == 6
+    assert sum(len(batch) for batch in found) == 6
     assert sorted(user for batch in found for user in batch.users.tolist()) == [1, 2, 3, 4, 5, 6]
     assert all((batch.items > 0).any(0).all() for batch in found)
 
@@ -147,14 +147,14 @@ def test_own_rows_train_as_they_would_in_a_table_of_the_whole_catalogue(
 
 def test_prefix_samples_are_true_and_distinct() -> None:
     data = client([1, 2, 3, 4], [5, 6])
-    prefixes, lengths, targets = prefix_samples(data, 3, 100, torch.Generator().manual_seed(0))
+    prefixes, lengths, targets, _ = prefix_samples(data, 3, 100, torch.Generator().manual_seed(0))
     found = {
         (tuple(prefix[:length].tolist()), int(target))
         for prefix, length, target in zip(prefixes, lengths, targets, strict=True)
     }
     assert found == {((1,), 2), ((1, 2), 3), ((1, 2, 3), 4), ((5,), 6)}
     few = prefix_samples(data, 3, 2, torch.Generator().manual_seed(0))
-    assert [len(part) for part in few] == [2, 2, 2]
+    assert [len(part) for part in few[:3]] == [2, 2, 2]
 
 
 def test_a_scorer_ranks_candidates_only_and_answers_an_empty_history() -> None:

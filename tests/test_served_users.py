@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pfsr_core.assembly import Assembly, Federation
+from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.models.compressors import USERS, LearnedTokens
 from pfsr_core.node_store import NodeStore, Served, ServedClient
 from pfsr_core.recommend import (
@@ -29,8 +30,10 @@ from pfsr_core.settings import Settings, Value, flat_settings
 from pfsr_core.simulation import run
 from tests.tiny import tiny_world
 
+NOW = 1_700_000_000
 KINDS = {
     "tokens": {"model__encoder": "sasrec", "model__compressor": "tokens"},
+    "tokens and times": {"model__encoder": "hstu", "model__compressor": "tokens"},
     "state": {"model__encoder": "gru4rec", "model__compressor": "state"},
     "associative state": {"model__compressor": "state", "algorithm__name": "pfsr"},
     "identity": {},
@@ -59,7 +62,9 @@ def world(kind: str) -> tuple[Settings, Federation, Assembly, Served]:
         titles={},
         clients={
             data.client: ServedClient(
-                states[data.client], {user.user: user.full.tolist() for user in data.users}
+                states[data.client],
+                {user.user: user.full.tolist() for user in data.users},
+                {user.user: user.times.tolist() for user in data.users},
             )
             for data in federation.clients
         },
@@ -84,20 +89,22 @@ def somebody(served: Served) -> tuple[str, str]:
     return client, list(served.clients[client].histories)[-1]
 
 
-def expected(kind: str, client: str, user: str, history: list[int]) -> torch.Tensor:
+def expected(
+    kind: str, client: str, user: str, history: ItemArray, times: ItemArray
+) -> torch.Tensor:
     """Scores of the whole model, which reads the history anew: (V + 1,)."""
     settings, federation, assembly, served = world(kind)
     (data,) = [data for data in federation.clients if data.client == client]
     whole = assembly.algorithm.personalize(served.shared, served.clients[client].state)
     row = [one.user for one in data.users].index(user) + 1
     score = make_scorer(assembly.task, whole, data, settings.model.max_length)
-    return score([np.array(history)], np.array([row]))[0]
+    return score([history], [times], np.array([row]))[0]
 
 
 def assert_same(served: Served, kind: str, client: str, user: str) -> None:
-    history = stored_history(served, client, user)
-    scores = expected(kind, client, user, history)
-    scores[[0, *history]] = -torch.inf
+    history, times = stored_history(served, client, user)
+    scores = expected(kind, client, user, history, times)
+    scores[[0, *history.tolist()]] = -torch.inf
     best = torch.argsort(scores, descending=True, stable=True)[:10].tolist()
     answer = recommend(served, user, k=10).recommendations
     assert [one.item for one in answer] == [served.item_ids[code - 1] for code in best]
@@ -114,8 +121,8 @@ def test_answers_are_those_of_the_whole_model_however_much_is_new(kind: str, pat
     client, user = somebody(served)
     assert_same(served, kind, client, user)
     assert stored(path, "memories") == (kind != "identity")
-    for item in served.item_ids[:9]:
-        add_items(served, user, [item])
+    for day, item in enumerate(served.item_ids[:9]):
+        add_items(served, user, [item], NOW + 86_400 * day)
         assert_same(served, kind, client, user)
         assert_same(open_served(path), kind, client, user)
     assert stored(path, "events") == 9
@@ -127,9 +134,9 @@ def compressed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     lengths: list[int] = []
     original = LearnedTokens.compress
 
-    def counting(self: LearnedTokens, encoder: object, x: torch.Tensor, users: object) -> object:
+    def counting(self: LearnedTokens, encoder: object, x: torch.Tensor, *rest: object) -> object:
         lengths.append(x.shape[1])
-        return original(self, encoder, x, users)
+        return original(self, encoder, x, *rest)
 
     monkeypatch.setattr(LearnedTokens, "compress", counting)
     yield lengths
@@ -143,7 +150,7 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
     user = somebody(served)[1]
     recommend(served, user)
     for count, item in enumerate(served.item_ids[:8], start=1):
-        add_items(served, user, [item])
+        add_items(served, user, [item], NOW)
         recommend(served, user)
         recommend(served, user)
         assert len(compressed) <= 1 + -(-count // 2), "R is 4: two new items at a time"
@@ -201,7 +208,7 @@ def test_a_new_model_and_a_reset_take_memories_along(kind: str, path: Path) -> N
     for end in (lambda: store.install(world(kind)[3]), lambda: store.reset("tiny")):
         served = store.served()
         user = somebody(served)[1]
-        add_items(served, user, served.item_ids[:1])
+        add_items(served, user, served.item_ids[:1], NOW)
         recommend(served, user)
         assert stored(path, "memories") == stored(path, "events") == 1
         end()
@@ -228,7 +235,7 @@ def test_a_forgotten_user_is_in_no_byte_of_the_store(kind: str, path: Path) -> N
     client, last = somebody(served)
     first, second = list(served.clients[client].histories)[:2]
     for user in (first, second, last):
-        add_items(served, user, served.item_ids[:2])
+        add_items(served, user, served.item_ids[:2], NOW)
     before = [ranked(served, user) for user in (second, last)]
     recommend(served, first)
     row = served.clients[client].state.get(USERS)
@@ -256,22 +263,22 @@ class TestAdding:
         served = open_served(path)
         user = somebody(served)[1]
         best = recommend(served, user, k=1).recommendations[0].item
-        add_items(served, user, [best])
+        add_items(served, user, [best], NOW)
         assert best not in [one.item for one in recommend(served, user, 40).recommendations]
 
     def test_unknown_items_and_users_are_refused(self, kind: str, path: Path) -> None:
         served = open_served(path)
         with pytest.raises(RecommendationError, match="the catalogue lacks no-such-item"):
-            add_items(served, somebody(served)[1], ["no-such-item"])
+            add_items(served, somebody(served)[1], ["no-such-item"], NOW)
         with pytest.raises(RecommendationError, match="'stranger' is not on this node"):
-            add_items(served, "stranger", served.item_ids[:1])
+            add_items(served, "stranger", served.item_ids[:1], NOW)
         assert stored(path, "events") == 0
 
     def test_given_items_stand_for_themselves(self, kind: str, path: Path) -> None:
         served = open_served(path)
         user = somebody(served)[1]
         before = recommend(served, user, items=served.item_ids[:3])
-        add_items(served, user, served.item_ids[5:7])
+        add_items(served, user, served.item_ids[5:7], NOW)
         assert recommend(served, user, items=served.item_ids[:3]) == before
 
 
@@ -282,6 +289,6 @@ def test_a_store_of_the_layout_before_is_brought_to_this_one(tmp_path: Path) -> 
         file.executescript("DROP TABLE events; DROP TABLE memories; PRAGMA user_version = 1")
     served = open_served(path)
     user = somebody(served)[1]
-    add_items(served, user, served.item_ids[:1])
+    add_items(served, user, served.item_ids[:1], NOW)
     assert stored(path, "events") == 1
     assert open_served(path).item_ids == served.item_ids

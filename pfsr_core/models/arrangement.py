@@ -21,11 +21,13 @@ class Arrangement:
     """L places that see S >= L places, of which they are the last.
 
     ``positions`` (B, S): how many interactions lie before each, what position embeddings and
-    biases count. ``visible`` (B, L, S): what each of the L sees; itself at least.
+    biases count. ``visible`` (B, L, S): what each of the L sees; itself at least. ``times`` (B, S):
+    seconds of each, None where they are not known.
     """
 
     positions: Tensor
     visible: Tensor
+    times: Tensor | None = None
 
 
 class AttentionEncoder(Encoder, Protocol):
@@ -35,6 +37,7 @@ class AttentionEncoder(Encoder, Protocol):
         self,
         x: Tensor,
         noise: Noise | None = None,
+        *,
         arrangement: Arrangement | None = None,
         memory: State | None = None,
     ) -> Tensor:
@@ -50,8 +53,12 @@ class AttentionEncoder(Encoder, Protocol):
         """
 
 
-def split_by_tokens(cuts: Tensor, length: int, tokens: int) -> Arrangement:
+def split_by_tokens(
+    cuts: Tensor, length: int, tokens: int, times: Tensor | None = None
+) -> Arrangement:
     """[tokens | items]: rows of ``length`` items, of which the first ``cuts`` (B,) are old.
+
+    ``times`` (B, L) of the items; tokens have that of the last old item.
 
     Old items see old items, causally. Tokens see all old items and, causally, each other; they
     count as standing at the cut. Recent items see the tokens and, causally, recent items: what is
@@ -65,22 +72,38 @@ def split_by_tokens(cuts: Tensor, length: int, tokens: int) -> Arrangement:
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=cuts.device).tril()
     of_tokens = [causal.expand(len(cuts), -1, -1), old[:, None, :].expand(-1, tokens, -1)]
     visible = torch.cat([torch.cat(of_tokens, 2), torch.cat([to_tokens, among_items], 2)], 1)
-    return Arrangement(_positions(cuts, places, tokens), visible)
+    known = None if times is None else _with_tokens(time_of_tokens(cuts, times), times, tokens)
+    return Arrangement(_with_tokens(cuts, places.expand(len(cuts), -1), tokens), visible, known)
 
 
-def after_tokens(cuts: Tensor, length: int, tokens: int) -> Arrangement:
+def time_of_tokens(cuts: Tensor, times: Tensor) -> Tensor:
+    """Seconds of the last old item of rows cut at ``cuts`` (B,); 0 where none is old: (B,)."""
+    last = torch.arange(times.shape[1], device=times.device) == cuts[:, None] - 1
+    return (times * last).sum(1)
+
+
+def after_tokens(
+    cuts: Tensor,
+    length: int,
+    tokens: int,
+    of_tokens: Tensor | None = None,
+    times: Tensor | None = None,
+) -> Arrangement:
     """``length`` recent items that follow tokens standing at ``cuts`` (B,): they see all of them.
 
-    The same places as in :func:`split_by_tokens`, without the old items.
+    The same places as in :func:`split_by_tokens`, without the old items. ``of_tokens`` (B,): their
+    time; ``times`` (B, length): of the items.
     """
     places = torch.arange(length, device=cuts.device)
     causal = places[:, None] >= places
     visible = torch.cat([causal.new_ones(length, tokens), causal], 1)
-    positions = _positions(cuts, places, tokens)
-    positions = torch.cat([positions[:, :tokens], positions[:, tokens:] + cuts[:, None]], 1)
-    return Arrangement(positions, visible.expand(len(cuts), -1, -1))
+    positions = _with_tokens(cuts, cuts[:, None] + places, tokens)
+    known = None
+    if of_tokens is not None and times is not None:
+        known = _with_tokens(of_tokens, times, tokens)
+    return Arrangement(positions, visible.expand(len(cuts), -1, -1), known)
 
 
-def _positions(cuts: Tensor, places: Tensor, tokens: int) -> Tensor:
-    of_tokens = cuts[:, None].expand(-1, tokens)
-    return torch.cat([of_tokens, places.expand(len(cuts), -1)], 1)
+def _with_tokens(of_tokens: Tensor, of_items: Tensor, tokens: int) -> Tensor:
+    """One number (B,) for all tokens, then those of the items (B, L): (B, tokens + L)."""
+    return torch.cat([of_tokens[:, None].expand(-1, tokens), of_items], 1)

@@ -19,18 +19,24 @@ Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pfsr_core.models.arrangement import AttentionEncoder, after_tokens, split_by_tokens
+from pfsr_core.models.arrangement import (
+    AttentionEncoder,
+    after_tokens,
+    split_by_tokens,
+    time_of_tokens,
+)
 from pfsr_core.models.dropout import Noise
 from pfsr_core.models.layers import Encoder, RecurrentEncoder, State
 from pfsr_core.models.layout import Layout
 
 USERS = "compressor.users"  # a row for each user of a client, a stranger's first
 COVERED = "covered"  # (B,): of a memory, the items of the history that it stands for
+TIME = "time"  # (B,): seconds of the last item that the tokens stand for
 HIDDEN = "hidden"  # (B, D): what is expected after the last of them
 
 
@@ -53,9 +59,18 @@ class Compressor(Protocol):
     places: int
 
     def __call__(
-        self, encoder: nn.Module, x: Tensor, noise: Noise | None, layout: Layout | None, rows: Rows
+        self,
+        encoder: nn.Module,
+        x: Tensor,
+        noise: Noise | None,
+        layout: Layout | None,
+        rows: Rows,
+        times: Tensor | None,
     ) -> Tensor:
-        """x (B, L, D), packed where there is a layout, to what each item expects next."""
+        """x (B, L, D), packed where there is a layout, to what each item expects next.
+
+        ``times`` (B, L): for an encoder that reads them.
+        """
 
     def cuts(self, lengths: Tensor) -> Tensor:
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
@@ -73,10 +88,12 @@ class Memory(Protocol):
         ``covered``: those of a memory that is at hand. It serves where the answer is the same.
         """
 
-    def compress(self, encoder: nn.Module, x: Tensor, users: Tensor) -> State:
+    def compress(self, encoder: nn.Module, x: Tensor, users: Tensor, times: Tensor | None) -> State:
         """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
 
-    def recall(self, encoder: nn.Module, x: Tensor, memory: State) -> tuple[Tensor, State]:
+    def recall(
+        self, encoder: nn.Module, x: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
         """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
 
 
@@ -86,13 +103,16 @@ class WholeHistory(nn.Module):
     places = 0
 
     def forward(
-        self, encoder: Encoder, x: Tensor, noise: Noise | None, layout: Layout | None, _rows: Rows
+        self,
+        encoder: Encoder,
+        x: Tensor,
+        noise: Noise | None,
+        layout: Layout | None,
+        _rows: Rows,
+        times: Tensor | None,
     ) -> Tensor:
-        return (
-            encoder(x, noise)
-            if layout is None
-            else cast(RecurrentEncoder, encoder)(x, noise, layout)
-        )
+        known = [part for part in (layout, times) if part is not None]  # never both
+        return encoder(x, noise, *known)
 
     def cuts(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
@@ -122,10 +142,11 @@ class LearnedTokens(nn.Module):
         noise: Noise | None,
         _layout: Layout | None,
         rows: Rows,
+        times: Tensor | None,
     ) -> Tensor:
-        arrangement = split_by_tokens(rows.cuts, x.shape[1], self.places)
+        arrangement = split_by_tokens(rows.cuts, x.shape[1], self.places, times)
         whole = torch.cat([self._tokens_of(rows.users), x], 1)
-        return encoder(whole, noise, arrangement)[:, self.places :]
+        return encoder(whole, noise, arrangement=arrangement)[:, self.places :]
 
     def cuts(self, lengths: Tensor) -> Tensor:
         beyond = (lengths - self.recent).clamp(min=0)
@@ -137,15 +158,21 @@ class LearnedTokens(nn.Module):
     def begin(self, length: int, _covered: int | None = None) -> int:
         return int(self.cuts(torch.tensor(length)))
 
-    def compress(self, encoder: AttentionEncoder, x: Tensor, users: Tensor) -> State:
+    def compress(
+        self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
+    ) -> State:
         cuts = torch.full((len(x),), x.shape[1], device=x.device)
-        arrangement = split_by_tokens(cuts, x.shape[1], self.places)
+        arrangement = split_by_tokens(cuts, x.shape[1], self.places, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
-        return {COVERED: cuts, **encoder.remember(whole, arrangement, self.places)}
+        known = {} if times is None else {TIME: time_of_tokens(cuts, times)}
+        return {COVERED: cuts, **known, **encoder.remember(whole, arrangement, self.places)}
 
-    def recall(self, encoder: AttentionEncoder, x: Tensor, memory: State) -> tuple[Tensor, State]:
-        arrangement = after_tokens(memory[COVERED], x.shape[1], self.places)
-        return encoder(x, None, arrangement, memory)[:, -1], memory
+    def recall(
+        self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        of_tokens = memory.get(TIME)
+        arrangement = after_tokens(memory[COVERED], x.shape[1], self.places, of_tokens, times)
+        return encoder(x, arrangement=arrangement, memory=memory)[:, -1], memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
         """(B, K, D)"""
@@ -173,6 +200,7 @@ class RecurrentState(nn.Module):
         noise: Noise | None,
         layout: Layout | None,
         rows: Rows,
+        _times: Tensor | None,
     ) -> Tensor:
         start = None if self.users is None else self._start(encoder, rows.users)
         return encoder(x, noise, layout, start)
@@ -186,13 +214,17 @@ class RecurrentState(nn.Module):
     def begin(self, length: int, covered: int | None) -> int:
         return covered if covered is not None and covered <= length else 0
 
-    def compress(self, encoder: RecurrentEncoder, x: Tensor, users: Tensor) -> State:
+    def compress(
+        self, encoder: RecurrentEncoder, x: Tensor, users: Tensor, _times: Tensor | None
+    ) -> State:
         like = torch.zeros_like(x[:, :0].sum(1))
         start = {**self._start(encoder, users), HIDDEN: like}
         start[COVERED] = torch.zeros(len(x), dtype=torch.long)
         return self.recall(encoder, x, start)[1]
 
-    def recall(self, encoder: RecurrentEncoder, x: Tensor, memory: State) -> tuple[Tensor, State]:
+    def recall(
+        self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
         state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
         for item in x.unbind(1):

@@ -30,6 +30,9 @@ class Encoder(Protocol):
 
     Calling it maps x (B, L, D), right-padded, to (B, L, D). Position t sees positions <= t only,
     so padding on the right never reaches an earlier position.
+
+    An encoder with an attribute ``reads_times`` that is True takes the times of the interactions as
+    one more argument: (B, L) in a call, (B,) in a step, whole seconds; None where they are unknown.
     """
 
     def __call__(self, x: Tensor, noise: Noise | None = None) -> Tensor:

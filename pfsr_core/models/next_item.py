@@ -28,23 +28,31 @@ RESIDUAL = "item_residual"  # (n + 1, D): what a client adds to the rows of its 
 ROW_NAMES = (ITEMS, RESIDUAL)  # a row for each item, the padding row first
 
 
-Compress = Callable[[Params, Tensor, Tensor], State]
-Recall = Callable[[Params, Tensor, State], tuple[Tensor, State]]
+Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
+"""(parameters, item codes (B, P), users (B,), times (B, P)) -> the memory"""
+Recall = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
+"""(parameters, item codes (B, R), memory, times (B, R)) -> (B, D), the memory after them"""
 
 
 class Apply(Protocol):
     """A next-item model as a function of its parameters."""
 
     def __call__(
-        self, params: Params, items: Tensor, bits: Tensor | None, rows: Rows | None = None
+        self,
+        params: Params,
+        items: Tensor,
+        bits: Tensor | None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
-        """:meth:`NextItemModel.forward` with ``params``."""
+        """As :meth:`NextItemModel.forward`."""
 
 
 class NextItemModel(nn.Module):
     """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D).
 
-    ``compressor``: what the encoder is given of a history; everything without.
+    ``compressor``: what the encoder is given of a history; everything without. ``reads_times``:
+    whether the encoder makes use of the times of interactions.
     """
 
     def __init__(
@@ -62,15 +70,21 @@ class NextItemModel(nn.Module):
         self.encoder = encoder
         self.compressor = compressor or WholeHistory()
         self.noise_width = noise_width(self.dropout, encoder)
+        self.reads_times = bool(getattr(encoder, "reads_times", False))
 
     def forward(
-        self, items: Tensor, bits: Tensor | None = None, rows: Rows | None = None
+        self,
+        items: Tensor,
+        bits: Tensor | None = None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
         ``bits`` (B, places + L, noise_width) int16: random bits for dropout, the compressor's
-        places first; None for none. Without ``rows`` they are strangers' whole histories. Outputs
-        at padded places mean nothing.
+        places first; None for none. ``times`` (B, L), whole seconds: only for an encoder that reads
+        them, None where they are not known. Without ``rows`` they are strangers' whole histories.
+        Outputs at padded places mean nothing.
         """
         layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
         if rows is None:
@@ -82,23 +96,25 @@ class NextItemModel(nn.Module):
                 of_items, noise = Noise(bits[:, self._compressor.places :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self._compressor(self.encoder, embedded, noise, None, rows)
+            return self._compressor(self.encoder, embedded, noise, None, rows, times)
         noise = None if bits is None else Noise(layout.pack(bits))
         embedded = self.embed(items.flatten()[layout.index], noise)
-        return layout.pad(self._compressor(self.encoder, embedded, noise, layout, rows))
+        return layout.pad(self._compressor(self.encoder, embedded, noise, layout, rows, None))
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""
         embedded: Tensor = self.norm(self.dropout(self.items(items), noise))
         return embedded
 
-    def compress(self, items: Tensor, users: Tensor) -> State:
+    def compress(self, items: Tensor, users: Tensor, times: Tensor | None = None) -> State:
         """The memory of item codes (B, P): see :class:`pfsr_core.models.compressors.Memory`."""
-        return self._memory.compress(self.encoder, self.embed(items), users)
+        return self._memory.compress(self.encoder, self.embed(items), users, times)
 
-    def recall(self, items: Tensor, memory: State) -> tuple[Tensor, State]:
+    def recall(
+        self, items: Tensor, memory: State, times: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """What is expected after item codes (B, R) that follow a memory: (B, D), the new memory."""
-        return self._memory.recall(self.encoder, self.embed(items), memory)
+        return self._memory.recall(self.encoder, self.embed(items), memory, times)
 
     @property
     def _compressor(self) -> Compressor:
@@ -110,12 +126,17 @@ class NextItemModel(nn.Module):
 
 
 def make_apply(model: nn.Module) -> Apply:
-    """``apply(params, items, bits, rows)``: a next-item model as a function of its parameters."""
+    """``apply(params, items, bits, times, rows)``: the model as a function of its parameters."""
 
     def apply(
-        params: Params, items: Tensor, bits: Tensor | None, rows: Rows | None = None
+        params: Params,
+        items: Tensor,
+        bits: Tensor | None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
-        hidden: Tensor = functional_call(model, params, (items, bits, rows), strict=True)
+        given = (items, bits, times, rows)
+        hidden: Tensor = functional_call(model, params, given, strict=True)
         return hidden
 
     return apply
@@ -125,11 +146,13 @@ def make_serving(model: NextItemModel) -> tuple[Compress, Recall]:
     """:meth:`NextItemModel.compress` and ``recall`` as functions of the model's parameters."""
     compress, recall = (_Method(model, name) for name in ("compress", "recall"))
 
-    def compressed(params: Params, items: Tensor, users: Tensor) -> State:
-        return cast(State, functional_call(compress, _inside(params), (items, users)))
+    def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
+        return cast(State, functional_call(compress, _inside(params), (items, users, times)))
 
-    def recalled(params: Params, items: Tensor, memory: State) -> tuple[Tensor, State]:
-        found = functional_call(recall, _inside(params), (items, memory))
+    def recalled(
+        params: Params, items: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        found = functional_call(recall, _inside(params), (items, memory, times))
         return cast(tuple[Tensor, State], found)
 
     return compressed, recalled
@@ -161,3 +184,15 @@ def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[
     for row, history in enumerate(cut):
         items[row, : len(history)] = torch.from_numpy(history)
     return items, lengths
+
+
+def pad_times(times: Sequence[NDArray[np.int64]], items: Tensor) -> Tensor:
+    """Seconds of the last interactions of each history, where :func:`pad_right` put its items.
+
+    ``times``: of whole histories, or of none. ``items`` (B, L) as padded; (B, L) too, 0 elsewhere.
+    """
+    padded = torch.zeros_like(items)
+    for row, known in enumerate(times):
+        last = torch.from_numpy(known[-items.shape[1] :])
+        padded[row, : len(last)] = last
+    return padded

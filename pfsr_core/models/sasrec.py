@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding, relu, scaled_dot_product_attention
 
 from pfsr_core.models.arrangement import Arrangement
+from pfsr_core.models.attention import check_heads, check_length, insert, seen, split_heads
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layers import NORM_EPS, State, of_prefix, with_prefix
 from pfsr_core.models.mapping import is_transformed
@@ -35,10 +36,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, places: int, dropout: float) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"num_heads={num_heads} does not divide embedding_dim={dim}: choose a divisor"
-            )
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.attention_dropout = Dropout(dropout, num_heads * places)
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -76,18 +74,15 @@ class AttentionBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, D) at ``position`` (B,), with caches (B, H, M, K): output (B, D), new caches."""
         q, row = self.query_norm(x), x.unsqueeze(1)
-        slots = torch.arange(keys.shape[2], device=x.device)
-        here = (slots == position.unsqueeze(1))[:, None, :, None]
-        keys = torch.where(here, self._heads(self.key(row)), keys)
-        values = torch.where(here, self._heads(self.value(row)), values)
-        seen = (slots <= position.unsqueeze(1))[:, None, None, :]
+        keys = insert(keys, self._heads(self.key(row)), position)
+        values = insert(values, self._heads(self.value(row)), position)
         queries = self._heads(self.query(q).unsqueeze(1))
-        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        mask = seen(position, keys.shape[2])
+        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self._after_attention(q, mixed.flatten(1), None), keys, values
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, H, L, K)."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return split_heads(x, self.num_heads)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, noise: Noise | None
@@ -148,6 +143,7 @@ class SASRec(nn.Module):
         self,
         x: Tensor,
         noise: Noise | None = None,
+        *,
         arrangement: Arrangement | None = None,
         memory: State | None = None,
     ) -> Tensor:
@@ -200,12 +196,7 @@ class SASRec(nn.Module):
         return self.norm(x), next_state
 
     def _check_length(self, length: int) -> None:
-        max_length = self.positions.shape[0]
-        if length > max_length:
-            raise ValueError(
-                f"SASRec was built for max_length={max_length} interactions and got {length}:"
-                f" keep the latest {max_length}, or build it with a larger max_length"
-            )
+        check_length("SASRec", length, self.positions.shape[0])
 
 
 def attention_kernel() -> AbstractContextManager[None]:
