@@ -190,7 +190,8 @@ def _bench_errors() -> tuple[type[Exception], ...]:
 @plain_errors(_bench_errors)
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="scan, encoder, serve, round, scale; or all.")
+        list[str] | None,
+        typer.Argument(help="scan, encoder, serve, history, round, scale; or all."),
     ] = None,
     out: Annotated[
         Path | None,

@@ -16,6 +16,7 @@ TITLES = {
     "scan": "The scan alone, plain PyTorch, forward and backward",
     "encoder": "The whole block, a training step on 4,000 tokens",
     "serve": "One new interaction",
+    "history": "One new interaction after a long history, with the catalogue's scores",
     "round": "Many clients on a node, one round of training",
     "scale": "Large populations",
 }

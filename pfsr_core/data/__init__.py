@@ -1,7 +1,7 @@
 """Datasets by name. Each loader takes a path; what it means depends on the dataset.
 
-``ml-100k`` and ``ml-1m`` are fetched when the path is empty, ``synthetic`` reads options such as
-``users=200,items=300,seed=1`` from it, the others need a file or directory.
+``ml-100k`` and ``ml-1m`` are fetched when the path is empty, ``synthetic`` and ``synthetic-long``
+read options such as ``users=200,items=300,seed=1`` from it, the others need a file or directory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_
 from pfsr_core.data.recbole import read_inter
 from pfsr_core.data.s3rec import read_s3rec
 from pfsr_core.data.synthetic import generate
+from pfsr_core.data.synthetic_long import generate_long
 
 SYNTHETIC_DEFAULTS = {"users": 200, "items": 300, "seed": 0}
+LONG_DEFAULTS = {"users": 400, "length": 200, "seed": 0}
 
 
 def load_dataset(name: str, path: str = "") -> Interactions:
@@ -48,7 +50,11 @@ def _amazon_beauty(path: str) -> Interactions:
 
 
 def _synthetic(path: str) -> Interactions:
-    return generate(**{**SYNTHETIC_DEFAULTS, **_options(path)})
+    return generate(**{**SYNTHETIC_DEFAULTS, **_options(path, generate)})
+
+
+def _synthetic_long(path: str) -> Interactions:
+    return generate_long(**{**LONG_DEFAULTS, **_options(path, generate_long)})
 
 
 def _local(name: str, path: str, file_name: str) -> Path:
@@ -60,9 +66,9 @@ def _local(name: str, path: str, file_name: str) -> Path:
     return place
 
 
-def _options(text: str) -> dict[str, int]:
-    """Whole numbers out of ``users=200,items=300``."""
-    known = tuple(signature(generate).parameters)
+def _options(text: str, generator: Callable[..., Interactions]) -> dict[str, int]:
+    """Whole numbers out of ``users=200,items=300``, arguments of the ``generator``."""
+    known = tuple(signature(generator).parameters)
     options = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (word.strip() for word in part.partition("="))
@@ -80,4 +86,5 @@ DATASETS: dict[str, Callable[[str], Interactions]] = {
     "amazon-beauty": _amazon_beauty,
     "file": read_file,
     "synthetic": _synthetic,
+    "synthetic-long": _synthetic_long,
 }
