@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from pfsr_core import simulation
+from pfsr_core.ablation_histories import history_arms
 from pfsr_core.ablation_items import (
     bytes_of_a_round,
     evaluate_all,
@@ -143,6 +144,7 @@ ARMS: dict[str, Overrides] = {
         "federation.rounds": 2,
     },
     **item_arms(),
+    **history_arms(),
 }
 
 

@@ -1,13 +1,14 @@
 """A seeded world in which the oldest items decide: for what long histories are worth.
 
 Every user has a value for each of some attributes. The first items of a history tell them, one item
-an attribute. Then come many items that tell nothing, drawn by one Markov chain for everybody, and
-now and then a question: an item that names an attribute, and two answers, items of this user's
-value of the attribute asked. The first answer names the attribute of the second. A history ends
-with a question: its answers are the held-out items, the validation item the first of them.
+an attribute. Then come items that tell nothing, drawn by one Markov chain for everybody, and now
+and then a question: an item that names an attribute, and two answers, items of this user's value of
+the attribute asked. The first answer names the attribute of the second. Nothing is asked in the
+last QUIET items but for the very last question: its answers are the held-out items, the validation
+item the first of them. No answer is given twice.
 
-So the last item says which attribute is asked, and all but the oldest items say nothing about the
-value, unless the same was asked lately. No answer is given twice.
+So the last item says which attribute is asked, and none of the latest items says what the user's
+value is.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from pfsr_core.data.synthetic import number_ids
 
 Codes = NDArray[np.int64]
 
-ATTRIBUTES, VALUES, ANSWERS = 6, 4, 12  # answers: items of each value of each attribute
-FILLERS = 120
-QUESTION_GAP = 60  # items between questions, on average
+ATTRIBUTES, VALUES, ANSWERS = 4, 4, 8  # answers: items of each value of each attribute
+FILLERS = 60
+QUESTION_GAP = 10  # items from one question to the next, on average
+QUIET = 60
 LONGER = 1.2  # the longest history over the shortest
 START, STEP = 1_600_000_000, 3_600
 
@@ -43,12 +45,13 @@ class Shelf:
 def generate_long(users: int, length: int, seed: int) -> Interactions:
     """A log of ``users`` histories of ``length`` to 1.2 times as many items, ordered by time.
 
-    Raises DataError when a history would be too short to hold a question.
+    Raises DataError when a history would be too short to be quiet in the end.
     """
-    if length < ATTRIBUTES + 4 or users < 1:
+    least = 2 * QUIET
+    if length < least or users < 1:
         raise DataError(
-            f"synthetic-long data need users and at least {ATTRIBUTES + 4} items of each, not "
-            f"{users} users of {length}. Fix: change that number."
+            f"synthetic-long data need users and at least {least} items of each, not {users} users "
+            f"of {length}. Fix: change that number."
         )
     rng = np.random.default_rng((seed, 0))
     shelf, chain = _shelf(), _chain(rng)
@@ -76,18 +79,20 @@ def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) 
     items = [int(shelf.tell[a, value[a]]) for a in rng.permutation(ATTRIBUTES)]
     here = int(rng.integers(FILLERS))
     while len(items) < length - 3:
-        here = int(rng.choice(chain[here]))
-        asked = int(rng.integers(ATTRIBUTES))
-        if rng.random() * QUESTION_GAP < 1 and len(items) < length - 6 and len(left[asked]) > 3:
-            items += _question(shelf, value, left, asked)
+        loud = len(items) < length - QUIET and min(map(len, left)) > 3
+        if loud and rng.random() * QUESTION_GAP < 1:
+            items += _question(rng, shelf, value, left)
         else:
+            here = int(rng.choice(chain[here]))
             items.append(int(shelf.filler[here]))
-    asked = int(rng.integers(ATTRIBUTES))
-    return np.array(items + _question(shelf, value, left, asked), np.int64)
+    return np.array(items + _question(rng, shelf, value, left), np.int64)
 
 
-def _question(shelf: Shelf, value: Codes, left: list[list[int]], asked: int) -> list[int]:
+def _question(
+    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]]
+) -> list[int]:
     """An item that asks, and two answers that this user has not given yet."""
+    asked = int(rng.integers(ATTRIBUTES))
     items = [int(shelf.ask[asked])]
     for _ in range(2):
         answer = left[asked].pop()

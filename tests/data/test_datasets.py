@@ -132,6 +132,7 @@ def test_the_names_are_those_of_the_documents() -> None:
         "amazon-beauty",
         "file",
         "synthetic",
+        "synthetic-long",
     ]
 
 
