@@ -2,8 +2,10 @@
 
 Attention over 200 items, over the latest 50, and over 50 with tokens in place of the 150 before
 them, the tokens the same for everybody or with a part of each user's own; recurrent encoders that
-read the latest 50, or all that there is. All data in one place, and averaged over 20 clients; on
-the recipe's data, and on a world in which the oldest items decide.
+read the latest 50, or all that there is, trained on windows of 200 or of 50. A window begins with
+an empty state, so the last two differ in how far gradients reach back, and in cost. All data in one
+place, and averaged over 20 clients; on the recipe's data, and on a world in which the oldest items
+decide.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ KINDS: dict[str, Overrides] = {
     "sasrec with tokens of its own": {**TOKENS, **OWN},
     "gru4rec reads 50": {"model.encoder": "gru4rec", "model.num-layers": 1, **READS_RECENT},
     "gru4rec's state": {"model.encoder": "gru4rec", **STATE},
+    "gru4rec's state, trained on 50": {"model.encoder": "gru4rec", **STATE, **READS_RECENT},
     "associative reads 50": {"model.num-layers": 1, **READS_RECENT},
     "associative state": STATE,
+    "associative state, trained on 50": {**STATE, **READS_RECENT},
     "associative state of its own start": {**STATE, **OWN},
 }
 CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 15}

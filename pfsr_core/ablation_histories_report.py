@@ -27,6 +27,8 @@ PAIRS = (
     ("sasrec reads 200", "sasrec reads 50"),
     ("gru4rec's state", "gru4rec reads 50"),
     ("associative state", "associative reads 50"),
+    ("gru4rec's state", "gru4rec's state, trained on 50"),
+    ("associative state", "associative state, trained on 50"),
     ("associative state", "sasrec with tokens"),
 )
 

@@ -273,6 +273,14 @@ def _extra_places(model: ModelSettings) -> int:
     return model.tokens if model.compressor == "tokens" else 0
 
 
+def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
+    if model.personal_memory:
+        raise SettingsError(
+            "model.personal-memory needs a memory. Fix: model.compressor = 'tokens' or 'state'."
+        )
+    return WholeHistory()
+
+
 def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
     if not hasattr(encoder, "remember"):
         raise SettingsError(
@@ -298,7 +306,7 @@ def _state(model: ModelSettings, encoder: nn.Module) -> nn.Module:
 
 IDENTITY = "identity"
 COMPRESSORS: dict[str, Callable[[ModelSettings, nn.Module], nn.Module]] = {
-    IDENTITY: lambda _model, _encoder: WholeHistory(),
+    IDENTITY: _whole_history,
     "tokens": _tokens,
     "state": _state,
 }

@@ -208,6 +208,10 @@ class TestCut:
         assert cut - first <= max_length - recent
         assert compressor.begin(length + 1) in (cut, cut + compressor.stride)
 
+    def test_a_row_of_a_user_needs_a_memory(self) -> None:
+        with pytest.raises(SettingsError, match="personal-memory needs a memory"):
+            model_of("sasrec")
+
     def test_needs_attention_and_something_to_compress(self) -> None:
         with pytest.raises(SettingsError, match="tokens need attention"):
             model_of("gru4rec", model__compressor="tokens")
