@@ -161,8 +161,7 @@ def stored_history(served: Served, client: str, user: str) -> tuple[ItemArray, I
 
     No seconds where those of the data are not known.
     """
-    part, added = served.clients[client], served.users.added() if served.users else {}
-    new = added.get(client, {}).get(user, ())
+    part, new = served.clients[client], served.users.added(client, user) if served.users else []
     history = [*part.histories[user], *(code for code, _ in new)]
     times = [*part.times[user], *(time for _, time in new)] if user in part.times else []
     return np.array(history, np.int64), np.array(times, np.int64)
@@ -232,11 +231,12 @@ def _model_scores(served: Served, asker: Asker) -> Tensor:
     answer = partial(score_from_memory, assembly.task, whole, data, length, question)
     if not asker.user or served.users is None:
         return answer(None)[0]
-    weights = weights_digest(whole)
-    known = served.users.memory(asker.client, asker.user, weights, asker.history)
+    history = np.stack([asker.history, asker.times], 1) if len(asker.times) else asker.history
+    key = (asker.client, asker.user, weights_digest(whole), history)
+    known = served.users.memory(*key)
     scores, memory = answer(known)
     if known is None or memory.covered != known.covered:
-        served.users.keep(asker.client, asker.user, weights, asker.history, memory)
+        served.users.keep(*key, memory)
     return scores
 
 

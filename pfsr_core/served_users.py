@@ -22,8 +22,6 @@ from pfsr_core.params import Params
 from pfsr_core.store_file import StoreFile, packed
 
 HELD_OUT = 2  # the last items of a stored history, which no model was trained on
-Added = Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]
-"""Item codes and their seconds by client and user, oldest first."""
 Numbers = Mapping[str, Sequence[int]]
 
 
@@ -54,19 +52,17 @@ class ServedUsers:
             rows = ((*key, start + place, int(code), seconds) for place, code in enumerate(codes))
             file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def added(self) -> Added:
-        """All that was appended."""
-        query = "SELECT client, user, item, seconds FROM events WHERE number = ? ORDER BY place"
-        found: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    def added(self, client: str, user: str) -> list[tuple[int, int]]:
+        """What was appended to a user's history: item codes and their seconds, oldest first."""
+        query = "SELECT item, seconds FROM events WHERE (number, client, user) = (?, ?, ?) "
         with self.file.open() as file:
-            for client, user, *event in file.execute(query, (self.number,)):
-                found.setdefault(client, {}).setdefault(user, []).append(tuple(event))
-        return found
+            return file.execute(query + "ORDER BY place", (self.number, client, user)).fetchall()
 
     def memory(self, client: str, user: str, weights: str, history: ItemArray) -> UserMemory | None:
         """The memory of ``user``; None without one, and where it is stale.
 
         It is when other ``weights`` made it, or when ``history`` does not begin with its items.
+        ``history`` (n,) item codes, or (n, 2) with their seconds.
         """
         query = (
             "SELECT weights, covered, items, digest, tensors FROM memories "

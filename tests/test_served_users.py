@@ -181,6 +181,13 @@ class TestStale:
     def test_refused_for_other_weights(self, users: object) -> None:
         assert users.memory("client", "user", "others", self.KEY[3]) is None
 
+    def test_refused_for_other_times(self, users: object) -> None:
+        history = np.array([[3, 60], [1, 90], [2, 99]])
+        users.keep("client", "timed", "weights", history, UserMemory(2, {"keys": torch.ones(1)}))
+        assert users.memory("client", "timed", "weights", history) is not None
+        history[0, 1] += 1
+        assert users.memory("client", "timed", "weights", history) is None
+
     def test_of_nobody_else(self, users: object) -> None:
         assert users.memory("client", "another", *self.KEY[2:]) is None
         assert users.memory("another", "user", *self.KEY[2:]) is None

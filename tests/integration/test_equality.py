@@ -60,8 +60,14 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         {"algorithm__aggregation": "count"},
         {"algorithm__server_momentum": 0.9, "algorithm__name": "fed-avg"},
         {"federation__partition": "user", "federation__participation": 0.3},
+        {
+            "model__encoder": "hstu",
+            "model__compressor": "tokens",
+            "model__recent": 4,
+            "model__personal_memory": True,
+        },
     ],
-    ids=["shared items", "count aggregation", "server momentum", "a client a user"],
+    ids=["shared items", "count aggregation", "server momentum", "a client a user", "tokens"],
 )
 def test_variants_equal_the_plain_loop(tmp_path, changes):
     settings = settings_in(tmp_path, federation__rounds=2, **changes)
