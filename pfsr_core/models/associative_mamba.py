@@ -173,6 +173,30 @@ class AssociativeMamba(nn.Module):
             new |= {"S": S, "c": state["c"] + dt}
         return self._finish(y + self.D[:, None] * x, z), new
 
+    def after(self, u: Tensor, state: State) -> State:
+        """The state that u (B, L, D) leaves behind where it was ``state`` before."""
+        _, xBC, dt = self._project(u)
+        before = state["conv"].mT
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        x, B, _ = self._split(F.silu(causal_depthwise_conv(xBC, weight, bias, before)))
+        elapsed, drive = dt.cumsum(1), dt[..., None] * x
+        end, (a, a_anchored) = elapsed[:, -1], self._decays()
+
+        def written(log_weights: Tensor) -> Tensor:
+            weights = torch.exp(log_weights)[..., None] * drive
+            return torch.einsum("blhp,bln->bhpn", weights, B)
+
+        kept = torch.exp(a * end)[..., None, None] * state["h"]
+        new = {
+            "conv": torch.cat([before, xBC], dim=1)[:, u.shape[1] :].mT,
+            "h": kept + written(a * (end[:, None] - elapsed)),
+        }
+        if a_anchored is not None:
+            c = state["c"]
+            S = state["S"] + written(a_anchored * (c[:, None] + elapsed - dt))
+            new |= {"S": S, "c": c + end}
+        return new
+
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, xBC, dt = self.in_proj(u).split(self._widths(), dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)

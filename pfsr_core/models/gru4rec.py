@@ -53,6 +53,10 @@ class GRULayer(nn.Module):
             outputs.append(hidden)
         return torch.stack(outputs, dim=1)
 
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        outputs = self(x, noise, None, state)
+        return outputs, {"hidden": outputs[:, -1]}
+
     def initial_state(self, batch_size: int) -> State:
         return {"hidden": self.weight_hh_l0.new_zeros(batch_size, self.weight_hh_l0.shape[1])}
 
@@ -94,6 +98,10 @@ class GRU4Rec(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        hidden, state = self.recurrent.resume(x, state)
+        return self.output(self.dropout(hidden, noise)), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         x, state = self.recurrent.step(x, state)

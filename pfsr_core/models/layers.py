@@ -66,6 +66,12 @@ class RecurrentEncoder(Encoder, Protocol):
         ``layout`` where it has ``packs`` only.
         """
 
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        """All of x (B, L, D) after ``state``, L >= 1: the outputs and the state after the last.
+
+        What as many :meth:`step` give, all at once. x has no padding.
+        """
+
 
 class Mixer(Protocol):
     """An encoder without dropout, which may be told how long the sequences are."""
@@ -83,6 +89,9 @@ class Mixer(Protocol):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As an encoder's."""
+
+    def after(self, x: Tensor, state: State) -> State:
+        """The state that x (B, L, D) leaves behind, L >= 1, where it was ``state`` before."""
 
 
 class FeedForward(nn.Module):
@@ -142,6 +151,9 @@ class MixerLayer(nn.Module):
         mixed, state = self.mixer.step(x, state)
         return self._after_mixer(mixed, x, None), state
 
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        return self(x, noise, None, state), self.mixer.after(x, state)
+
     def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
         mixed = self.dropout(mixed, noise)
         normed = self.norm(mixed + x if self.residual else mixed)
@@ -183,6 +195,14 @@ class Stack(nn.Module):
         next_state: State = {}
         for index, layer in enumerate(self._encoders()):
             x, layer_state = layer.step(x, of_prefix(state, index))
+            next_state |= with_prefix(layer_state, index)
+        return x, next_state
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        """As a :class:`RecurrentEncoder`, where the layers are such."""
+        next_state: State = {}
+        for index, layer in enumerate(cast(Sequence[RecurrentEncoder], self.layers)):
+            x, layer_state = layer.resume(x, of_prefix(state, index), noise)
             next_state |= with_prefix(layer_state, index)
         return x, next_state
 

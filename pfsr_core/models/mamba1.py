@@ -79,6 +79,17 @@ class Mamba1Mixer(nn.Module):
         scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
 
+    def after(self, u: Tensor, state: State) -> State:
+        x, _ = self.in_proj(u).chunk(2, dim=-1)
+        window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
+        x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))
+        dt, B, _ = self._selection(x)
+        elapsed, A = dt.cumsum(1), -self.A_log.exp()
+        fading = torch.exp((elapsed[:, -1:] - elapsed).unsqueeze(-1) * A)  # (B, L, E, N)
+        written = torch.einsum("blen,ble,bln->ben", fading, dt * x, B)
+        kept = torch.exp(elapsed[:, -1].unsqueeze(-1) * A) * state["scan"]
+        return {"window": window, "scan": kept + written}
+
     def _of_start(self, scan: Tensor, dt: Tensor, C: Tensor) -> Tensor:
         """What a first state (B, E, N) adds to y (B, L, E): the scan is linear in it."""
         decay = torch.exp(dt.cumsum(1).unsqueeze(-1) * -self.A_log.exp())

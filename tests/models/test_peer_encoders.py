@@ -24,6 +24,9 @@ class Doubling(nn.Module):
     def forward(self, x: Tensor, lengths: None = None, state: None = None) -> Tensor:
         return 2 * x
 
+    def after(self, x: Tensor, state: State) -> State:
+        return {"steps": state["steps"] + x.shape[1]}
+
     def initial_state(self, batch_size: int) -> State:
         return {"steps": torch.zeros(batch_size)}
 
