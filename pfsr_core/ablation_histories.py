@@ -42,7 +42,7 @@ KINDS: dict[str, Overrides] = {
 CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 15}
 FEDERATED: Overrides = {
     "federation.clients": 20,
-    "federation.rounds": 18,
+    "federation.rounds": 12,
     "model.items": "shared",
     "model.item-start": "common",
     "model.item-std": 0.02,
@@ -50,14 +50,14 @@ FEDERATED: Overrides = {
     "train.learning-rate": 0.006,
     "train.item-learning-rate": 0.006,
     "train.local-epochs": 2,
-    "train.round-decay": 0.95,
+    "train.round-decay": 0.9,
     "algorithm.name": "fed-avg",
 }
 # Histories of 200 to 240 items; steps large enough that what is rare is learnt.
 OLDEST_DECIDE: Overrides = {
     "data.source": "synthetic-long",
     "data.path": "users=400,length=200",
-    "federation.rounds": 40,
+    "federation.rounds": 30,
     "model.dropout": 0.1,
     "train.learning-rate": 0.004,
     "train.item-learning-rate": 0.004,
