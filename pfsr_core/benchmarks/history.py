@@ -3,6 +3,9 @@
 One user, scores of a catalogue included. "tokens" reads what is recent and learned tokens in place
 of the rest, with attention; "state" takes one step from a recurrent state. Both are what
 ``pfsr recommend`` computes; opening the store is not among it.
+
+And a training step on long windows: gradients through all of a window, against pieces of it that
+begin with the state which the piece before left, detached.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pfsr_core.assembly import make_model
 from pfsr_core.benchmarks.timing import Measurement, Work, compare
-from pfsr_core.models.layers import State
+from pfsr_core.models.layers import RecurrentEncoder, State
 from pfsr_core.models.next_item import NextItemModel
 from pfsr_core.settings import ModelSettings, Settings
 
@@ -26,6 +30,8 @@ RECENT = 50
 HISTORIES = (200, 500, 1000, 2000, 5000)
 FLAT = (200, 2000)  # serving after the longer may cost 1.3 times what it costs after the shorter
 MOST = 1 / 1.3
+WINDOWS = (4, 1000)  # rows and items of a training step
+PIECE = 50
 LEAST = 100.0  # times that reading everything costs at the longer of these
 
 
@@ -59,6 +65,8 @@ def measure() -> Iterator[Measurement]:
                 yield from _against_reading(name, server, items)
         for name, recent in (("tokens", RECENT), ("state", 1)):
             yield _flat(name, recent)
+    for encoder in ("associative-mamba", "gru4rec"):
+        yield _truncated(encoder)
 
 
 def server_of(compressor: str, items: Tensor, recent: int) -> Server:
@@ -94,3 +102,25 @@ def _flat(name: str, recent: int) -> Measurement:
     )
     case = f"{name}, after {FLAT[1]} interactions against {FLAT[0]}"
     return compare(NAME, case, long.serve, f"after {FLAT[0]}", short.serve, target=MOST)
+
+
+def _truncated(encoder: str) -> Measurement:
+    model = make_model(Settings(model=ModelSettings(encoder=encoder, num_layers=1)), ITEMS)
+    items = torch.randint(1, ITEMS + 1, WINDOWS)
+    case = f"{encoder}, training on {WINDOWS[0]} windows of {WINDOWS[1]:,} items"
+    peer = f"pieces of {PIECE}, state detached"
+    whole, pieces = partial(_step, model, items, WINDOWS[1]), partial(_step, model, items, PIECE)
+    return compare(NAME, case, whole, peer, pieces)
+
+
+def _step(model: NextItemModel, items: Tensor, piece: int) -> None:
+    """Forward and backward over ``items`` (B, L), ``piece`` after piece."""
+    encoder = cast(RecurrentEncoder, model.encoder)
+    state = encoder.initial_state(len(items))
+    for part in items.split(piece, dim=1):
+        if part.shape == items.shape:
+            hidden = encoder(model.embed(part))
+        else:
+            hidden, state = encoder.resume(model.embed(part), state)
+            state = {name: tensor.detach() for name, tensor in state.items()}
+        (hidden @ model.items.weight[1:].T).logsumexp(-1).mean().backward()

@@ -44,8 +44,10 @@ def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_history(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "HISTORIES", (60, 70))
     monkeypatch.setattr(history, "FLAT", (60, 70))
+    monkeypatch.setattr(history, "WINDOWS", (2, 60))
     lines = list(history.measure())
     assert {line.peer for line in lines} >= {"tokens, reading all", "state, reading all"}
+    assert [line.peer for line in lines[-2:]] == ["pieces of 50, state detached"] * 2
     assert [line.case for line in lines if line.target is not None] == [
         "tokens, after 70 interactions",
         "state, after 70 interactions",
