@@ -11,7 +11,7 @@ begin with the state which the piece before left, detached.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -28,6 +28,7 @@ NAME = "history"
 ITEMS = 1682
 RECENT = 50
 HISTORIES = (200, 500, 1000, 2000, 5000)
+CALLS = 10
 FLAT = (200, 2000)  # serving after the longer may cost 1.3 times what it costs after the shorter
 MOST = 1 / 1.3
 WINDOWS = (4, 1000)  # rows and items of a training step
@@ -47,6 +48,12 @@ class Server:
         """Scores from the memory: (1, V)."""
         last, _ = self.model.recall(self.items, self.memory)
         return last @ self.model.items.weight[1:].T
+
+    def anew(self, items: Tensor) -> Tensor:
+        """The scores of :meth:`serve`, made from all of ``items`` (1, N)."""
+        recent, nobody = self.items.shape[1], torch.zeros(1, dtype=torch.long)
+        memory = self.model.compress(items[:, :-recent], nobody)
+        return Server(self.model, memory, self.items).serve()
 
     def read(self, items: Tensor) -> Tensor:
         """Scores by reading ``items`` (1, N): (1, V)."""
@@ -88,12 +95,28 @@ def _against_reading(name: str, server: Server, items: Tensor) -> Iterator[Measu
     length = items.shape[1]
     peers: dict[str, Work] = {f"{name}, reading all": partial(server.read, items)}
     if name == "tokens":
+        peers["tokens, without a memory"] = partial(server.anew, items)
         peers["recent items alone"] = partial(server.read, items[:, -RECENT:])
     for peer, work in peers.items():
         wanted = LEAST if length == FLAT[1] and peer.endswith("all") else None
         case = f"{name}, after {length} interactions"
-        size = float(length)
-        yield compare(NAME, case, server.serve, peer, work, target=wanted, size=size)
+        ours, size = partial(repeat, server.serve), float(length)
+        yield _per_call(compare(NAME, case, ours, peer, work, size=size), wanted)
+
+
+def repeat(work: Work) -> None:
+    """CALLS answers in a row: the first of them pays for what the peer left in the caches."""
+    for _ in range(CALLS):
+        work()
+
+
+def _per_call(measured: Measurement, target: float | None) -> Measurement:
+    """From CALLS of our calls to one."""
+    assert measured.ours_ms is not None and measured.ratio is not None
+    ratio = measured.ratio * CALLS
+    holds = None if target is None else ratio >= target
+    ours = measured.ours_ms / CALLS
+    return replace(measured, ours_ms=ours, ratio=ratio, target=target, holds=holds)
 
 
 def _flat(name: str, recent: int) -> Measurement:

@@ -57,6 +57,13 @@ def test_history(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_an_answer_from_a_memory_is_that_without_one() -> None:
+    items = torch.randint(1, history.ITEMS + 1, (1, 70))
+    server = history.server_of("tokens", items, history.RECENT)
+    torch.testing.assert_close(server.serve(), server.anew(items))
+
+
+@torch.no_grad()
 def test_what_is_timed_as_state_is_what_reading_all_gives() -> None:
     items = torch.randint(1, history.ITEMS + 1, (1, 60))
     server = history.server_of("state", items, 1)
