@@ -13,7 +13,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.fisher import Masks, Samples
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import Rows, latest
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import row_numbers
 from pfsr_core.models.next_item import (
@@ -32,11 +32,6 @@ from pfsr_core.params import Params, Partition, clone
 def as_they_are(params: Params, _codes: Tensor) -> Params:
     """Parameters that the model takes as a client holds them."""
     return params
-
-
-def latest(length: int, max_length: int) -> int:
-    """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
-    return max(0, length - max_length)
 
 
 @dataclass(frozen=True)

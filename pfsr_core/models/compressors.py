@@ -98,6 +98,11 @@ class Memory(Protocol):
         """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
 
 
+def latest(length: int, max_length: int) -> int:
+    """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
+    return max(0, length - max_length)
+
+
 class WholeHistory(nn.Module):
     """The latest items, all of them seen by the encoder."""
 
@@ -119,7 +124,7 @@ class WholeHistory(nn.Module):
         return torch.zeros_like(lengths)
 
     def first_read(self, length: int, max_length: int) -> int:
-        return max(0, length - max_length)
+        return latest(length, max_length)
 
 
 class LearnedTokens(nn.Module):
