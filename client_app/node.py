@@ -153,9 +153,12 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
             if order.finetune:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
-                histories = {user.user: user.full.tolist() for user in data.users}
                 state = state_of(assembly.algorithm, states, data)
-                yield data.client, ServedClient(state, histories)
+                histories = {user.user: user.full.tolist() for user in data.users}
+                known = [user for user in data.users if len(user.times)]
+                times = {user.user: user.times.tolist() for user in known}
+                kept = times if assembly.task.reads_times else {}
+                yield data.client, ServedClient(state, histories, kept)
 
     if order.install:
         node.store.install(_served(node, order, assembly, broadcast.params), served_clients())

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from pfsr_core import simulation
+from pfsr_core.ablation_histories import history_arms
 from pfsr_core.ablation_items import (
     bytes_of_a_round,
     evaluate_all,
@@ -149,6 +150,7 @@ ARMS: dict[str, Overrides] = {
     "fed-avg, one user a client": {**ONE_USER, **FED_AVG},
     **item_arms(),
     **market_arms(),
+    **history_arms(),
 }
 
 

@@ -18,6 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.ablation_histories_report import (
+    histories_pairs,
+    histories_table,
+    is_history_arm,
+)
 from pfsr_core.ablation_items import PRIVATE_SIZES
 from pfsr_core.ablation_items_report import PAIRS as ITEM_PAIRS
 from pfsr_core.ablation_items_report import is_item_arm, items_table
@@ -210,7 +215,11 @@ def report(records: Records) -> str:
     splits = {
         r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
     }
-    others = {arm: by_seed for arm, by_seed in records.items() if not is_item_arm(arm)}
+    others = {
+        arm: by_seed
+        for arm, by_seed in records.items()
+        if not is_item_arm(arm) and not is_history_arm(arm)
+    }
     usual, more = usual_seeds(others), more_seeds(others)
     parts = [
         f"Made on {date.today().isoformat()} by `make ablation`; the arms ran at commits "
@@ -231,6 +240,14 @@ def report(records: Records) -> str:
             "round.",
             "\n".join(rows),
             "\n".join(pair_table(records, ITEM_PAIRS)),
+        ]
+    rows = histories_table(records)
+    if rows:
+        parts += [
+            "Long histories. *Reads*: how many items, or what stands for the older ones. "
+            "Users with few items are read whole in every row.",
+            "\n".join(rows),
+            "\n".join(histories_pairs(records)),
         ]
     if more:
         count = min(len(seeds) for seeds in more.values())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,10 +24,17 @@ from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import Split, leave_one_out
 from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.item_modes import Catalogue, ItemMode, item_mode, text_vectors
-from pfsr_core.local_training import Task, stream_seed
-from pfsr_core.models.next_item import ITEMS, ROW_NAMES, NextItemModel, make_apply
-from pfsr_core.params import Partition, Shapes, clone, fingerprint, shapes_of
-from pfsr_core.registries import ALGORITHMS, ENCODERS, TASKS, check_items
+from pfsr_core.local_training import Serving, Task, stream_seed
+from pfsr_core.models.compressors import USERS, Compressor, Memory, WholeHistory
+from pfsr_core.models.next_item import (
+    ITEMS,
+    ROW_NAMES,
+    NextItemModel,
+    make_apply,
+    make_serving,
+)
+from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
+from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS, check_items
 from pfsr_core.settings import Settings, SettingsError
 from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
@@ -67,12 +75,15 @@ class Assembly:
     vectors_method: str = ""
 
     def fingerprint_of(self, data: ClientDataset) -> str:
-        """Names the model and the rows of the item table that a client's state belongs to."""
-        items = [] if data.own_catalogue is None else [data.own_catalogue]
-        if self.task.partition.private & set(ROW_NAMES):
-            items.append(data.touched)
-        marks = (hashlib.sha256(codes.tobytes()).hexdigest() for codes in items)
-        return fingerprint({}, self.fingerprint, *marks) if items else self.fingerprint
+        """Names the model, and whose rows a client's state holds: of which items and users."""
+        private, facts = self.task.partition.private, []
+        if data.own_catalogue is not None:
+            facts.append(hashlib.sha256(data.own_catalogue.tobytes()).hexdigest())
+        if private & set(ROW_NAMES):
+            facts.append(hashlib.sha256(data.touched.tobytes()).hexdigest())
+        if USERS in private:
+            facts.extend(user.user for user in data.users)
+        return fingerprint({}, self.fingerprint, *facts) if facts else self.fingerprint
 
 
 def load_federation(settings: Settings) -> Federation:
@@ -144,7 +155,8 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     for rows in mode.private & set(ROW_NAMES):
         shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
-    facts = (STATE_LAYOUT, model.encoder, model.items, settings.algorithm.name, mode.digest)
+    compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
+    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.digest, compressed)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
     return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)
 
@@ -161,20 +173,41 @@ def _catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
 
 def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
     model = make_model(settings, len(catalogue.item_ids))
+    compressor = cast(Compressor, model.compressor)
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
+    stranger = {USERS: start.pop(USERS)} if USERS in start else {}
+    kept = {*stranger, *mode.private}
     return Task(
         apply=mode.head(make_apply(model)),
         noise_width=model.noise_width,
-        partition=Partition.of([*start, *mode.private], private=lambda name: name in mode.private),
+        reads_times=model.reads_times,
+        partition=Partition.of([*start, *kept], private=lambda name: name in kept),
         init_shared=lambda: clone(start),
-        init_private=mode.start,
+        init_private=lambda data: {**mode.start(data), **_rows_of_users(stranger, data)},
         candidates=lambda d: torch.from_numpy(d.touched if mode.own_rows else d.catalogue),
         unseen_rows=mode.unseen_rows,
         effective=mode.effective,
         averaged=mode.averaged,
         soft_targets=_soft_targets(settings, catalogue, mode.texts),
+        places=compressor.places,
+        first_read=compressor.first_read,
+        cuts=compressor.cuts,
+        serving=_serving(model, mode),
     )
+
+
+def _rows_of_users(stranger: Params, data: ClientDataset) -> Params:
+    """The private rows of a client's users, alike at first: a stranger's, then one for each."""
+    count = len(data.users) + 1
+    return {name: row.expand(count, *row.shape[1:]).clone() for name, row in stranger.items()}
+
+
+def _serving(model: NextItemModel, mode: ItemMode) -> Serving | None:
+    if isinstance(model.compressor, WholeHistory):
+        return None
+    parts = mode.memory_head(*make_serving(model))
+    return Serving(cast(Memory, model.compressor).begin, *parts)
 
 
 def _soft_targets(
@@ -212,4 +245,5 @@ def make_model(settings: Settings, num_items: int) -> NextItemModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.run.seed, "model"))
         encoder = ENCODERS[model.encoder](model)
-        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout)
+        compressor = COMPRESSORS[model.compressor](model, encoder)
+        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout, compressor)

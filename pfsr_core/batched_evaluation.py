@@ -18,6 +18,8 @@ from torch.func import vmap
 
 from pfsr_core.batched_training import (
     Size,
+    fill_rows,
+    pad_known,
     pad_together,
     parameters_of,
     similar,
@@ -28,10 +30,11 @@ from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut, ItemAr
 from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.local_training import Task, client_rows
+from pfsr_core.models.compressors import Rows
 from pfsr_core.models.item_tables import row_numbers
-from pfsr_core.models.next_item import ITEMS, pad_right
+from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.scoring import with_unseen
+from pfsr_core.scoring import what_is_read, with_unseen
 
 SMALL = 8  # users of a client up to which it is evaluated together with others
 
@@ -45,14 +48,17 @@ class Entry:
     ``table``: which items the rows of its item tensors are of.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items. A private table has got a row for each item in them. The table that other
+    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``whose`` (2U,):
+    their cuts and users. A private table has got a row for each item in them. The table that other
     modes make is not made here: it lives as long as a group is evaluated.
     """
 
     data: ClientDataset
     params: Params
     rows: Tensor
+    times: Tensor | None
     lengths: Tensor
+    whose: Rows
     candidates: Tensor
     table: Params
 
@@ -74,14 +80,17 @@ def evaluate_together(
 
 def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
     histories = [user.history(split) for split in SPLITS for user in data.users]
-    codes, lengths = pad_right(histories, max_length)
+    times = [user.history_times(split) for split in SPLITS for user in data.users]
+    read = what_is_read(task, histories, times, max_length)
+    users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
     candidates = task.candidates(data)
     if ITEMS in task.partition.private:
-        rows, table = with_unseen(task, model[ITEMS], data, codes)
+        rows, table = with_unseen(task, model[ITEMS], data, read.codes)
         model = {**model, ITEMS: table}
     else:
-        rows = row_numbers(codes, candidates)
-    return Entry(data, model, rows, lengths, candidates, client_rows(task, data))
+        rows = row_numbers(read.codes, candidates)
+    parts = (rows, read.times, read.lengths, Rows(read.cuts, users))
+    return Entry(data, model, *parts, candidates, client_rows(task, data))
 
 
 def _size(entry: Entry) -> Size:
@@ -96,7 +105,10 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     stacks = stack_params([entry.params for entry in entries])
     models = vmap(task.effective)(stacks, stack_rows([entry.table for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
-    hidden = vmap(task.apply, in_dims=(0, 0, None))(models, items, None)
+    times = pad_known([entry.times for entry in entries])
+    rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
+    dims = (0, 0, None, None if times is None else 0, 0)
+    hidden = vmap(task.apply, in_dims=dims)(models, items, None, times, rows)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

@@ -15,24 +15,22 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from pfsr_core.batched_training import beyond_tables, stack_params, stack_rows
-from pfsr_core.fisher import LogProbability, diagonal_fisher
+from pfsr_core.fisher import LogProbability, Samples, diagonal_fisher
 from pfsr_core.params import Params
 
 GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
 SAMPLES = 16  # of a client at once, at most
 
 ROWS = "rows"  # 0 for the rows of a client's item table, -inf for what fills it up: (V',)
-Samples = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A client's encoder, what it is evaluated with, and samples as ``diagonal_fisher`` takes them.
+    """A client's encoder, what it is evaluated with, and its samples.
 
     ``private``: all other names of its model. ``items``: rows of its item table, the padding row
     included; ``rows``: which items the rows of its item tensors are of.
-    ``log_probability(params, constants, prefix, length, target)`` is the same function for all; the
-    constants are ``private`` and ``rows``.
+    The log-probability is the same function for all; the constants are ``private`` and ``rows``.
     """
 
     encoder: Params
@@ -68,7 +66,7 @@ def _groups(clients: Sequence[Sampled]) -> Iterator[list[int]]:
         return
     size = sum(tensor.numel() for tensor in clients[0].encoder.values())
     together = max(1, GRADIENTS // (SAMPLES * size))
-    lengths = [one.samples[1] for one in clients]
+    lengths = [one.samples.lengths for one in clients]
     key = [(len(length), int(length.sum())) for length in lengths]
     order = sorted(range(len(clients)), key=lambda i: key[i])
     for start in range(0, len(order), together):
@@ -80,19 +78,17 @@ def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> lis
     constants = stack_params([one.private for one in clients])
     constants |= stack_rows([one.rows for one in clients])
     constants[ROWS] = beyond_tables([one.items for one in clients])
-    prefixes, lengths, targets, weights = _fill([one.samples for one in clients])
+    samples, weights = _fill([one.samples for one in clients])
 
     def weighted(params: Params, constants: Params, weight: Tensor, *sample: Tensor) -> Tensor:
         return weight * log_probability(params, constants, *sample)
 
-    per_sample = vmap(grad(weighted), in_dims=(None, None, 0, 0, 0, 0))
-    per_client = vmap(per_sample, in_dims=0)
     total = {name: torch.zeros_like(stack) for name, stack in encoders.items()}
-    for start in range(0, lengths.shape[1], SAMPLES):
+    for start in range(0, weights.shape[1], SAMPLES):
         now = slice(start, start + SAMPLES)
-        longest = int(lengths[:, now].max())
-        sample = (prefixes[:, now, :longest], lengths[:, now], targets[:, now])
-        grads = per_client(encoders, constants, weights[:, now], *sample)
+        sample = (weights[:, now], *samples.pick(now))
+        per_sample = vmap(grad(weighted), in_dims=(None, None, *[0] * len(sample)))
+        grads = vmap(per_sample)(encoders, constants, *sample)
         for name, gradient in grads.items():
             total[name] += gradient.detach().square_().sum(1)
     counts = weights.sum(1).clamp(min=1).tolist()
@@ -101,21 +97,24 @@ def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> lis
     ]
 
 
-def _fill(samples: Sequence[Samples]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prefixes (K, S, L), lengths, targets and weights (K, S): sorted by length, S the most.
+def _fill(samples: Sequence[Samples]) -> tuple[Samples, Tensor]:
+    """Of K clients, sorted by length, with as many as the most have; and weights (K, S).
 
     Samples that a client lacks have length 1, the first row as prefix and target, and weight 0.
     """
-    most = max(1, *(len(lengths) for _, lengths, _ in samples))
-    width = max(prefixes.shape[1] for prefixes, _, _ in samples)
+    most = max(1, *(len(one.lengths) for one in samples))
+    width = max(one.prefixes.shape[1] for one in samples)
     prefixes = torch.zeros(len(samples), most, width, dtype=torch.long)
     prefixes[:, :, 0] = 1
     lengths, targets = torch.ones(2, len(samples), most, dtype=torch.long)
     weights = torch.zeros(len(samples), most)
-    for k, (prefix, length, target) in enumerate(samples):
+    times = None if samples[0].times is None else torch.zeros_like(prefixes)
+    for k, (prefix, length, target, time) in enumerate(samples):
         order = torch.argsort(length, stable=True)
         rows = slice(most - len(order), most)  # the longest last, as those of the other clients
         prefixes[k, rows] = 0
         prefixes[k, rows, : prefix.shape[1]] = prefix[order]
         lengths[k, rows], targets[k, rows], weights[k, rows] = length[order], target[order], 1.0
-    return prefixes, lengths, targets, weights
+        if times is not None and time is not None:
+            times[k, rows, : time.shape[1]] = time[order]
+    return Samples(prefixes, lengths, targets, times), weights

@@ -29,6 +29,7 @@ from pfsr_core.local_training import (
     LossSum,
     Step,
     Task,
+    Windows,
     client_rows,
     client_windows,
     freeze,
@@ -37,6 +38,7 @@ from pfsr_core.local_training import (
     train,
 )
 from pfsr_core.losses import add_soft_targets
+from pfsr_core.models.compressors import USERS, Rows
 from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES
 from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
@@ -73,14 +75,14 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Lane:
-    """A client in a group: its job, its windows (W, L + 1), how many steps it takes.
+    """A client in a group: its job, its windows, how many steps it takes.
 
     ``rows``: which items the rows of its item tensors are of.
     """
 
     job: Job
     rows: Params
-    windows: Tensor
+    windows: Windows
     steps: int
     size: Size
 
@@ -105,7 +107,7 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     items = len(task.candidates(job.data)) + 1
     size = Size(
         rows=min(len(windows), config.batch_size),
-        length=int((windows > 0).sum(1).max()) - 1 if len(windows) else 0,
+        length=task.places + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
@@ -175,10 +177,10 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
 
 
 def stack_params(params: Sequence[Params]) -> Params:
-    """(K, ...) for every name; tensors of item rows, of any numbers, are filled up with zeros."""
+    """(K, ...) for every name; tensors of items' and users' rows are filled up with zeros."""
     return {
         name: fill_rows([one[name] for one in params])
-        if name in ROW_NAMES
+        if name in (*ROW_NAMES, USERS)
         else torch.stack([one[name] for one in params])
         for name in (params[0] if params else {})
     }
@@ -258,14 +260,15 @@ def beyond_tables(counts: Sequence[int]) -> Tensor:
 
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
-    bits = [step.bits for step in found if step.bits is not None]
     soft = [step.soft for step in found if step.soft is not None]
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
-        bits=pad_together(bits) if bits else None,
+        bits=pad_known([step.bits for step in found]),
+        rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
         negatives=None,
         soft=_collate_soft(soft) if soft else None,
+        times=pad_known([step.times for step in found]),
     )
 
 
@@ -273,6 +276,12 @@ def _collate_soft(parts: Sequence[SoftTargets]) -> SoftTargets:
     """(K, B, L, N); where rows fill up any row will do, as it weighs nothing."""
     rows = pad_together([part.rows for part in parts]).clamp(min=1)
     return SoftTargets(rows, pad_together([part.weights for part in parts]))
+
+
+def pad_known(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """:func:`pad_together` of what all clients have, or none of them."""
+    known = [part for part in parts if part is not None]
+    return pad_together(known) if known else None
 
 
 def pad_together(parts: Sequence[Tensor]) -> Tensor:
@@ -288,9 +297,10 @@ def _cross_entropies(
     task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
-    dims = (0, 0, None if step.bits is None else 0)
     models = vmap(task.effective)(leaves, rows)
-    hidden = vmap(task.apply, in_dims=dims)(models, step.inputs, step.bits).flatten(1, 2)
+    given = (models, step.inputs, step.bits, step.times, step.rows)
+    dims = tuple(None if part is None else 0 for part in given)
+    hidden = vmap(task.apply, in_dims=dims)(*given).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(

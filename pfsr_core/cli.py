@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -234,7 +235,8 @@ def _bench_errors() -> tuple[type[Exception], ...]:
 @plain_errors(_bench_errors)
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="scan, encoder, serve, round, scale; or all.")
+        list[str] | None,
+        typer.Argument(help="scan, encoder, serve, history, round, scale; or all."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -262,21 +264,26 @@ def recommend(
         str | None,
         typer.Option(help="Item ids, oldest first, with commas: instead of the stored history."),
     ] = None,
+    add: Annotated[
+        str, typer.Option(help="Item ids, oldest first, with commas: the user's newest, kept.")
+    ] = "",
     client: Annotated[str, typer.Option(help="Whose model answers a new user.")] = "",
     run: Run = "",
 ) -> None:
     """Recommend items to one user with the model that a run left on this node.
 
-    Examples: `pfsr recommend --user 42 -k 5`,
+    Examples: `pfsr recommend --user 42 -k 5`, after something new `... --user 42 --add 50`,
     for somebody new `... --user guest --items "50,181"`
     """
     from pfsr_core import cli_answers
     from pfsr_core.node_store import default_state_directory
-    from pfsr_core.recommend import find_served
+    from pfsr_core.recommend import add_items, find_served
     from pfsr_core.recommend import recommend as answer
 
-    given = None if items is None else [part.strip() for part in items.split(",") if part.strip()]
+    given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
+    if add:
+        add_items(served, user, _listed(add), int(time.time()))
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
 
@@ -309,6 +316,29 @@ def item_views(
     views = stored_item_views(state or default_state_directory(), run, clients or [])
     save_item_views(views, out)
     typer.echo(f"{item_views_text(views)}\npicture: {out}")
+
+
+@app.command()
+@plain_errors(_core_errors)
+def forget(
+    user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
+    state: State = None,
+) -> None:
+    """Delete a user from the models that are served here: history, memory and private row.
+
+    The node's data are not touched: take the user out of them before the next run.
+
+    Example: `pfsr forget --user 42`
+    """
+    from pfsr_core.node_store import default_state_directory
+    from pfsr_core.recommend import forget_everywhere
+
+    count = forget_everywhere(state or default_state_directory(), user)
+    typer.echo(f"user {user}: deleted from {count} served models")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command()

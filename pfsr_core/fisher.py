@@ -10,6 +10,7 @@ Masks are boolean tensors: True means informative for this client, to be kept lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,31 +19,51 @@ from torch.func import grad, vmap
 from pfsr_core.params import Params
 
 Masks = dict[str, Tensor]
-LogProbability = Callable[[Params, Params, Tensor, Tensor, Tensor], Tensor]
-"""(parameters, constants, prefix (L,), length (), target ()) -> log p(target), a scalar."""
+LogProbability = Callable[..., Tensor]
+"""(parameters, constants, prefix (L,), length (), target ()) -> log p(target), a scalar.
+
+After the target come the prefix's times (L,) where the samples have some.
+"""
+
+
+class Samples(NamedTuple):
+    """S prefixes of histories, each with the item that followed; of one client, or K stacked.
+
+    ``prefixes`` (S, L) right-padded with 0, ``lengths`` and ``targets`` (S,). ``times`` (S, L) of
+    the prefixes, whole seconds; None for a model that reads none.
+    """
+
+    prefixes: Tensor
+    lengths: Tensor
+    targets: Tensor
+    times: Tensor | None = None
+
+    def pick(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
+        """What there is of the samples at ``rows``, cut to their longest."""
+        lengths = self.lengths[..., rows]
+        longest = int(lengths.max())
+        found = (self.prefixes[..., rows, :longest], lengths, self.targets[..., rows])
+        return found if self.times is None else (*found, self.times[..., rows, :longest])
 
 
 def diagonal_fisher(
     log_probability: LogProbability,
     params: Params,
     constants: Params,
-    samples: tuple[Tensor, Tensor, Tensor],
+    samples: Samples,
     chunk: int = 32,
 ) -> Params:
     """Mean squared per-sample gradient of ``params``.
 
-    ``samples``: prefixes (S, L) right-padded, their lengths (S,), targets (S,).
     ``constants``: what the log-probability depends on besides. The samples go through in chunks
     sorted by length, so that short prefixes do not pay for long ones.
     """
-    prefixes, lengths, targets = samples
-    order = torch.argsort(lengths, stable=True)
-    per_sample = vmap(grad(log_probability), in_dims=(None, None, 0, 0, 0))
+    order = torch.argsort(samples.lengths, stable=True)
     total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
     for rows in order.split(chunk):
-        longest = int(lengths[rows].max())
-        prefix = prefixes[rows, :longest]
-        grads = per_sample(params, constants, prefix, lengths[rows], targets[rows])
+        sample = samples.pick(rows)
+        per_sample = vmap(grad(log_probability), in_dims=(None, None, *[0] * len(sample)))
+        grads = per_sample(params, constants, *sample)
         for name, gradient in grads.items():
             total[name] = total[name] + gradient.detach().square().sum(0)
     return {name: tensor / max(1, len(order)) for name, tensor in total.items()}

@@ -29,7 +29,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.data.item_vectors import CO_OCCURRENCE, ItemVectors, item_vectors
 from pfsr_core.local_training import stream_seed
-from pfsr_core.models.adapter import adapt, first_adapter, with_bias
+from pfsr_core.models.adapter import adapt, first_adapter, memory_with_bias, with_bias
 from pfsr_core.models.item_tables import (
     OWN_ROWS,
     add_rows,
@@ -38,7 +38,7 @@ from pfsr_core.models.item_tables import (
     mean_length,
     table_rows,
 )
-from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply
+from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply, Compress, Recall
 from pfsr_core.params import Params
 from pfsr_core.settings import Settings, SettingsError
 
@@ -69,6 +69,11 @@ def unchanged(apply: Apply) -> Apply:
     return apply
 
 
+def unchanged_memory(compress: Compress, recall: Recall) -> tuple[Compress, Recall]:
+    """What serves from a memory as it is."""
+    return compress, recall
+
+
 @dataclass(frozen=True)
 class ItemMode:
     """One of the modes over one catalogue.
@@ -83,7 +88,8 @@ class ItemMode:
     ``averaged``: shared names that no mask of an algorithm keeps local.
     ``texts`` (V + 1, S): text vectors by item code, where it has them.
     ``digest``: what it was made from besides the settings; ``method`` as of ItemVectors.
-    ``head``: what turns the model into one for its tables.
+    ``head``, ``memory_head``: what turns the model, and what serves from a memory, into those for
+    its tables.
     """
 
     shared: Params
@@ -97,6 +103,7 @@ class ItemMode:
     method: str = ""
     texts: Tensor | None = None
     head: Callable[[Apply], Apply] = unchanged
+    memory_head: Callable[[Compress, Recall], tuple[Compress, Recall]] = unchanged_memory
 
     def effective(self, params: Params, rows: Params) -> Params:
         """A client's whole parameters as the model takes them: one table of item vectors."""
@@ -211,6 +218,7 @@ def _adapted(settings: Settings, catalogue: Catalogue) -> ItemMode:
         start=lambda data: adapter(len(data.touched)),
         unseen_rows=unseen,
         head=with_bias,
+        memory_head=memory_with_bias,
     )
 
 

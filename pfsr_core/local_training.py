@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.fisher import Masks
+from pfsr_core.fisher import Masks, Samples
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
+from pfsr_core.models.compressors import Rows, latest
 from pfsr_core.models.dropout import draw_bits
 from pfsr_core.models.item_tables import item_rows, row_numbers
 from pfsr_core.models.next_item import (
@@ -22,7 +23,10 @@ from pfsr_core.models.next_item import (
     PROJECTION,
     RESIDUAL,
     Apply,
+    Compress,
+    Recall,
     pad_right,
+    pad_times,
 )
 from pfsr_core.params import Params, Partition, clone
 from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
@@ -31,6 +35,19 @@ from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
 def as_they_are(params: Params, _rows: Params) -> Params:
     """Parameters that the model takes as a client holds them."""
     return params
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a model serves from what it remembers of a user.
+
+    The functions are those of :class:`pfsr_core.models.compressors.Memory`, of parameters and item
+    codes in place of embedded items.
+    """
+
+    begin: Callable[[int, int | None], int]
+    compress: Compress
+    recall: Recall
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,11 @@ class Task:
     ``averaged``: shared names that are averaged whole: no mask keeps part of them local.
     ``noise_width``: random numbers that dropout takes at every position; 0 without dropout.
     ``soft_targets(candidates)``: who shares an item's probability in the loss; None for nobody.
+    ``places``: positions that the model adds to every row, for tokens; a row is then cut at random
+    in training. ``first_read(length, max_length)``: the first item read of a history;
+    ``cuts(lengths)``: how many of what is read are old. ``serving``: None where every answer reads
+    the history anew.
+    ``reads_times``: whether ``apply`` makes use of times; elsewhere none are prepared.
     """
 
     apply: Apply
@@ -58,6 +80,11 @@ class Task:
     effective: Callable[[Params, Params], Params] = as_they_are
     averaged: frozenset[str] = frozenset()
     soft_targets: SoftTargetsOf | None = None
+    places: int = 0
+    first_read: Callable[[int, int], int] = latest
+    cuts: Callable[[Tensor], Tensor] = torch.zeros_like
+    serving: Serving | None = None
+    reads_times: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,16 +162,49 @@ class Job:
 class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
-    ``inputs`` and ``targets`` (B, L); ``bits`` (B, L, noise_width) for dropout, None without;
-    ``negatives`` (n,): sampled rows in place of all others, None without sampling. ``soft``
-    (B, L, N): soft targets, None for hard ones.
+    ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
+    without; ``rows``: cuts and users of the B rows; ``negatives`` (n,): sampled rows in place of
+    all others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model
+    that reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
     """
 
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
+    rows: Rows
     negatives: Tensor | None
     soft: SoftTargets | None = None
+    times: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows of at most L + 1 interactions, right-padded with 0.
+
+    ``items`` (W, L + 1): item codes, or row numbers of a client's table. ``users`` (W,): whose they
+    are, 1 for the client's first user. ``times`` (W, L + 1): their seconds, None for a model that
+    reads none.
+    """
+
+    items: Tensor
+    users: Tensor
+    times: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def longest(self) -> int:
+        """Interactions of the longest window."""
+        return int((self.items > 0).sum(1).max())
+
+    def pick(self, rows: Tensor) -> Windows:
+        """The windows at ``rows``, cut to their longest, but to no less than two interactions."""
+        times = None if self.times is None else self.times[rows]
+        picked = Windows(self.items[rows], self.users[rows], times)
+        end = max(2, picked.longest)
+        cut = None if times is None else times[:, :end]
+        return Windows(picked.items[:, :end], picked.users, cut)
 
 
 @dataclass(frozen=True)
@@ -164,29 +224,33 @@ def stream_seed(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def training_windows(data: ClientDataset, max_length: int) -> Tensor:
-    """All training histories cut into windows of at most ``max_length + 1`` items: (W, L + 1).
+def training_windows(data: ClientDataset, max_length: int) -> Windows:
+    """All training histories cut into windows of at most ``max_length + 1`` items.
 
     Windows overlap by one item, so that every item after a user's first is a target exactly once.
     They are cut from the end: the last window of a long history is always full.
     """
-    pieces = [piece for user in data.users for piece in _cut(user.train, max_length)]
+    pieces = _pieces([user.train for user in data.users], max_length)
     if not pieces:
-        return torch.zeros(0, 2, dtype=torch.long)
-    return pad_right(pieces, max_length + 1)[0]
+        return Windows(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    items, users = zip(*pieces, strict=True)
+    return Windows(pad_right(items, max_length + 1)[0], torch.tensor(users))
 
 
-def _cut(history: ItemArray, max_length: int) -> Iterator[ItemArray]:
-    for end in range(len(history), 1, -max_length):
-        yield history[max(0, end - max_length - 1) : end]
+def _pieces(histories: Sequence[ItemArray], max_length: int) -> list[tuple[ItemArray, int]]:
+    """Windows of histories, each with its history's place, from 1 on."""
+    return [
+        (history[max(0, end - max_length - 1) : end], place)
+        for place, history in enumerate(histories, start=1)
+        for end in range(len(history), 1, -max_length)
+    ]
 
 
-def batches(windows: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
     """One shuffled pass, each batch cut to its longest window."""
     order = torch.randperm(len(windows), generator=generator)
     for rows in order.split(batch_size):
-        batch = windows[rows]
-        yield batch[:, : max(2, int((batch > 0).sum(1).max()))]
+        yield windows.pick(rows)
 
 
 def client_rows(task: Task, data: ClientDataset) -> Params:
@@ -194,12 +258,17 @@ def client_rows(task: Task, data: ClientDataset) -> Params:
     return item_rows(data.touched, task.candidates(data), data.own_catalogue)
 
 
-def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Tensor:
-    """:func:`training_windows` with items as row numbers of the client's table: (W, L + 1)."""
-    return row_numbers(training_windows(data, config.max_length), task.candidates(data))
+def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
+    """:func:`training_windows` with items as row numbers of the client's table, and their times."""
+    windows, times = training_windows(data, config.max_length), None
+    if task.reads_times:
+        known = [user.history_times("valid") for user in data.users]
+        pieces = _pieces(known, config.max_length)
+        times = pad_times([piece for piece, _ in pieces], windows.items)
+    return Windows(row_numbers(windows.items, task.candidates(data)), windows.users, times)
 
 
-def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Iterator[Step]:
+def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
     shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
     candidates = task.candidates(job.data)
@@ -207,11 +276,13 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Tensor) -> Itera
     soft = None if task.soft_targets is None else task.soft_targets(candidates)
     for _ in range(config.local_epochs):
         for batch in batches(windows, config.batch_size, shuffle):
-            inputs, targets = batch[:, :-1], batch[:, 1:]
+            inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+            times = None if batch.times is None else batch.times[:, :-1]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
+            part = Rows(draw_cuts(task, targets, shuffle), batch.users)
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, negatives, soft and soft.of(targets))
+            yield Step(inputs, targets, bits, part, negatives, soft and soft.of(targets), times)
 
 
 def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]:
@@ -227,7 +298,8 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     optimizer, rows = fresh_optimizer(leaves, config), client_rows(task, job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, rows)
-        loss = _loss(task.apply(model, step.inputs, step.bits), model[ITEMS], step)
+        hidden = task.apply(model, step.inputs, step.bits, step.times, step.rows)
+        loss = _loss(hidden, model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:
             loss = loss + job.extra_loss.term(leaves, job.extra_loss.context)
@@ -250,8 +322,23 @@ def noise_generator(stream: int) -> np.random.Generator:
 
 
 def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
-    """Bits for one batch of ``shape`` (B, L): (B, L, noise_width) int16, None without dropout."""
-    return draw_bits((*shape, task.noise_width), generator) if task.noise_width else None
+    """Bits for a batch of ``shape`` (B, L): (B, places + L, noise_width) int16, or None."""
+    if not task.noise_width:
+        return None
+    rows, length = shape
+    return draw_bits((rows, task.places + length, task.noise_width), generator)
+
+
+def draw_cuts(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each row is cut into old and recent items: (B,), from 0 to one less than its targets.
+
+    Any place alike, so that one model reads memories of any age (PerSRec). 0 where a model makes
+    no difference; nothing is drawn then.
+    """
+    lengths = (targets > 0).sum(1)
+    if not task.places:
+        return torch.zeros_like(lengths)
+    return (torch.rand(len(lengths), generator=generator) * lengths).long()
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -285,15 +372,24 @@ def freeze(leaves: Params, frozen: Masks | None) -> None:
 
 
 def prefix_samples(
-    data: ClientDataset, max_length: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+    data: ClientDataset,
+    max_length: int,
+    count: int,
+    generator: torch.Generator,
+    with_times: bool = False,
+) -> Samples:
     """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
 
-    Prefixes (S, max_length) right-padded, lengths (S,), targets (S,).
+    Items are codes; no prefix is longer than ``max_length``.
     """
     places = [(user, end) for user in data.users for end in range(1, len(user.train))]
     chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
     prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
     targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
     items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
-    return items[: len(chosen)], lengths[: len(chosen)], torch.tensor(targets, dtype=torch.long)
+    times = None
+    if with_times:
+        known = [places[i][0].history_times("valid")[: places[i][1]] for i in chosen]
+        times = pad_times(known, items)[: len(chosen)]
+    targets_ = torch.tensor(targets, dtype=torch.long)
+    return Samples(items[: len(chosen)], lengths[: len(chosen)], targets_, times)

@@ -20,19 +20,27 @@ import torch
 
 from pfsr_core.data.item_vectors import ItemVectors
 from pfsr_core.params import Params
+from pfsr_core.served_users import ServedUsers, forget_user, read_histories, write_histories
 from pfsr_core.store_file import StateMismatchError, StateMissingError, StoreFile, packed
 
 VECTORS = "item vectors"  # beside the shared tensors of a served model
 
 
 class ClientPart(Protocol):
-    """One client of a served model. ``histories``: raw user id -> item codes, oldest first."""
+    """One client of a served model. ``histories``: raw user id -> item codes, oldest first.
+
+    ``times``: raw user id -> seconds of the same interactions, where they are known and the model
+    reads them.
+    """
 
     @property
     def state(self) -> Params: ...
 
     @property
     def histories(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def times(self) -> Mapping[str, Sequence[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class ServedClient:
 
     state: Params
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class StoredClient:
 
     read: Callable[[], Params]
     histories: Mapping[str, Sequence[int]]
+    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def state(self) -> Params:
@@ -63,7 +73,8 @@ class Served:
     ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
     ``texts``: words about each item where item vectors are made from them, else empty. ``vectors``:
     item vectors that cannot be made from what is kept.
-    ``secret``: the store's, where it has one; secret item tables start from it.
+    ``secret``: the store's, where it has one; secret item tables start from it. ``users``: where
+    what happens to its users is kept; None of a model that is in no store.
     """
 
     run: str
@@ -78,6 +89,7 @@ class Served:
     secret: bytes = field(default=b"", repr=False)
     texts: Sequence[str] = ()
     vectors: ItemVectors | None = None
+    users: ServedUsers | None = None
 
 
 @dataclass(frozen=True)
@@ -267,12 +279,20 @@ class NodeStore:
             titles=catalogue["titles"],
             texts=tuple(catalogue.get("texts", ())),
             clients={
-                name: StoredClient(partial(self._served_state, row[0], name), json.loads(histories))
-                for name, histories in clients
+                name: StoredClient(partial(self._served_state, row[0], name), *read_histories(text))
+                for name, text in clients
             },
             secret=secret[0] if secret else b"",
             vectors=vectors,
+            users=ServedUsers(self._file, row[0]),
         )
+
+    def forget(self, user: str) -> int:
+        """Takes a user out of every model that is served here; returns out of how many.
+
+        States of training stay: a run whose data lack the user makes new ones.
+        """
+        return forget_user(self._file, user)
 
     def _served_state(self, number: int, client: str) -> Params:
         query = "SELECT digest, tensors FROM served_clients WHERE number = ? AND client = ?"
@@ -301,5 +321,4 @@ def default_state_directory() -> Path:
 
 def _served_row(part: ClientPart) -> tuple[str, str, bytes]:
     """(histories as JSON, SHA-256 and bytes of the state)."""
-    histories = {user: list(map(int, codes)) for user, codes in part.histories.items()}
-    return json.dumps(histories), *packed(part.state)
+    return write_histories(part.histories, part.times), *packed(part.state)

@@ -18,8 +18,9 @@ from pfsr_core.item_views import (
     write_item_views,
 )
 from pfsr_core.node_store import Served
-from pfsr_core.recommend import HELD_OUT, served_assembly, served_data, served_in, some
+from pfsr_core.recommend import served_assembly, served_data, served_in, some
 from pfsr_core.report import write_report
+from pfsr_core.served_users import HELD_OUT
 
 
 def stored_item_views(place: Path, run: str = "", clients: Sequence[str] = ()) -> list[ItemViews]:

@@ -2,7 +2,8 @@
 
 A user of the node is ranked with the model of the user's client and the stored history. Somebody
 new may give a few items instead, and is ranked with the model of the node's largest client, or of
-the client named. Items of the history are never recommended.
+the client named. Items of the history are never recommended. Items that are given come without
+times: a model that reads times takes the gaps between them for zero.
 
 A user without any history gets the items most frequent in that client's histories.
 """
@@ -10,7 +11,8 @@ A user without any history gets the items most frequent in that client's histori
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,16 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly import Assembly, assemble, with_catalogue
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.node_store import NodeStore, Served
-from pfsr_core.scoring import make_scorer
+from pfsr_core.scoring import Question, make_scorer, score_from_memory
+from pfsr_core.served_users import HELD_OUT, weights_digest
 from pfsr_core.settings import parse_settings
 from pfsr_core.store_file import StateMissingError
 
 MODEL = "model"
 POPULARITY = "popularity: no history yet"
-HELD_OUT = 2  # the last items of a stored history, which no model was trained on
 
 
 class RecommendationError(ValueError):
@@ -57,11 +59,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks: the client whose model answers, the history as codes, and what was skipped."""
+    """Who asks: the client whose model answers, the history as codes, and what was skipped.
+
+    ``times``: seconds of the history, empty where they are not known. ``user``: whose stored
+    history it is; "" of a history that was given.
+    """
 
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
+    times: ItemArray = field(default_factory=no_times)
+    user: str = ""
 
 
 def open_served(path: Path, run: str = "") -> Served:
@@ -83,17 +91,9 @@ def served_in(place: Path, run: str = "") -> list[Served]:
     ``place``: a node's store, or a directory of several, as a simulation leaves it. Raises like
     :func:`open_served` where no node has one.
     """
-    if not place.is_dir():
-        return [open_served(place, run)]
-    stores = sorted(place.glob("*.sqlite"))
-    if not stores:
-        raise RecommendationError(
-            f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
-            f"give --state."
-        )
     found: list[Served] = []
     problems: list[StateMissingError] = []
-    for path in stores:
+    for path in _stores(place):
         try:
             found.append(open_served(path, run))
         except StateMissingError as problem:
@@ -110,6 +110,27 @@ def find_served(place: Path, user: str, run: str = "") -> Served:
     """
     served = served_in(place, run)
     return next((one for one in served if user in _users(one)), served[0])
+
+
+def forget_everywhere(place: Path, user: str) -> int:
+    """Takes ``user`` from the stores at ``place``, see ``NodeStore.forget``; of how many models.
+
+    Raises RecommendationError when no store is there, or when none knows the user.
+    """
+    count = sum(NodeStore(path).forget(user) for path in _stores(place) if path.is_file())
+    if not count:
+        raise RecommendationError(f"{place} serves no user {user!r}: nothing was deleted.")
+    return count
+
+
+def _stores(place: Path) -> list[Path]:
+    stores = sorted(place.glob("*.sqlite")) if place.is_dir() else [place]
+    if not stores:
+        raise RecommendationError(
+            f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
+            f"give --state."
+        )
+    return stores
 
 
 def recommend(
@@ -151,14 +172,49 @@ def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) 
             f"of its users ({some(_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
-    return Asker(name, np.array(served.clients[home].histories[user], np.int64))
+    history, times = stored_history(served, home, user)
+    return Asker(name, history, times=times, user=user if name == home else "")
+
+
+def stored_history(served: Served, client: str, user: str) -> tuple[ItemArray, ItemArray]:
+    """Item codes and their seconds: of the data that the model was trained with, then the new.
+
+    No seconds where those of the data are not known.
+    """
+    part, new = served.clients[client], served.users.added(client, user) if served.users else []
+    history = [*part.histories[user], *(code for code, _ in new)]
+    times = [*part.times[user], *(time for _, time in new)] if user in part.times else []
+    return np.array(history, np.int64), np.array(times, np.int64)
+
+
+def add_items(served: Served, user: str, items: Sequence[str], seconds: int) -> None:
+    """New interactions of a user of the node, raw item ids, oldest first, kept in its store.
+
+    ``seconds``: when they were, as in the data. The next model that is installed begins anew with
+    the histories of the node's data. Raises RecommendationError for an unknown user or item, and
+    for a model that is in no store.
+    """
+    home, codes = _home(served, user), {raw: code for code, raw in enumerate(served.item_ids, 1)}
+    unknown = [item for item in items if item not in codes]
+    if unknown:
+        raise RecommendationError(
+            f"the catalogue lacks {some(unknown)}. Fix: add items that the model was trained with."
+        )
+    if home is None or served.users is None:
+        raise RecommendationError(
+            f"user {user!r} is not on this node. Fix: add items where the user is; users here: "
+            f"{some(_users(served))}."
+        )
+    served.users.append(home, user, [codes[item] for item in items], seconds)
 
 
 def _sold(data: ClientDataset, asker: Asker) -> Asker:
     """The same without items that the client does not sell."""
     sold = np.isin(asker.history, data.catalogue)
     foreign = tuple(data.item_ids[code - 1] for code in asker.history[~sold])
-    return Asker(asker.client, asker.history[sold], (*asker.skipped, *foreign))
+    times = asker.times[sold] if len(asker.times) else asker.times
+    skipped = (*asker.skipped, *foreign)
+    return replace(asker, history=asker.history[sold], times=times, skipped=skipped)
 
 
 def _home(served: Served, user: str) -> str | None:
@@ -187,8 +243,23 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
     """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
     assembly = served_assembly(served)
     whole = assembly.algorithm.personalize(served.shared, served.clients[asker.client].state)
+    names = [user.user for user in data.users]
+    row = names.index(asker.user) + 1 if asker.user in names else 0
     length = parse_settings(served.settings).model.max_length
-    return make_scorer(assembly.task, whole, data, length)([asker.history])[0]
+    if assembly.task.serving is None:
+        score = make_scorer(assembly.task, whole, data, length)
+        return score([asker.history], [asker.times], np.array([row]))[0]
+    question = Question(asker.history, asker.times, row)
+    answer = partial(score_from_memory, assembly.task, whole, data, length, question)
+    if not asker.user or served.users is None:
+        return answer(None)[0]
+    history = np.stack([asker.history, asker.times], 1) if len(asker.times) else asker.history
+    key = (asker.client, asker.user, weights_digest(whole), history)
+    known = served.users.memory(*key)
+    scores, memory = answer(known)
+    if known is None or memory.covered != known.covered:
+        served.users.keep(*key, memory)
+    return scores
 
 
 def served_assembly(served: Served) -> Assembly:

@@ -1,11 +1,12 @@
-"""Encoders and algorithms by name, and what settings make of each.
+"""Encoders, compressors and algorithms by name, and what settings make of each.
 
-The two registries that a new encoder or a new algorithm takes its line in.
+The registries that a new one takes its line in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import nn
 
@@ -19,7 +20,10 @@ from pfsr_core.algorithms.server_step import ServerStep, server_step
 from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.local_training import LocalTraining, Task
 from pfsr_core.models.associative_mamba import associative_encoder
+from pfsr_core.models.compressors import LearnedTokens, RecurrentState, WholeHistory
 from pfsr_core.models.gru4rec import gru4rec_encoder
+from pfsr_core.models.hstu import hstu_encoder
+from pfsr_core.models.layers import Encoder
 from pfsr_core.models.mamba1 import mamba1_encoder
 from pfsr_core.models.sasrec import sasrec_encoder
 from pfsr_core.scorer_task import item_scorer_task
@@ -73,11 +77,57 @@ ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
         m.embedding_dim, m.num_layers, m.state_dim, m.conv_width, m.expand, m.dropout
     ),
     "sasrec": lambda m: sasrec_encoder(
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, _extra_places(m)
+    ),
+    "hstu": lambda m: hstu_encoder(
         m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
     ),
     "gru4rec": lambda m: gru4rec_encoder(
         m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
     ),
+}
+
+
+def _extra_places(model: ModelSettings) -> int:
+    return model.tokens if model.compressor == "tokens" else 0
+
+
+def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
+    if model.personal_memory:
+        raise SettingsError(
+            "model.personal-memory needs a memory. Fix: model.compressor = 'tokens' or 'state'."
+        )
+    return WholeHistory()
+
+
+def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
+    if not hasattr(encoder, "remember"):
+        raise SettingsError(
+            f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
+            f"attention. Fix: model.encoder = 'sasrec' or 'hstu', or model.compressor = 'state'."
+        )
+    if model.recent >= model.max_length:
+        raise SettingsError(
+            f"model.recent = {model.recent} leaves nothing to compress of model.max-length = "
+            f"{model.max_length}. Fix: make it smaller."
+        )
+    return LearnedTokens(model.embedding_dim, model.tokens, model.recent, model.personal_memory)
+
+
+def _state(model: ModelSettings, encoder: nn.Module) -> nn.Module:
+    if hasattr(encoder, "remember"):
+        raise SettingsError(
+            f"model.compressor = 'state' with the encoder {model.encoder!r}: attention's state "
+            f"grows with the history. Fix: model.compressor = 'tokens', or a recurrent encoder."
+        )
+    return RecurrentState(cast(Encoder, encoder), model.personal_memory)
+
+
+IDENTITY = "identity"
+COMPRESSORS: dict[str, Callable[[ModelSettings, nn.Module], nn.Module]] = {
+    IDENTITY: _whole_history,
+    "tokens": _tokens,
+    "state": _state,
 }
 
 

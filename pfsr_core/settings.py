@@ -80,7 +80,7 @@ class ModelSettings:
     encoder: str = setting(
         "associative-mamba",
         "sequence encoder",
-        choices=("associative-mamba", "mamba", "mamba1", "sasrec", "gru4rec"),
+        choices=("associative-mamba", "mamba", "mamba1", "sasrec", "hstu", "gru4rec"),
     )
     items: str = setting(
         "private",
@@ -108,6 +108,16 @@ class ModelSettings:
     expand: int = setting(2, "inner width of Mamba over embedding-dim", low=1)
     dropout: float = setting(0.4, "dropout probability", low=0.0, high=0.95)
     max_length: int = setting(50, "items of a history that the encoder reads", low=2)
+    compressor: str = setting(
+        "identity",
+        "how long histories are read: the latest items, old ones as tokens, or as a state",
+        choices=("identity", "tokens", "state"),
+    )
+    tokens: int = setting(4, "learned tokens in place of old items, compressor tokens", low=1)
+    recent: int = setting(50, "items that stay uncompressed at most, compressor tokens", low=1)
+    personal_memory: bool = setting(
+        False, "a private row for each user: added to the tokens, or the first state"
+    )
 
 
 @dataclass(frozen=True)

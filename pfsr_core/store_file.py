@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from pfsr_core.params import Params
 
 APPLICATION_ID = 0x50465352  # marks the file as ours
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 30.0
 
 SCHEMA = """
@@ -45,6 +45,22 @@ CREATE TABLE served_clients (
     PRIMARY KEY (number, client)
 );
 """
+
+USER_SCHEMA = """
+CREATE TABLE events (
+    number INTEGER REFERENCES served (number) ON DELETE CASCADE,
+    client TEXT, user TEXT, place INTEGER,
+    item INTEGER NOT NULL, seconds INTEGER NOT NULL,
+    PRIMARY KEY (number, client, user, place)
+) WITHOUT ROWID;
+CREATE TABLE memories (
+    number INTEGER REFERENCES served (number) ON DELETE CASCADE,
+    client TEXT, user TEXT, weights TEXT NOT NULL, covered INTEGER NOT NULL, items TEXT NOT NULL,
+    digest TEXT NOT NULL, tensors BLOB NOT NULL,
+    PRIMARY KEY (number, client, user)
+);
+"""
+UPGRADES = {1: USER_SCHEMA}  # from a layout to the next
 
 
 class NodeStoreError(RuntimeError):
@@ -124,6 +140,8 @@ class StoreFile:
         if mark != APPLICATION_ID:
             self._create(file)
         version = file.execute("PRAGMA user_version").fetchone()[0]
+        if version in UPGRADES:
+            version = self._upgrade(file)
         if version != VERSION:
             raise self.damaged(f"it has layout {version}, this program reads layout {VERSION}")
         file.execute("PRAGMA journal_mode = WAL")
@@ -134,13 +152,25 @@ class StoreFile:
         mark = file.execute("PRAGMA application_id").fetchone()[0]
         tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if mark == 0 and tables == 0:
-            for statement in SCHEMA.split(";"):
+            for statement in (SCHEMA + USER_SCHEMA).split(";"):
                 file.execute(statement)
             file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             file.execute(f"PRAGMA user_version = {VERSION}")
         elif mark != APPLICATION_ID:
             raise self.damaged("it is a database of another program")
         file.execute("COMMIT")
+
+    def _upgrade(self, file: sqlite3.Connection) -> int:
+        """Brings an older layout to this one; nothing that it holds changes."""
+        file.execute("BEGIN IMMEDIATE")  # another process may have done it meanwhile
+        version: int = file.execute("PRAGMA user_version").fetchone()[0]
+        while version in UPGRADES:
+            for statement in UPGRADES[version].split(";"):
+                file.execute(statement)
+            version += 1
+            file.execute(f"PRAGMA user_version = {version}")
+        file.execute("COMMIT")
+        return version
 
 
 def _make_private(path: Path) -> None:

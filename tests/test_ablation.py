@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 
 from pfsr_core.ablation import ARMS, arm_settings, file_name, recipe_of, run_arm, run_baselines
+from pfsr_core.ablation_histories import FROM, KINDS
+from pfsr_core.ablation_histories_report import (
+    histories_pairs,
+    histories_table,
+    is_history_arm,
+)
 from pfsr_core.ablation_items_report import is_item_arm, items_table
 from pfsr_core.ablation_report import (
     BEGIN,
@@ -172,3 +178,44 @@ def test_item_arms_have_a_table_of_their_own() -> None:
     )
     assert private[2] == "| pfsr | private | 47 | 1 | 1.0000 | 0.5000 | - | - | - | - | - | - |"
     assert is_item_arm(arm) and not is_item_arm("fed-avg, clients of 100")
+
+
+def history_record(ranks: dict[str, int]) -> dict[str, object]:
+    """The records of two users with long histories and one with a short one."""
+    return {
+        "ranks": ranks,
+        "lengths": {"a": FROM, "b": FROM + 9, "c": FROM - 1},
+        "cpu_seconds": 60.0,
+    }
+
+
+def test_long_histories_have_a_table_of_their_own() -> None:
+    tokens, recent = (f"histories, central, sasrec {kind}" for kind in ("with tokens", "reads 50"))
+    records = {
+        tokens: {0: history_record({"a": 1, "b": 1, "c": 99})},
+        recent: {
+            0: history_record({"a": 1, "b": 99, "c": 1}),
+            1: history_record({"a": 1, "b": 99, "c": 99}),
+        },
+        "pfsr": {},
+    }
+    assert histories_table(records)[2:] == [
+        "| central | sasrec reads 50 | 2 | 0.5000 | 0.5000 (2) | 0.500 | 60 |",
+        "| central | sasrec with tokens | 1 | 0.6667 | 1.0000 (2) | 1.000 | 60 |",
+    ]
+    (row,) = histories_pairs(records)[2:]
+    assert row.startswith("| central: sasrec with tokens minus sasrec reads 50 | +0.5000 [")
+    assert histories_table({"pfsr": {}}) == []
+    assert is_history_arm(tokens) and not is_history_arm("central, sasrec")
+
+
+WITH_VIEWS = ["global", "global+private", "full"]
+
+
+@pytest.mark.parametrize("kind", ["sasrec with tokens of its own", "associative state"])
+def test_a_compressed_history_is_recorded(kind: str) -> None:
+    named = {key.replace(".", "__").replace("-", "_"): value for key, value in KINDS[kind].items()}
+    changes = {**named, "model__max_length": 8, "model__recent": 4, "algorithm__name": "fed-avg"}
+    record = run_arm(tiny_settings(**changes, federation__rounds=1), every=1)
+    assert record["ranks"].keys() == record["lengths"].keys()
+    assert list(record["views"]) == (WITH_VIEWS if "own" in kind else [])

@@ -43,6 +43,21 @@ RANKS = ("ranks_excluded", "ranks_kept", "ranks_sampled")
     ],
 )
 def test_together_equals_alone(changes: dict[str, Value], encoder: str) -> None:
+    check(changes, encoder)
+
+
+@pytest.mark.parametrize("items", ["private", "semantic"])
+@pytest.mark.parametrize(
+    ("encoder", "compressor"),
+    [("sasrec", "tokens"), ("hstu", "tokens"), ("gru4rec", "state"), ("mamba", "state")],
+)
+def test_compressed_histories_are_read_alike(encoder: str, compressor: str, items: str) -> None:
+    changes: dict[str, Value] = {"model__compressor": compressor, "model__recent": 4}
+    changes |= {"model__personal_memory": True, "federation__sizes": "1 3 2 8 9 1"}
+    check({**changes, "model__items": items}, encoder)
+
+
+def check(changes: dict[str, Value], encoder: str) -> None:
     settings, federation, assembly = tiny_world(
         **{**changes, "model__encoder": encoder, "model__item_start": "co-occurrence"},
         data__sampled_99=True,

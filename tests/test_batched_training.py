@@ -14,8 +14,9 @@ from pfsr_core.batched_training import Lane, Size, _groups, _lane, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate
 from pfsr_core.local_training import Job, train
+from pfsr_core.models.compressors import USERS
 from pfsr_core.params import Params
-from pfsr_core.registries import ALGORITHMS, ENCODERS, local_training
+from pfsr_core.registries import ALGORITHMS, ENCODERS, TASKS, local_training
 from pfsr_core.settings import Value
 from tests.tiny import tiny_world
 
@@ -26,6 +27,15 @@ SMALL_STEPS: dict[str, Value] = {
     "model__max_length": 6,
     "algorithm__fisher_samples": 4,
 }
+
+
+COMPRESSED = [
+    *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in TASKS),
+    ("tokens", "hstu", "pfsr"),
+    ("state", "gru4rec", "pfsr"),
+    ("state", "mamba1", "fed-prox"),
+    ("state", "associative-mamba", "local-only"),
+]
 
 
 def some_clients(clients: tuple[ClientDataset, ...]) -> list[ClientDataset]:
@@ -75,6 +85,22 @@ def test_a_batch_equals_the_loop(algorithm: str, encoder: str, items: str) -> No
             assert_close(found.state, expected.state, 1e-7)
             assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
             assert found.norm == pytest.approx(expected.norm, rel=1e-4)  # noise included
+
+
+@pytest.mark.parametrize(("compressor", "encoder", "algorithm"), COMPRESSED)
+def test_compressed_histories_equal_the_loop(compressor: str, encoder: str, algorithm: str) -> None:
+    """Clients of several users, each with a row of its own."""
+    changes: dict[str, Value] = {"algorithm__name": algorithm, "model__encoder": encoder}
+    changes |= {"model__compressor": compressor, "model__recent": 3, "model__items": "dual"}
+    changes |= {"model__personal_memory": True, "federation__partition": "group"}
+    changes |= {"federation__clients": 8, "train__local_epochs": 1}
+    loop, batched = (updates(engine, **changes) for engine in ("loop", "batched"))
+    for expected, found in zip(loop[-1], batched[-1], strict=True):
+        assert_close(found.params, expected.params, 1e-7)
+        assert_close(found.state, expected.state, 1e-7)
+        rows = found.state[USERS].flatten(1).any(1).tolist()
+        assert not rows[0], "a stranger has nothing of anybody"
+        assert all(rows[1:]) or len(rows) == 2  # the user with nothing to predict
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "central", "baselines", "recommend", "item-views", "report", "doctor"]
+    ["simulate", "central", "baselines", "recommend", "item-views", "forget", "report", "doctor"]
     + ["data fetch", "data describe", "data prepare"]
     + [f"deploy {name}" for name in DEPLOY],
 )
@@ -201,6 +201,21 @@ def test_recommend_to_somebody_new(store: Path) -> None:
     assert "skipped, not in the catalogue: nope" in text
     text = succeed("recommend", "--state", store, "-u", "guest", "--items", "")
     assert "popularity: no history yet" in text
+
+
+def test_a_new_interaction_is_kept_and_a_user_can_be_forgotten(tmp_path: Path) -> None:
+    served, path = serve(), tmp_path / "node.sqlite"
+    NodeStore(path).install(served)
+    user = some_user(served)[1]
+    best = succeed("recommend", "--state", path, "-u", user, "-k", 1).splitlines()[1].split()[1]
+    for words in (["--add", best], []):
+        text = succeed("recommend", "--state", path, "-u", user, "-k", 40, *words)
+        assert best not in [row.split()[1] for row in text.splitlines()[1:]]
+    assert "lacks nope" in fail("recommend", "--state", path, "-u", user, "--add", "nope")
+    text = succeed("forget", "--state", tmp_path, "-u", user)
+    assert text.strip() == f"user {user}: deleted from 1 served models"
+    assert "is not on this node" in fail("recommend", "--state", path, "-u", user)
+    assert "nothing was deleted" in fail("forget", "--state", tmp_path, "-u", user)
 
 
 @pytest.mark.parametrize(

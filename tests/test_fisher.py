@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.fisher import (
+    Samples,
     diagonal_fisher,
     empty_masks,
     kept_share,
@@ -22,9 +23,9 @@ def log_probability(
     return torch.log_softmax(logits, 0).index_select(0, target.reshape(1))[0]
 
 
-def samples(count: int) -> tuple[Tensor, Tensor, Tensor]:
+def samples(count: int) -> Samples:
     generator = torch.Generator().manual_seed(1)
-    return (
+    return Samples(
         torch.randint(0, 3, (count, 5), generator=generator),
         torch.randint(1, 6, (count,), generator=generator),
         torch.randint(0, 4, (count,), generator=generator),
@@ -33,16 +34,16 @@ def samples(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_equals_a_backward_pass_a_sample() -> None:
     params = {"w": torch.randn(3, 4), "b": torch.randn(4)}
-    prefixes, lengths, targets = samples(17)
+    found = samples(17)
     expected = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-    for prefix, length, target in zip(prefixes, lengths, targets, strict=True):
+    for prefix, length, target in zip(*found[:3], strict=True):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
         log_probability(leaves, {}, prefix, length, target).backward()
         for name, leaf in leaves.items():
             assert leaf.grad is not None
             expected[name] += leaf.grad.square() / 17
     for chunk in (1, 4, 64):
-        got = diagonal_fisher(log_probability, params, {}, (prefixes, lengths, targets), chunk)
+        got = diagonal_fisher(log_probability, params, {}, found, chunk)
         torch.testing.assert_close(got, expected)
 
 

@@ -59,7 +59,7 @@ def whole_table_reference(
     windows = training_windows(data, config.max_length)
     shuffle, noise = torch.Generator().manual_seed(1), noise_generator(1)
     for batch in batches(windows, config.batch_size, shuffle):
-        inputs, targets = batch[:, :-1], batch[:, 1:]
+        inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
         hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
         real = targets > 0
         logits = hidden[real] @ leaves[ITEMS][touched].T
@@ -72,13 +72,14 @@ def whole_table_reference(
 
 def test_windows_by_hand() -> None:
     windows = training_windows(client([1, 2, 3, 4, 5, 6], [7, 8], [9]), max_length=3)
-    assert windows.tolist() == [[3, 4, 5, 6], [1, 2, 3, 0], [7, 8, 0, 0]]
+    assert windows.items.tolist() == [[3, 4, 5, 6], [1, 2, 3, 0], [7, 8, 0, 0]]
+    assert windows.users.tolist() == [1, 1, 2]
 
 
 @given(st.lists(st.integers(0, 25), min_size=1, max_size=5), st.integers(2, 9))
 def test_every_item_after_the_first_is_a_target_once(lengths: list[int], max_length: int) -> None:
     histories = [list(range(1, length + 1)) for length in lengths]
-    windows = training_windows(client(*histories), max_length)
+    windows = training_windows(client(*histories), max_length).items
     targets = sorted(windows[:, 1:][windows[:, 1:] > 0].tolist())
     assert targets == sorted(item for history in histories for item in history[1:])
     assert windows.shape[1] <= max_length + 1
@@ -88,7 +89,8 @@ def test_batches_hold_every_window_once_and_are_cut_to_their_longest() -> None:
     windows = training_windows(client(*([[1, 2]] * 5), [1, 2, 3, 4]), 10)
     found = list(batches(windows, 4, torch.Generator().manual_seed(0)))
     assert sum(len(batch) for batch in found) == 6
-    assert all((batch > 0).any(0).all() for batch in found)
+    assert sorted(user for batch in found for user in batch.users.tolist()) == [1, 2, 3, 4, 5, 6]
+    assert all((batch.items > 0).any(0).all() for batch in found)
 
 
 def test_streams_are_named() -> None:
@@ -146,14 +148,14 @@ def test_own_rows_train_as_they_would_in_a_table_of_the_whole_catalogue(
 
 def test_prefix_samples_are_true_and_distinct() -> None:
     data = client([1, 2, 3, 4], [5, 6])
-    prefixes, lengths, targets = prefix_samples(data, 3, 100, torch.Generator().manual_seed(0))
+    prefixes, lengths, targets, _ = prefix_samples(data, 3, 100, torch.Generator().manual_seed(0))
     found = {
         (tuple(prefix[:length].tolist()), int(target))
         for prefix, length, target in zip(prefixes, lengths, targets, strict=True)
     }
     assert found == {((1,), 2), ((1, 2), 3), ((1, 2, 3), 4), ((5,), 6)}
     few = prefix_samples(data, 3, 2, torch.Generator().manual_seed(0))
-    assert [len(part) for part in few] == [2, 2, 2]
+    assert [len(part) for part in few[:3]] == [2, 2, 2]
 
 
 def test_a_scorer_ranks_candidates_only_and_answers_an_empty_history() -> None:

@@ -26,6 +26,7 @@ from pfsr_core.federated import (
 )
 from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
 from pfsr_core.losses import proximal
+from pfsr_core.models.compressors import USERS
 from pfsr_core.models.next_item import RESIDUAL
 from pfsr_core.params import Params, distance, shapes_of
 
@@ -92,16 +93,17 @@ def fed_avg(
 
 
 def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
-    """Where clients have residuals: the model without and with them.
+    """Where clients add something of items or users: the model without and with it.
 
     They are GLOBAL and WITH_PRIVATE.
     """
-    if RESIDUAL not in task.partition.private:
+    added = task.partition.private & {RESIDUAL, USERS}
+    if not added:
         return {}
 
     def without(shared: Params, state: Params) -> Params:
         whole = personalize(shared, state)
-        return {**whole, RESIDUAL: torch.zeros_like(whole[RESIDUAL])}
+        return {**whole, **{name: torch.zeros_like(whole[name]) for name in added}}
 
     return {GLOBAL: without, WITH_PRIVATE: personalize}
 

@@ -32,13 +32,14 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_fisher import ROWS, Sampled, Samples, client_fishers
+from pfsr_core.batched_fisher import ROWS, Sampled, client_fishers
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
 from pfsr_core.fisher import (
     LogProbability,
     Masks,
+    Samples,
     empty_masks,
     kept_share,
     merge_by_mask,
@@ -300,9 +301,13 @@ def can_be_sampled(data: ClientDataset) -> bool:
 def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
     """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
     generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
-    prefixes, lengths, targets = prefix_samples(job.data, training.max_length, count, generator)
+    samples = prefix_samples(
+        job.data, training.max_length, count, generator, with_times=task.reads_times
+    )
     rows = task.candidates(job.data)
-    return row_numbers(prefixes, rows), lengths, row_numbers(targets, rows)
+    return samples._replace(
+        prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
+    )
 
 
 def _sampled(
@@ -323,12 +328,18 @@ def _log_probability(task: Task) -> LogProbability:
     named = (OWN_ROWS, TABLE_ROWS)
 
     def log_probability(
-        params: Params, constants: Params, prefix: Tensor, length: Tensor, target: Tensor
+        params: Params,
+        constants: Params,
+        prefix: Tensor,
+        length: Tensor,
+        target: Tensor,
+        *times: Tensor,
     ) -> Tensor:
         rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
         rows = {name: constants[name] for name in named if name in constants}
         model = task.effective({**params, **rest}, rows)
-        hidden = task.apply(model, prefix[None], None)[0]
+        known = times[0][None] if times else None
+        hidden = task.apply(model, prefix[None], None, known)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = model[ITEMS][1:] @ last
         if ROWS in constants:

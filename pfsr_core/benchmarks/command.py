@@ -17,6 +17,7 @@ BENCHMARKS = {
     "scan": "pfsr_core.benchmarks.scan",
     "encoder": "pfsr_core.benchmarks.encoder",
     "serve": "pfsr_core.benchmarks.serve",
+    "history": "pfsr_core.benchmarks.history",
     "round": "pfsr_core.benchmarks.rounds",
     "scale": "pfsr_core.benchmarks.scale",
 }

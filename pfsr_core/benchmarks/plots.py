@@ -20,10 +20,12 @@ AXES = {
     "scan": "length of the sequences",
     "encoder": "length of the sequences (4,000 tokens in all)",
     "serve": "interactions before",
+    "history": "interactions before",
     "round": "clients",
     "scale": "clients in the population",
 }
 OURS = "#0072B2"
+VARIANTS = ("kernel", "plain", "batched", "loop", "tokens", "state")
 
 
 def draw_all(lines: Sequence[Line], directory: Path) -> dict[str, list[str]]:
@@ -59,7 +61,7 @@ def series_of(lines: Sequence[Line]) -> Series:
 
 def _ours(line: Line) -> str:
     first = str(line["case"]).split(",")[0]
-    return f"ours, {first}" if first in ("kernel", "plain", "batched", "loop") else "ours"
+    return f"ours, {first}" if first in VARIANTS else "ours"
 
 
 def _decades(costs: Iterable[float]) -> tuple[float, float]:
@@ -77,7 +79,7 @@ def _draw(series: Series, label: str, path: Path) -> None:
         for name, points in series.items():
             ours = not peers.count(name)
             colour = OURS if ours else OTHER_COLOURS[peers.index(name) % len(OTHER_COLOURS)]
-            dashes = "--" if name.endswith(("plain", "loop")) else "-"
+            dashes = "--" if name.endswith(("plain", "loop", "state")) else "-"
             axes.plot(*zip(*points, strict=True), dashes, marker="o", color=colour, label=name)
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="milliseconds")
         axes.set_ylim(*_decades(cost for points in series.values() for _, cost in points))

@@ -16,6 +16,7 @@ TITLES = {
     "scan": "The scan alone, plain PyTorch, forward and backward",
     "encoder": "The whole block, a training step on 4,000 tokens",
     "serve": "One new interaction",
+    "history": "One new interaction after a long history, with the catalogue's scores",
     "round": "Many clients on a node, one round of training",
     "scale": "Large populations",
 }
@@ -25,6 +26,9 @@ NOTES = {
     "encoder": "*Share of the matrix product rate*: a ratio above 1 says that the step is faster "
     "than its multiplications alone would be in torch's own products, which on some processors "
     "do not use the widest vectors. The exponent is that of a fit; there less is better.",
+    "history": "*Reading all*: the same encoder over the whole history, with torch's fused "
+    "attention, or in linear time; both are cheap enough that 100 times is much to ask at 2,000 "
+    "items. *Without a memory*: the same answer with the old items compressed anew.",
     "round": "Batching takes the overhead of a client's step away, not its arithmetic: it gains "
     "most where a client is small. Both engines run as a node runs them, in one process.",
     "scale": "The peer is the same round in the smallest population; within 1.5 times it holds.",

@@ -24,6 +24,7 @@ from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_
 from pfsr_core.data.recbole import read_inter
 from pfsr_core.data.s3rec import read_s3rec
 from pfsr_core.data.synthetic import generate
+from pfsr_core.data.synthetic_long import generate_long
 from pfsr_core.data.xmarket import read_xmarket
 
 SYNTHETIC = {"users": 200, "items": 300, "seed": 0}
@@ -35,6 +36,7 @@ MARKETS = {
     "mean_length": 12,
     "sold": 60,
 }
+LONG = {"users": 400, "length": 200, "seed": 0}
 
 
 def load_dataset(name: str, path: str = "") -> Interactions:
@@ -63,10 +65,14 @@ def _amazon_beauty(path: str) -> Interactions:
 
 
 def _synthetic(path: str, defaults: Mapping[str, Any]) -> Interactions:
-    given = _options(path)
+    given = _options(path, generate)
     sizes = given.get("sizes", defaults.get("sizes", ()))
     implied = {"users": sum(sizes), "markets": len(sizes)} if sizes else {}
     return generate(**{**defaults, **implied, **given})
+
+
+def _synthetic_long(path: str) -> Interactions:
+    return generate_long(**{**LONG, **_options(path, generate_long)})
 
 
 def _local(name: str, path: str, file_name: str) -> Path:
@@ -78,9 +84,9 @@ def _local(name: str, path: str, file_name: str) -> Path:
     return place
 
 
-def _options(text: str) -> dict[str, Any]:
-    """Whole numbers out of ``users=200,items=300``; of ``sizes=80/40`` several."""
-    known = tuple(signature(generate).parameters)
+def _options(text: str, generator: Callable[..., Interactions]) -> dict[str, Any]:
+    """Arguments of the ``generator`` out of ``users=200,items=300``; of ``sizes=80/40`` several."""
+    known = tuple(signature(generator).parameters)
     options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (word.strip() for word in part.partition("="))
@@ -101,4 +107,5 @@ DATASETS: dict[str, Callable[[str], Interactions]] = {
     "file": read_file,
     "synthetic": partial(_synthetic, defaults=SYNTHETIC),
     "synthetic-markets": partial(_synthetic, defaults=MARKETS),
+    "synthetic-long": _synthetic_long,
 }

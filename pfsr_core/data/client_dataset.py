@@ -17,22 +17,34 @@ SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
 RIVALS = 99  # of the view "sampled-99"
 
 
+def no_times() -> ItemArray:
+    """The times of interactions of which none are known: (0,)."""
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class UserHistory:
     """One user's interactions in time order, split by the protocol.
 
     ``user`` is the raw id. ``train`` holds item codes (1-based; 0 is padding), oldest first.
-    ``valid`` and ``test`` are the held-out item codes.
+    ``valid`` and ``test`` are the held-out item codes. ``times``: whole seconds of all of them in
+    this order, (n + 2,); empty where the source has none.
     """
 
     user: str
     train: ItemArray
     valid: int
     test: int
+    times: ItemArray = field(default_factory=no_times, repr=False)
 
     def history(self, split: HeldOut) -> ItemArray:
         """Items known before the held-out item of ``split``: (n,) codes, oldest first."""
         return self.train if split == "valid" else np.append(self.train, np.int64(self.valid))
+
+    def history_times(self, split: HeldOut) -> ItemArray:
+        """Seconds of :meth:`history`: (n,); zeros where no times are known."""
+        length = len(self.history(split))
+        return self.times[:length] if len(self.times) else np.zeros(length, np.int64)
 
     def target(self, split: HeldOut) -> int:
         """The held-out item code of ``split``."""

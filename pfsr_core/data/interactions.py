@@ -17,7 +17,8 @@ class Interactions:
 
     ``users``: (N,) codes into ``user_ids`` (0-based). ``items``: (N,) codes, 1-based, 0 is padding:
     ``item_ids[code - 1]`` is the raw id. Codes number the raw ids by first appearance.
-    ``timestamps``: (N,) seconds, or the position in the history where the source has no times.
+    ``timestamps``: (N,) seconds, or the position in the history where the source has no times:
+    there ``has_times`` is False.
     ``titles``: raw item id -> a title a person can read, where the source has one.
     ``texts``: raw item id -> all words about it, title, genres and the like, for item vectors.
     ``columns``: further columns of the source by name, (N,) strings each, e.g. a market.
@@ -32,6 +33,7 @@ class Interactions:
     titles: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    has_times: bool = True
 
     def __len__(self) -> int:
         return len(self.users)

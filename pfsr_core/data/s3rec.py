@@ -5,6 +5,7 @@ Items stand in time order and there are no times, so the position in the line is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pfsr_core.data.errors import MalformedFileError
@@ -24,7 +25,8 @@ def read_s3rec(path: Path, source: str = "") -> Interactions:
     users, items, positions, lines = zip(*rows, strict=True)
     columns = {"user": users, "item": items, "timestamp": [str(p) for p in positions]}
     schema = Schema("user", "item", "timestamp", positive_ids=True)
-    return to_interactions(Table(path, lines, columns), schema, source or path.stem)
+    log = to_interactions(Table(path, lines, columns), schema, source or path.stem)
+    return replace(log, has_times=False)
 
 
 def _check_histories(path: Path, histories: list[list[str]]) -> None:

@@ -21,6 +21,7 @@ from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.protocols import PROTOCOLS, STRICT
 
 FEWEST_INTERACTIONS = 3
+LATEST = 2.0**61  # seconds: the gap of two such times is a 64-bit number
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class Split:
 def leave_one_out(interactions: Interactions, protocol: str = STRICT.name) -> Split:
     """Splits every user with at least three interactions; raises DataError if nobody has three."""
     order, starts = time_order(interactions, PROTOCOLS[protocol].first_is_last)
+    times = np.clip(np.floor(interactions.timestamps), -LATEST, LATEST).astype(np.int64)
     users = tuple(
-        _hold_out(interactions.user_ids[user], interactions.items[rows])
+        _hold_out(
+            interactions.user_ids[user],
+            interactions.items[rows],
+            times[rows] if interactions.has_times else times[:0],
+        )
         for user, rows in enumerate(np.split(order, starts[1:]))
         if len(rows) >= FEWEST_INTERACTIONS
     )
@@ -82,5 +88,5 @@ def split_digest(users: Sequence[UserHistory], item_ids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _hold_out(user: str, items: NDArray[np.int64]) -> UserHistory:
-    return UserHistory(user, items[:-2].copy(), int(items[-2]), int(items[-1]))
+def _hold_out(user: str, items: NDArray[np.int64], times: NDArray[np.int64]) -> UserHistory:
+    return UserHistory(user, items[:-2].copy(), int(items[-2]), int(items[-1]), times)

@@ -186,8 +186,8 @@ def _times(rng: np.random.Generator, users: Codes) -> Array:
 def _to_log(
     users: Codes, items: Codes, times: Array, market_of: Codes, world: World
 ) -> Interactions:
-    user_codes, user_ids = _number(users, "user")
-    item_codes, item_ids = _number(items, "item")
+    user_codes, user_ids = number_ids(users, "user")
+    item_codes, item_ids = number_ids(items, "item")
     names = np.array([f"market-{i}" for i in range(len(world.taste))])
     _, first = np.unique(items, return_index=True)
     titles = {item_ids[item_codes[row]]: _title(items[row], world) for row in first}
@@ -204,7 +204,8 @@ def _to_log(
     )
 
 
-def _number(codes: Codes, kind: str) -> tuple[Codes, tuple[str, ...]]:
+def number_ids(codes: Codes, kind: str) -> tuple[Codes, tuple[str, ...]]:
+    """``codes`` numbered by first appearance, from 0 on, and the raw ids: ``<kind>-<code + 1>``."""
     old, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     by_appearance = np.argsort(first)
     rank = np.argsort(by_appearance)

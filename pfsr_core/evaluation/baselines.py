@@ -32,7 +32,7 @@ def popularity(data: ClientDataset) -> Scorer:
     """Score of an item: how often it occurs in the training histories."""
     counts = torch.from_numpy(_item_counts(data))
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         return counts.repeat(len(histories), 1)
 
     return score
@@ -58,7 +58,7 @@ def item_knn(
     _check_settings(neighbours, window, decay, shrink)
     similarities = _neighbour_similarities(data, neighbours, shrink)
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         users, items, weights = _weighted_items(histories, window, decay)
         size = (len(histories), data.num_items + 1)
         scores = sparse.coo_array((weights, (users, items)), size).tocsr() @ similarities
@@ -88,7 +88,7 @@ def markov(data: ClientDataset) -> Scorer:
     counts = torch.from_numpy(_item_counts(data))
     tie_break = counts / (counts.sum() + 1.0)
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         # Code 0 is padding and has no successor: the row of an empty history.
         last = [int(history[-1]) if len(history) else 0 for history in histories]
         following = transitions.index_select(0, torch.tensor(last, dtype=torch.int64)).to_dense()

@@ -11,9 +11,9 @@ and is there to be compared with tables of federated recommenders, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,28 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
 from pfsr_core.evaluation.ranking import OF_CLIENTS, per_user, rank_in_sample, ranking_sums, ranks
 
-Scorer = Callable[[Sequence[ItemArray]], Tensor]
-"""Histories (codes, oldest first; they may be empty) -> scores (U, V+1), one column per code."""
-
 View = Literal["excluded", "kept"]
 SAMPLED = "sampled-99"
 
 USERS_PER_BATCH = 512
+
+
+class Scorer(Protocol):
+    """Scores of the whole catalogue for histories."""
+
+    def __call__(
+        self,
+        histories: Sequence[ItemArray],
+        times: Sequence[ItemArray] = (),
+        users: ItemArray | None = None,
+        /,
+    ) -> Tensor:
+        """(U, V+1), one column per code.
+
+        ``histories``: codes, oldest first; they may be empty. ``times``: whole seconds of each, or
+        nothing where they are not known. ``users`` (U,): the places of their users among the
+        client's, from 1 on; 0, as without, for a stranger.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +205,8 @@ def _rank_batch(
     users = data.users[place]
     histories = [user.history(split) for user in users]
     with torch.no_grad():
-        scores = score(histories)
+        times = [user.history_times(split) for user in users]
+        scores = score(histories, times, np.arange(place.start, place.start + len(users)) + 1)
     expected = (len(users), data.num_items + 1)
     if tuple(scores.shape) != expected:
         raise ValueError(

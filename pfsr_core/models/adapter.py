@@ -17,8 +17,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pfsr_core.models.compressors import Rows
 from pfsr_core.models.item_tables import add_rows
-from pfsr_core.models.next_item import BIAS, FACTORS, ITEMS, Apply
+from pfsr_core.models.layers import State
+from pfsr_core.models.next_item import BIAS, FACTORS, ITEMS, Apply, Compress, Recall
 from pfsr_core.params import Params
 
 SCALE = "adapter.scale"  # g
@@ -51,8 +53,36 @@ def adapt(table: Tensor, adapter: Mapping[str, Tensor], codes: Tensor) -> Tensor
 def with_bias(apply: Apply) -> Apply:
     """A model for tables with a last column of biases: what it expects next, with a 1 after it."""
 
-    def biased(params: Params, items: Tensor, bits: Tensor | None) -> Tensor:
-        hidden = apply({**params, ITEMS: params[ITEMS][:, :-1]}, items, bits)
-        return torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], dim=-1)
+    def biased(
+        params: Params,
+        items: Tensor,
+        bits: Tensor | None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        return _and_one(apply(_without_bias(params), items, bits, times, rows))
 
     return biased
+
+
+def memory_with_bias(compress: Compress, recall: Recall) -> tuple[Compress, Recall]:
+    """The same of a model that serves from a memory."""
+
+    def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
+        return compress(_without_bias(params), items, users, times)
+
+    def recalled(
+        params: Params, items: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        hidden, after = recall(_without_bias(params), items, memory, times)
+        return _and_one(hidden), after
+
+    return compressed, recalled
+
+
+def _without_bias(params: Params) -> Params:
+    return {**params, ITEMS: params[ITEMS][:, :-1]}
+
+
+def _and_one(hidden: Tensor) -> Tensor:
+    return torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], dim=-1)

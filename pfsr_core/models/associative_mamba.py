@@ -87,15 +87,18 @@ class AssociativeMamba(nn.Module):
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, u: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, u: Tensor, lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
         """(B, L, D) -> (B, L, D); position t sees positions <= t only.
 
         What stands behind ``lengths`` (B,) may be anything, and the kernel does not compute it.
+        From a ``state`` on plain PyTorch computes: the kernel begins with nothing.
         """
         parameters = self._mixer_parameters()
-        if kernels.applies_to(u, self.D):
+        if state is None and kernels.applies_to(u, self.D):
             return kernels.mix(u, parameters, NORM_EPS, lengths)
-        return self._mix(u, parameters)
+        return self._mix(u, parameters, state)
 
     def _mixer_parameters(self) -> MixerParameters:
         """Read where ``nn.Module`` keeps them: its attributes take longer than a kernel step."""
@@ -110,16 +113,23 @@ class AssociativeMamba(nn.Module):
         shared += [own["A_log_anchored"], gate["bias"], gate["weight"]]
         return MixerParameters(*shared)
 
-    def _mix(self, u: Tensor, p: MixerParameters) -> Tensor:
+    def _mix(self, u: Tensor, p: MixerParameters, state: State | None = None) -> Tensor:
         """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
         z, xBC, dt = F.linear(u, p.in_weight).split(self._widths(), dim=-1)
-        x, B, C = self._split(F.silu(causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias)))
+        before = None if state is None else state["conv"].mT
+        convolved = causal_depthwise_conv(xBC, p.conv_weight, p.conv_bias, before)
+        x, B, C = self._split(F.silu(convolved))
         dt = F.softplus(dt + p.dt_bias)
         a_anchored = gate = None
         if p.A_log_anchored is not None and p.gate_weight is not None:
             a_anchored = -torch.exp(p.A_log_anchored)
             gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
-        y = ssd_chunked(x, dt, B, C, -torch.exp(p.A_log), a_anchored, gate, self.chunk)
+        a, scaled = -torch.exp(p.A_log), gate
+        if state is not None and a_anchored is not None and gate is not None:
+            scaled = gate * torch.exp(a_anchored * state["c"])[:, None]
+        y = ssd_chunked(x, dt, B, C, a, a_anchored, scaled, self.chunk)
+        if state is not None:
+            y = y + _of_start(state, torch.exp(a * dt.cumsum(1)), gate, C)
         gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
         return F.linear(F.rms_norm(gated, (self.inner,), p.norm_weight, NORM_EPS), p.out_weight)
 
@@ -163,6 +173,30 @@ class AssociativeMamba(nn.Module):
             new |= {"S": S, "c": state["c"] + dt}
         return self._finish(y + self.D[:, None] * x, z), new
 
+    def after(self, u: Tensor, state: State) -> State:
+        """The state that u (B, L, D) leaves behind where it was ``state`` before."""
+        _, xBC, dt = self._project(u)
+        before = state["conv"].mT
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        x, B, _ = self._split(F.silu(causal_depthwise_conv(xBC, weight, bias, before)))
+        elapsed, drive = dt.cumsum(1), dt[..., None] * x
+        end, (a, a_anchored) = elapsed[:, -1], self._decays()
+
+        def written(log_weights: Tensor) -> Tensor:
+            weights = torch.exp(log_weights)[..., None] * drive
+            return torch.einsum("blhp,bln->bhpn", weights, B)
+
+        kept = torch.exp(a * end)[..., None, None] * state["h"]
+        new = {
+            "conv": torch.cat([before, xBC], dim=1)[:, u.shape[1] :].mT,
+            "h": kept + written(a * (end[:, None] - elapsed)),
+        }
+        if a_anchored is not None:
+            c = state["c"]
+            S = state["S"] + written(a_anchored * (c[:, None] + elapsed - dt))
+            new |= {"S": S, "c": c + end}
+        return new
+
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, xBC, dt = self.in_proj(u).split(self._widths(), dim=-1)
         return z, xBC, F.softplus(dt + self.dt_bias)
@@ -185,6 +219,17 @@ class AssociativeMamba(nn.Module):
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
         projected: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(z)))
         return projected
+
+
+def _of_start(state: State, decay: Tensor, gate: Tensor | None, C: Tensor) -> Tensor:
+    """What a first state adds to y (B, L, H, P): the scan is linear in it.
+
+    ``decay`` and ``gate`` (B, L, H).
+    """
+    read = decay[..., None] * torch.einsum("bhpn,bln->blhp", state["h"], C)
+    if gate is None:
+        return read
+    return read + gate[..., None] * torch.einsum("bhpn,bln->blhp", state["S"], C)
 
 
 def associative_encoder(

@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 
 from pfsr_core.models.dropout import Dropout, Noise
 from pfsr_core.models.layers import Stack, State
+from pfsr_core.models.layout import Layout
 
 
 class GRULayer(nn.Module):
@@ -37,13 +38,24 @@ class GRULayer(nn.Module):
         self.bias_ih_l0 = nn.Parameter(_uniform(bound, 3 * hidden_dim))
         self.bias_hh_l0 = nn.Parameter(_uniform(bound, 3 * hidden_dim))
 
-    def forward(self, x: Tensor, _noise: Noise | None = None) -> Tensor:
-        hidden = x.new_zeros(x.shape[0], self.weight_hh_l0.shape[1])
+    def forward(
+        self,
+        x: Tensor,
+        _noise: Noise | None = None,
+        _layout: Layout | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        start = x.new_zeros(x.shape[0], self.weight_hh_l0.shape[1])
+        hidden = start if state is None else state["hidden"]
         outputs = []
         for gates in linear(x, self.weight_ih_l0, self.bias_ih_l0).unbind(1):
             hidden = self._next(gates, hidden)
             outputs.append(hidden)
         return torch.stack(outputs, dim=1)
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        outputs = self(x, noise, None, state)
+        return outputs, {"hidden": outputs[:, -1]}
 
     def initial_state(self, batch_size: int) -> State:
         return {"hidden": self.weight_hh_l0.new_zeros(batch_size, self.weight_hh_l0.shape[1])}
@@ -74,11 +86,22 @@ class GRU4Rec(nn.Module):
         self.noise_width = self.dropout.noise_width
         self.output = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        return cast(Tensor, self.output(self.dropout(self.recurrent(x), noise)))
+    def forward(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        _layout: Layout | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        hidden = self.recurrent(x, state=state)
+        return cast(Tensor, self.output(self.dropout(hidden, noise)))
 
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        hidden, state = self.recurrent.resume(x, state)
+        return self.output(self.dropout(hidden, noise)), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         x, state = self.recurrent.step(x, state)

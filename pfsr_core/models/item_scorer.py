@@ -25,7 +25,7 @@ class ItemScorer(nn.Module):
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.score = nn.Linear(embedding_dim, 1)
 
-    def forward(self, items: Tensor, bits: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, items: Tensor, *_unread: object) -> Tensor:
         """Item codes (B, L) -> what each position expects next (B, L, D): w, whatever they are."""
         return self.score.weight[0].expand(*items.shape, -1)
 

@@ -165,7 +165,8 @@ def step(
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
     """One interaction: u (R, D) and the state before it to the output and the state after it.
 
-    Not differentiable. None where a tensor has no memory of its own (``torch.func``).
+    What a tensor of the state is its name says, in whatever order they come. Not differentiable.
+    None where a tensor has no memory of its own (``torch.func``).
     """
     make = cast(Any, compiled()).State
     after = {name: torch.empty_like(tensor) for name, tensor in state.items()}
@@ -175,14 +176,15 @@ def step(
         copied = {name: tensor.contiguous() for name, tensor in state.items()}
         return step(u.contiguous(), copied, [p.contiguous() for p in parameters], eps)
     try:
-        addresses = [tensor.data_ptr() for tensor in (u, out, *state.values(), *after.values())]
-        weights = _addresses(parameters)
+        before_states, after_states = (
+            byref(make(**{name: tensor.data_ptr() for name, tensor in part.items()}))
+            for part in (state, after)
+        )
+        weights, read, written = _addresses(parameters), u.data_ptr(), out.data_ptr()
     except RuntimeError:
         return None
     shape = _shape(len(u), 1, 1, _sizes(parameters), eps, 1)
-    before_states = byref(make(*addresses[2 : 2 + len(state)]))
-    after_states = byref(make(*addresses[2 + len(state) :]))
-    _run("pfsr_step", shape, weights, addresses[0], before_states, addresses[1], after_states)
+    _run("pfsr_step", shape, weights, read, before_states, written, after_states)
     return out, after
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from torch import Tensor, addcmul, nn
+from torch import Tensor, addcmul, cat, nn
 
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layout import Layout
@@ -30,6 +30,9 @@ class Encoder(Protocol):
 
     Calling it maps x (B, L, D), right-padded, to (B, L, D). Position t sees positions <= t only,
     so padding on the right never reaches an earlier position.
+
+    An encoder with an attribute ``reads_times`` that is True takes the times of the interactions as
+    one more argument: (B, L) in a call, (B,) in a step, whole seconds; None where they are unknown.
     """
 
     def __call__(self, x: Tensor, noise: Noise | None = None) -> Tensor:
@@ -48,17 +51,47 @@ class Encoder(Protocol):
         """
 
 
+class RecurrentEncoder(Encoder, Protocol):
+    """An encoder whose state has one size however long the history is."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        """As an encoder; ``state``: what the sequence begins with, as :meth:`step` takes it.
+
+        ``layout`` where it has ``packs`` only.
+        """
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        """All of x (B, L, D) after ``state``, L >= 1: the outputs and the state after the last.
+
+        What as many :meth:`step` give, all at once. x has no padding.
+        """
+
+
 class Mixer(Protocol):
     """An encoder without dropout, which may be told how long the sequences are."""
 
-    def __call__(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them."""
+    def __call__(
+        self, x: Tensor, lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them.
+
+        ``state``: what the sequence begins with, in place of the initial state.
+        """
 
     def initial_state(self, batch_size: int) -> State:
         """As an encoder's."""
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As an encoder's."""
+
+    def after(self, x: Tensor, state: State) -> State:
+        """The state that x (B, L, D) leaves behind, L >= 1, where it was ``state`` before."""
 
 
 class FeedForward(nn.Module):
@@ -99,12 +132,16 @@ class MixerLayer(nn.Module):
         self.noise_width = noise_width(self.dropout, self.feed_forward)
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """With ``layout`` x and the output are packed, (T, D), and so is the noise."""
         if layout is None:
-            return self._after_mixer(self.mixer(x), x, noise)
-        mixed = self.mixer(layout.pad(x), layout.lengths)
+            return self._after_mixer(self.mixer(x, None, state), x, noise)
+        mixed = self.mixer(layout.pad(x), layout.lengths, state)
         return self._after_mixer(layout.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
@@ -113,6 +150,9 @@ class MixerLayer(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, state = self.mixer.step(x, state)
         return self._after_mixer(mixed, x, None), state
+
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        return self(x, noise, None, state), self.mixer.after(x, state)
 
     def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
         mixed = self.dropout(mixed, noise)
@@ -133,11 +173,16 @@ class Stack(nn.Module):
         self.packs = all(isinstance(layer, MixerLayer) for layer in self.layers)
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, layout: Layout | None = None
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        layout: Layout | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """With ``layout`` everything is packed, (T, D); only where ``packs`` is True."""
-        for layer in self.layers:
-            x = layer(x, noise) if layout is None else layer(x, noise, layout)
+        for index, layer in enumerate(self.layers):
+            own = None if state is None else of_prefix(state, index)
+            x = layer(x, noise, layout, own)
         return x
 
     def initial_state(self, batch_size: int) -> State:
@@ -153,19 +198,34 @@ class Stack(nn.Module):
             next_state |= with_prefix(layer_state, index)
         return x, next_state
 
+    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+        """As a :class:`RecurrentEncoder`, where the layers are such."""
+        next_state: State = {}
+        for index, layer in enumerate(cast(Sequence[RecurrentEncoder], self.layers)):
+            x, layer_state = layer.resume(x, of_prefix(state, index), noise)
+            next_state |= with_prefix(layer_state, index)
+        return x, next_state
+
     def _encoders(self) -> Sequence[Encoder]:
         return cast(Sequence[Encoder], self.layers)
 
 
-def causal_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None = None
+) -> Tensor:
     """Each channel's own filter over the last W positions: x (B, L, E) to (B, L, E).
+
+    ``before`` (B, W - 1, E): the inputs that came before, zeros without.
 
     ``weight`` (E, 1, W) and ``bias`` (E,) as ``nn.Conv1d(E, E, W, groups=E)`` holds them, the
     last tap on the current position. W shifted multiplications leave x in its layout and are
     faster on a CPU than the convolution between two transpositions.
     """
     length, width = x.shape[1], weight.shape[-1]
-    padded = nn.functional.pad(x, (0, 0, width - 1, 0))
+    if before is None:
+        padded = nn.functional.pad(x, (0, 0, width - 1, 0))
+    else:
+        padded = cat([before, x], dim=1)
     y = bias.expand_as(x)
     for tap in range(width):
         y = addcmul(y, padded[:, tap : tap + length], weight[:, 0, tap])

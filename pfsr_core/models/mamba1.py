@@ -51,11 +51,16 @@ class Mamba1Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self._initialise_dt()
 
-    def forward(self, u: Tensor, _lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, u: Tensor, _lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
         x, z = self.in_proj(u).chunk(2, dim=-1)
-        x = silu(causal_depthwise_conv(x, *self._filters()))
+        window = None if state is None else state["window"]
+        x = silu(causal_depthwise_conv(x, *self._filters(), window))
         dt, B, C = self._selection(x)
         y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.use_kernel)
+        if state is not None:
+            y = y + self._of_start(state["scan"], dt, C)
         return self._gated_output(y, x, z)
 
     def initial_state(self, batch_size: int) -> State:
@@ -73,6 +78,22 @@ class Mamba1Mixer(nn.Module):
         dt, B, C = self._selection(x)
         scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
+
+    def after(self, u: Tensor, state: State) -> State:
+        x, _ = self.in_proj(u).chunk(2, dim=-1)
+        window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
+        x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))
+        dt, B, _ = self._selection(x)
+        elapsed, A = dt.cumsum(1), -self.A_log.exp()
+        fading = torch.exp((elapsed[:, -1:] - elapsed).unsqueeze(-1) * A)  # (B, L, E, N)
+        written = torch.einsum("blen,ble,bln->ben", fading, dt * x, B)
+        kept = torch.exp(elapsed[:, -1].unsqueeze(-1) * A) * state["scan"]
+        return {"window": window, "scan": kept + written}
+
+    def _of_start(self, scan: Tensor, dt: Tensor, C: Tensor) -> Tensor:
+        """What a first state (B, E, N) adds to y (B, L, E): the scan is linear in it."""
+        decay = torch.exp(dt.cumsum(1).unsqueeze(-1) * -self.A_log.exp())
+        return ((decay * scan.unsqueeze(1)) @ C.unsqueeze(-1)).squeeze(-1)
 
     def _filters(self) -> tuple[Tensor, Tensor]:
         return self.conv1d.weight, cast(Tensor, self.conv1d.bias)

@@ -1,12 +1,14 @@
-"""Next-item model: item table, sequence encoder, dot-product head.
+"""Next-item model: item table, compressor, sequence encoder, dot-product head.
 
 ``logits = encoder(norm(dropout(E[items]))) E^T`` (Mamba4Rec, with any encoder). The encoder is
 causal and histories are padded on the right, so no attention mask is needed: padding comes later.
+What of a history the encoder is given is the compressor's to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pfsr_core.models.compressors import Compressor, Memory, Rows, WholeHistory
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
+from pfsr_core.models.layers import State
 from pfsr_core.models.layout import layout_of
 from pfsr_core.params import Params
 
@@ -24,50 +28,151 @@ RESIDUAL = "item_residual"  # (n + 1, D): what a client adds to the rows of its 
 FACTORS = "adapter.factors"  # (n + 1, r) and
 BIAS = "adapter.bias"  # (n + 1,): the rows of a market adapter, see models/adapter.py
 ROW_NAMES = (ITEMS, RESIDUAL, FACTORS, BIAS)  # a row for each item, the padding row first
-Apply = Callable[[Params, Tensor, Tensor | None], Tensor]
+
+
+Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
+"""(parameters, item codes (B, P), users (B,), times (B, P)) -> the memory"""
+Recall = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
+"""(parameters, item codes (B, R), memory, times (B, R)) -> (B, D), the memory after them"""
+
+
+class Apply(Protocol):
+    """A next-item model as a function of its parameters."""
+
+    def __call__(
+        self,
+        params: Params,
+        items: Tensor,
+        bits: Tensor | None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        """As :meth:`NextItemModel.forward`."""
 
 
 class NextItemModel(nn.Module):
-    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D)."""
+    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D).
+
+    ``compressor``: what the encoder is given of a history; everything without. ``reads_times``:
+    whether the encoder makes use of the times of interactions.
+    """
 
     def __init__(
-        self, num_items: int, embedding_dim: int, encoder: nn.Module, dropout: float
+        self,
+        num_items: int,
+        embedding_dim: int,
+        encoder: nn.Module,
+        dropout: float,
+        compressor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.norm = nn.LayerNorm(embedding_dim)
         self.dropout = Dropout(dropout, embedding_dim)
         self.encoder = encoder
+        self.compressor = compressor or WholeHistory()
         self.noise_width = noise_width(self.dropout, encoder)
+        self.reads_times = bool(getattr(encoder, "reads_times", False))
 
-    def forward(self, items: Tensor, bits: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        items: Tensor,
+        bits: Tensor | None = None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
+    ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
-        ``bits`` (B, L, noise_width) int16: random bits for dropout; None for none. Outputs at
-        padded places mean nothing.
+        ``bits`` (B, places + L, noise_width) int16: random bits for dropout, the compressor's
+        places first; None for none. ``times`` (B, L), whole seconds: only for an encoder that reads
+        them, None where they are not known. Without ``rows`` they are strangers' whole histories.
+        Outputs at padded places mean nothing.
         """
         layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
+        if rows is None:
+            lengths = (items > 0).sum(1)
+            rows = Rows(self._compressor.cuts(lengths), torch.zeros_like(lengths))
         if layout is None:
-            noise = None if bits is None else Noise(bits)
-            hidden: Tensor = self.encoder(self._embed(items, noise), noise)
-            return hidden
+            noise = of_items = None
+            if bits is not None:
+                of_items, noise = Noise(bits[:, self._compressor.places :]), Noise(bits)
+                noise.take(self.dropout.noise_width)
+            embedded = self.embed(items, of_items)
+            return self._compressor(self.encoder, embedded, noise, None, rows, times)
         noise = None if bits is None else Noise(layout.pack(bits))
-        embedded = self._embed(items.flatten()[layout.index], noise)
-        return layout.pad(self.encoder(embedded, noise, layout))
+        embedded = self.embed(items.flatten()[layout.index], noise)
+        return layout.pad(self._compressor(self.encoder, embedded, noise, layout, rows, None))
 
-    def _embed(self, items: Tensor, noise: Noise | None) -> Tensor:
+    def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
+        """Item codes (...) to (..., D), as the encoder reads them."""
         embedded: Tensor = self.norm(self.dropout(self.items(items), noise))
         return embedded
 
+    def compress(self, items: Tensor, users: Tensor, times: Tensor | None = None) -> State:
+        """The memory of item codes (B, P): see :class:`pfsr_core.models.compressors.Memory`."""
+        return self._memory.compress(self.encoder, self.embed(items), users, times)
+
+    def recall(
+        self, items: Tensor, memory: State, times: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What is expected after item codes (B, R) that follow a memory: (B, D), the new memory."""
+        return self._memory.recall(self.encoder, self.embed(items), memory, times)
+
+    @property
+    def _compressor(self) -> Compressor:
+        return cast(Compressor, self.compressor)
+
+    @property
+    def _memory(self) -> Memory:
+        return cast(Memory, self.compressor)
+
 
 def make_apply(model: nn.Module) -> Apply:
-    """``apply(params, items, bits)``: a next-item model as a function of its parameters."""
+    """``apply(params, items, bits, times, rows)``: the model as a function of its parameters."""
 
-    def apply(params: Params, items: Tensor, bits: Tensor | None) -> Tensor:
-        hidden: Tensor = functional_call(model, params, (items, bits), strict=True)
+    def apply(
+        params: Params,
+        items: Tensor,
+        bits: Tensor | None,
+        times: Tensor | None = None,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        given = (items, bits, times, rows)
+        hidden: Tensor = functional_call(model, params, given, strict=True)
         return hidden
 
     return apply
+
+
+def make_serving(model: NextItemModel) -> tuple[Compress, Recall]:
+    """:meth:`NextItemModel.compress` and ``recall`` as functions of the model's parameters."""
+    compress, recall = (_Method(model, name) for name in ("compress", "recall"))
+
+    def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
+        return cast(State, functional_call(compress, _inside(params), (items, users, times)))
+
+    def recalled(
+        params: Params, items: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        found = functional_call(recall, _inside(params), (items, memory, times))
+        return cast(tuple[Tensor, State], found)
+
+    return compressed, recalled
+
+
+class _Method(nn.Module):
+    """One of a module's methods as a module, because only such can be called with parameters."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *inputs: object) -> object:
+        return getattr(self.model, self.name)(*inputs)
+
+
+def _inside(params: Params) -> Params:
+    return {f"model.{name}": tensor for name, tensor in params.items()}
 
 
 def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[Tensor, Tensor]:
@@ -81,3 +186,15 @@ def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[
     for row, history in enumerate(cut):
         items[row, : len(history)] = torch.from_numpy(history)
     return items, lengths
+
+
+def pad_times(times: Sequence[NDArray[np.int64]], items: Tensor) -> Tensor:
+    """Seconds of the last interactions of each history, where :func:`pad_right` put its items.
+
+    ``times``: of whole histories, or of none. ``items`` (B, L) as padded; (B, L) too, 0 elsewhere.
+    """
+    padded = torch.zeros_like(items)
+    for row, known in enumerate(times):
+        last = torch.from_numpy(known[-items.shape[1] :])
+        padded[row, : len(last)] = last
+    return padded

@@ -22,24 +22,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import relu, scaled_dot_product_attention
+from torch.nn.functional import embedding, relu, scaled_dot_product_attention
 
+from pfsr_core.models.arrangement import Arrangement
+from pfsr_core.models.attention import check_heads, check_length, insert, seen, split_heads
 from pfsr_core.models.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.layers import NORM_EPS, State, of_prefix, with_prefix
 from pfsr_core.models.mapping import is_transformed
 
 
 class AttentionBlock(nn.Module):
-    """One SASRec block, (B, L, D) to (B, L, D); causal."""
+    """One SASRec block, (B, L, D) to (B, L, D); causal. ``places``: the most it attends to."""
 
-    def __init__(self, dim: int, num_heads: int, max_length: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_heads: int, places: int, dropout: float) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"num_heads={num_heads} does not divide embedding_dim={dim}: choose a divisor"
-            )
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.attention_dropout = Dropout(dropout, num_heads * max_length)
+        self.attention_dropout = Dropout(dropout, num_heads * places)
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.output = nn.Linear(dim, dim)
@@ -50,39 +49,58 @@ class AttentionBlock(nn.Module):
             self.attention_dropout, self.inner_dropout, self.outer_dropout
         )
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        visible: Tensor | None = None,
+        memory: State | None = None,
+    ) -> Tensor:
+        """``visible`` (B, L, S) in place of causality; ``memory``: of the first S - L places."""
         q = self.query_norm(x)
-        keys, values = self._heads(self.key(x)), self._heads(self.value(x))
-        mixed = self._attend(self._heads(self.query(q)), keys, values, noise)
+        seen = self.remember(x)
+        if memory is not None:
+            seen = {name: torch.cat([memory[name], part], dim=2) for name, part in seen.items()}
+        queries = self._heads(self.query(q))
+        mixed = self._attend(queries, seen["keys"], seen["values"], visible, noise)
         return self._after_attention(q, mixed.transpose(1, 2).flatten(2), noise)
+
+    def remember(self, x: Tensor) -> State:
+        """What others see of places x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
+        return {"keys": self._heads(self.key(x)), "values": self._heads(self.value(x))}
 
     def step(
         self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, D) at ``position`` (B,), with caches (B, H, M, K): output (B, D), new caches."""
         q, row = self.query_norm(x), x.unsqueeze(1)
-        slots = torch.arange(keys.shape[2], device=x.device)
-        here = (slots == position.unsqueeze(1))[:, None, :, None]
-        keys = torch.where(here, self._heads(self.key(row)), keys)
-        values = torch.where(here, self._heads(self.value(row)), values)
-        seen = (slots <= position.unsqueeze(1))[:, None, None, :]
+        keys = insert(keys, self._heads(self.key(row)), position)
+        values = insert(values, self._heads(self.value(row)), position)
         queries = self._heads(self.query(q).unsqueeze(1))
-        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        mask = seen(position, keys.shape[2])
+        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self._after_attention(q, mixed.flatten(1), None), keys, values
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, H, L, K)."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return split_heads(x, self.num_heads)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, noise: Noise | None) -> Tensor:
-        """Causal attention of heads (B, H, L, K); dropout on the weights needs them in full."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, noise: Noise | None
+    ) -> Tensor:
+        """Attention of heads (B, H, L, K), causal unless it is said what is ``visible``.
+
+        Dropout on the weights needs them in full.
+        """
+        mask = None if visible is None else visible.unsqueeze(-3)
         if noise is None or not self.attention_dropout.noise_width:
             with attention_kernel():
-                return scaled_dot_product_attention(q, k, v, is_causal=True)
-        length = q.shape[2]
-        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+                causal = mask is None
+                return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        length = k.shape[2]
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+        weights = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1)
         bits = noise.take(self.attention_dropout.noise_width).unflatten(-1, (self.num_heads, -1))
         kept = self.attention_dropout.mask(bits[..., :length].transpose(1, 2), q.dtype)
         return (weights * kept) @ v
@@ -96,29 +114,64 @@ class AttentionBlock(nn.Module):
 class SASRec(nn.Module):
     """Positions, blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
 
+    ``extra``: places besides, which an :class:`Arrangement` may have.
+
     State: ``position`` (B,), how many interactions were seen, and for block i the caches
     ``i.keys`` and ``i.values`` (B, H, M, K).
     """
 
     def __init__(
-        self, dim: int, num_layers: int, num_heads: int, max_length: int, dropout: float
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        max_length: int,
+        dropout: float,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        places = max_length + extra
         self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
         self.dropout = Dropout(dropout, dim)
-        blocks = (AttentionBlock(dim, num_heads, max_length, dropout) for _ in range(num_layers))
+        blocks = (AttentionBlock(dim, num_heads, places, dropout) for _ in range(num_layers))
         self.blocks = nn.ModuleList(blocks)
         self.noise_width = noise_width(self.dropout, *self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Raises ``ValueError`` when x is longer than ``max_length``."""
-        self._check_length(x.shape[1])
-        x = self.dropout(x + self.positions[: x.shape[1]], noise)
-        for block in self.blocks:
-            x = block(x, noise)
+    def forward(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        *,
+        arrangement: Arrangement | None = None,
+        memory: State | None = None,
+    ) -> Tensor:
+        """As an :class:`AttentionEncoder`.
+
+        Raises ``ValueError`` when x is longer than ``max_length`` and without an arrangement.
+        """
+        x, visible = self._placed(x, arrangement), arrangement and arrangement.visible
+        x = self.dropout(x, noise)
+        for index, block in enumerate(self.blocks):
+            x = block(x, noise, visible, None if memory is None else of_prefix(memory, index))
         return cast(Tensor, self.norm(x))
+
+    def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
+        """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
+        x, memory = self._placed(x, arrangement), State()
+        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+            memory |= with_prefix(block.remember(x[:, :count]), index)
+            x = block(x, None, arrangement.visible)
+        return memory
+
+    def _placed(self, x: Tensor, arrangement: Arrangement | None) -> Tensor:
+        """x with its positions added."""
+        if arrangement is None:
+            self._check_length(x.shape[1])
+            return x + self.positions[: x.shape[1]]
+        own = arrangement.positions[:, -x.shape[1] :]
+        return x + embedding(own, self.positions)
 
     def initial_state(self, batch_size: int) -> State:
         max_length, dim = self.positions.shape
@@ -143,12 +196,7 @@ class SASRec(nn.Module):
         return self.norm(x), next_state
 
     def _check_length(self, length: int) -> None:
-        max_length = self.positions.shape[0]
-        if length > max_length:
-            raise ValueError(
-                f"SASRec was built for max_length={max_length} interactions and got {length}:"
-                f" keep the latest {max_length}, or build it with a larger max_length"
-            )
+        check_length("SASRec", length, self.positions.shape[0])
 
 
 def attention_kernel() -> AbstractContextManager[None]:
@@ -162,10 +210,16 @@ def attention_kernel() -> AbstractContextManager[None]:
 
 
 def sasrec_encoder(
-    embedding_dim: int, num_layers: int, num_heads: int, max_length: int, dropout: float
+    embedding_dim: int,
+    num_layers: int,
+    num_heads: int,
+    max_length: int,
+    dropout: float,
+    extra: int = 0,
 ) -> SASRec:
     """SASRec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``, L <= ``max_length``.
 
-    Raises ``ValueError`` when ``num_heads`` does not divide ``embedding_dim``.
+    ``extra``: places besides those of interactions, for learned tokens. Raises ``ValueError`` when
+    ``num_heads`` does not divide ``embedding_dim``.
     """
-    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout)
+    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.benchmarks import encoder, rounds, scale, scan, serve, timing
+from pfsr_core.benchmarks import encoder, history, rounds, scale, scan, serve, timing
 from pfsr_core.benchmarks.peers import Attention, step_by_step
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.models.selective_scan import selective_scan_reference
@@ -39,6 +39,35 @@ def test_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "HISTORIES", (3,))
     monkeypatch.setattr(serve, "CALLS", 2)
     assert {line.peer for line in serve.measure()} >= {"GRU cell", "forward over all"}
+
+
+def test_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "HISTORIES", (60, 70))
+    monkeypatch.setattr(history, "FLAT", (60, 70))
+    monkeypatch.setattr(history, "WINDOWS", (2, 60))
+    lines = list(history.measure())
+    assert {line.peer for line in lines} >= {"tokens, reading all", "state, reading all"}
+    assert [line.peer for line in lines[-2:]] == ["pieces of 50, state detached"] * 2
+    assert [line.case for line in lines if line.target is not None] == [
+        "tokens, after 70 interactions",
+        "state, after 70 interactions",
+        "tokens, after 70 interactions against 60",
+        "state, after 70 interactions against 60",
+    ]
+
+
+@torch.no_grad()
+def test_an_answer_from_a_memory_is_that_without_one() -> None:
+    items = torch.randint(1, history.ITEMS + 1, (1, 70))
+    server = history.server_of("tokens", items, history.RECENT)
+    torch.testing.assert_close(server.serve(), server.anew(items))
+
+
+@torch.no_grad()
+def test_what_is_timed_as_state_is_what_reading_all_gives() -> None:
+    items = torch.randint(1, history.ITEMS + 1, (1, 60))
+    server = history.server_of("state", items, 1)
+    torch.testing.assert_close(server.serve(), server.read(items), rtol=1e-4, atol=1e-4)
 
 
 def test_the_stand_in_is_the_scan() -> None:

@@ -134,6 +134,7 @@ def test_the_names_are_those_of_the_documents() -> None:
         "file",
         "synthetic",
         "synthetic-markets",
+        "synthetic-long",
     ]
 
 

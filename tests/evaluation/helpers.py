@@ -33,7 +33,7 @@ def random_client(seed: int, users: int, num_items: int, name: str = "shop") -> 
 def constant(row: Sequence[float]) -> Scorer:
     """The same scores (V+1,) for every history."""
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         return torch.tensor(row).repeat(len(histories), 1)
 
     return score
@@ -42,7 +42,7 @@ def constant(row: Sequence[float]) -> Scorer:
 def by_content(num_items: int) -> Scorer:
     """Scores drawn from a seed made of the history: pure, and different for every user."""
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         rows = [np.random.default_rng(history).random(num_items + 1) for history in histories]
         return torch.from_numpy(np.stack(rows))
 

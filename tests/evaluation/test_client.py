@@ -43,7 +43,7 @@ def test_the_scorer_sees_what_came_before_the_target() -> None:
     data = client([4, 2, 3, 5])
     seen: list[list[int]] = []
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         seen.extend(history.tolist() for history in histories)
         return torch.zeros(len(histories), 7)
 
@@ -82,7 +82,7 @@ def test_batches_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(client_module, "USERS_PER_BATCH", 5)
     sizes: list[int] = []
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         sizes.append(len(histories))
         return by_content(30)(histories)
 
@@ -124,7 +124,7 @@ def test_no_graph_is_kept() -> None:
     weights = torch.nn.Parameter(torch.arange(7.0))
     scores: list[Tensor] = []
 
-    def score(histories: Sequence[ItemArray]) -> Tensor:
+    def score(histories: Sequence[ItemArray], *_: object) -> Tensor:
         scores.append(weights * torch.ones(len(histories), 1))
         return scores[-1]
 

@@ -64,6 +64,12 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         {"algorithm__max_row_change": 0.2, "algorithm__name": "pfedrec"},
         {"algorithm__max_row_change": 0.004, "model__items": "dual"},
         {"federation__catalogues": "own", "model__items": "semantic"},
+        {
+            "model__encoder": "hstu",
+            "model__compressor": "tokens",
+            "model__recent": 4,
+            "model__personal_memory": True,
+        },
     ],
     ids=[
         "shared items",
@@ -74,6 +80,7 @@ def test_the_number_of_nodes_changes_no_more_than_the_last_bits(tmp_path):
         "clipped rows of a score function's items",
         "clipped rows of a table beside residuals",
         "catalogues",
+        "tokens",
     ],
 )
 def test_variants_equal_the_plain_loop(tmp_path, changes):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pfsr_core.algorithms import pfedrec
 from pfsr_core.assembly import assemble, load_federation
+from pfsr_core.models.compressors import USERS
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.protocol import TRAIN
+from pfsr_core.recommend import recommend
 from pfsr_core.registries import ALGORITHMS, ITEMS_OF
 from tests.integration.helpers import final_server, settings_in, stored_states
 from tests.integration.loopback import run_loopback
@@ -53,6 +57,41 @@ def test_no_row_of_a_private_tensor_is_in_any_answer(tmp_path, algorithm, items,
     rows = [row for tensor in found for row in pieces(tensor)]
     assert len(rows) > 100
     assert not [row for row in rows if row in sent]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "encoder", "compressor"),
+    [("fed-avg", "sasrec", "tokens"), ("pfsr", "gru4rec", "state")],
+)
+def test_no_memory_and_no_row_of_a_user_is_in_any_answer(tmp_path, algorithm, encoder, compressor):
+    """Not in the run that trains them, and not in one that comes after they were served from."""
+    settings = settings_in(
+        tmp_path,
+        algorithm__name=algorithm,
+        federation__rounds=2,
+        model__encoder=encoder,
+        model__compressor=compressor,
+        model__recent=4,
+        model__personal_memory=True,
+    )
+    _, grid = run_loopback(settings, tmp_path, nodes=2)
+    stores = [NodeStore(tmp_path / "state" / f"node-{p}.sqlite") for p in (0, 1)]
+    own = []
+    for served in (store.served() for store in stores):
+        for part in served.clients.values():
+            own += pieces(part.state[USERS])
+            for user in part.histories:
+                recommend(served, user)
+        with served.users.file.open() as file:
+            found = file.execute("SELECT digest, tensors FROM memories").fetchall()
+        memories = [served.users.file.tensors(blob, digest) for digest, blob in found]
+        assert len(memories) == sum(len(part.histories) for part in served.clients.values())
+        own += [row for memory in memories for tensor in memory.values() for row in pieces(tensor)]
+    again = replace(settings, run=replace(settings.run, name="again"))
+    _, later = run_loopback(again, tmp_path, nodes=2)
+    sent = all_bytes(grid) + all_bytes(later)
+    assert len(own) > 60
+    assert not [row for row in own if row in sent]
 
 
 def test_the_search_would_find_a_row(tmp_path):

@@ -1,0 +1,85 @@
+"""What of a long history is worth reading: the arms of compressed and cut histories.
+
+Attention over 200 items, over the latest 50, and over 50 with tokens in place of the 150 before
+them, the tokens the same for everybody or with a part of each user's own; recurrent encoders that
+read the latest 50, or all that there is, trained on windows of 200 or of 50. A window begins with
+an empty state, so the last two differ in how far gradients reach back, and in cost. All data in one
+place, and averaged over 20 clients; on the recipe's data, and on a world in which the oldest items
+decide.
+"""
+
+from __future__ import annotations
+
+from pfsr_core.central import ALL_DATA, ONE_CLIENT
+from pfsr_core.settings import Value
+
+Overrides = dict[str, Value]
+
+LONG, RECENT = 200, 50  # items read of a history; those of them that stay uncompressed
+FROM = 200  # items from which on a history is a long one
+
+# A window of 200 items is four of 50: batches of as many positions take steps as often.
+READS_ALL: Overrides = {"model.max-length": LONG, "train.batch-size": 16}
+READS_RECENT: Overrides = {"model.max-length": RECENT, "train.batch-size": 64}
+ATTENTION: Overrides = {"model.encoder": "sasrec", "model.num-heads": 2}
+TOKENS: Overrides = {**ATTENTION, **READS_ALL, "model.compressor": "tokens", "model.recent": RECENT}
+STATE: Overrides = {**READS_ALL, "model.compressor": "state", "model.num-layers": 1}
+OWN: Overrides = {"model.personal-memory": True}
+
+KINDS: dict[str, Overrides] = {
+    "sasrec reads 200": {**ATTENTION, **READS_ALL},
+    "sasrec reads 50": {**ATTENTION, **READS_RECENT},
+    "sasrec with tokens": TOKENS,
+    "sasrec with tokens of its own": {**TOKENS, **OWN},
+    "gru4rec reads 50": {"model.encoder": "gru4rec", "model.num-layers": 1, **READS_RECENT},
+    "gru4rec's state": {"model.encoder": "gru4rec", **STATE},
+    "gru4rec's state, trained on 50": {"model.encoder": "gru4rec", **STATE, **READS_RECENT},
+    "associative reads 50": {"model.num-layers": 1, **READS_RECENT},
+    "associative state": STATE,
+    "associative state, trained on 50": {**STATE, **READS_RECENT},
+    "associative state of its own start": {**STATE, **OWN},
+}
+CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 15}
+FEDERATED: Overrides = {
+    "federation.clients": 20,
+    "federation.rounds": 12,
+    "model.items": "shared",
+    "model.item-start": "common",
+    "model.item-std": 0.02,
+    "model.dropout": 0.2,
+    "train.learning-rate": 0.006,
+    "train.item-learning-rate": 0.006,
+    "train.local-epochs": 2,
+    "train.round-decay": 0.9,
+    "algorithm.name": "fed-avg",
+}
+# Histories of 200 to 240 items; steps large enough that what is rare is learnt.
+OLDEST_DECIDE: Overrides = {
+    "data.source": "synthetic-long",
+    "data.path": "users=400,length=200",
+    "federation.rounds": 30,
+    "model.dropout": 0.1,
+    "train.learning-rate": 0.004,
+    "train.item-learning-rate": 0.004,
+}
+PLACES: dict[str, Overrides] = {
+    "histories, central": CENTRAL,
+    "histories, fed-avg": FEDERATED,
+    "histories, central, oldest decide": {**CENTRAL, **OLDEST_DECIDE},
+}
+
+
+def history_arms() -> dict[str, Overrides]:
+    """``histories, <central or fed-avg>[, oldest decide], <kind>``: settings by arm."""
+    return {
+        f"{place}, {kind}": {**of_place, **of_kind, **_batch(place, of_kind)}
+        for place, of_place in PLACES.items()
+        for kind, of_kind in KINDS.items()
+    }
+
+
+def _batch(place: str, of_kind: Overrides) -> Overrides:
+    """On a client with few windows, four of 200 or sixteen of 50 in a batch."""
+    if place != "histories, fed-avg":
+        return {}
+    return {"train.batch-size": 4 if of_kind["model.max-length"] == LONG else 16}

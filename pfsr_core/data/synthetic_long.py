@@ -1,0 +1,115 @@
+"""A seeded world in which the oldest items decide: for what long histories are worth.
+
+Every user has a value for each of some attributes. The first items of a history tell them, one item
+an attribute. Then come items that tell nothing, drawn by one Markov chain for everybody, and now
+and then a question: an item that names an attribute, and two answers, items of this user's value of
+the attribute asked. The first answer names the attribute of the second. Nothing is asked in the
+last QUIET items but for the very last question: its answers are the held-out items, the validation
+item the first of them. No answer is given twice.
+
+So the last item says which attribute is asked, and none of the latest items says what the user's
+value is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.synthetic import number_ids
+
+Codes = NDArray[np.int64]
+
+ATTRIBUTES, VALUES, ANSWERS = 4, 4, 8  # answers: items of each value of each attribute
+FILLERS = 60
+QUESTION_GAP = 10  # items from one question to the next, on average
+QUIET = 60
+LONGER = 1.2  # the longest history over the shortest
+START, STEP = 1_600_000_000, 3_600
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Item codes from 1 on: what tells a value, what asks, what answers, what tells nothing."""
+
+    tell: Codes  # (A, V)
+    ask: Codes  # (A,)
+    answer: Codes  # (A, V, N); the attribute that answer n names is n modulo A
+    filler: Codes  # (F,)
+
+
+def generate_long(users: int, length: int, seed: int) -> Interactions:
+    """A log of ``users`` histories of ``length`` to 1.2 times as many items, ordered by time.
+
+    Raises DataError when a history would be too short to be quiet in the end.
+    """
+    least = 2 * QUIET
+    if length < least or users < 1:
+        raise DataError(
+            f"synthetic-long data need users and at least {least} items of each, not {users} users "
+            f"of {length}. Fix: change that number."
+        )
+    rng = np.random.default_rng((seed, 0))
+    shelf, chain = _shelf(), _chain(rng)
+    lengths = rng.integers(length, int(LONGER * length) + 1, users)
+    histories = [_history(rng, shelf, chain, int(one)) for one in lengths]
+    return _to_log(histories)
+
+
+def _shelf() -> Shelf:
+    sizes = {"tell": (ATTRIBUTES, VALUES), "ask": (ATTRIBUTES,)}
+    sizes |= {"answer": (ATTRIBUTES, VALUES, ANSWERS), "filler": (FILLERS,)}
+    ends = np.cumsum([1, *(int(np.prod(size)) for size in sizes.values())])
+    parts = zip(sizes.items(), ends[:-1], ends[1:], strict=True)
+    return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in parts})
+
+
+def _chain(rng: np.random.Generator) -> Codes:
+    """(F, 4) usual successors of each filler."""
+    return rng.integers(FILLERS, size=(FILLERS, 4))
+
+
+def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) -> Codes:
+    value = rng.integers(VALUES, size=ATTRIBUTES)
+    left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
+    items = [int(shelf.tell[a, value[a]]) for a in rng.permutation(ATTRIBUTES)]
+    here = int(rng.integers(FILLERS))
+    while len(items) < length - 3:
+        loud = len(items) < length - QUIET and min(map(len, left)) > 3
+        if loud and rng.random() * QUESTION_GAP < 1:
+            items += _question(rng, shelf, value, left)
+        else:
+            here = int(rng.choice(chain[here]))
+            items.append(int(shelf.filler[here]))
+    return np.array(items + _question(rng, shelf, value, left), np.int64)
+
+
+def _question(
+    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]]
+) -> list[int]:
+    """An item that asks, and two answers that this user has not given yet."""
+    asked = int(rng.integers(ATTRIBUTES))
+    items = [int(shelf.ask[asked])]
+    for _ in range(2):
+        answer = left[asked].pop()
+        items.append(int(shelf.answer[asked, value[asked], answer]))
+        asked = answer % ATTRIBUTES
+    return items
+
+
+def _to_log(histories: list[Codes]) -> Interactions:
+    users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    places = np.concatenate([np.arange(len(history)) for history in histories])
+    items, item_ids = number_ids(np.concatenate(histories) - 1, "item")
+    return Interactions(
+        source="synthetic-long",
+        users=users,
+        items=items + 1,
+        timestamps=START + STEP * places.astype(np.float64),
+        user_ids=tuple(f"user-{code + 1}" for code in range(len(histories))),
+        item_ids=item_ids,
+    )

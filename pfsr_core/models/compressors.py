@@ -1,0 +1,252 @@
+"""Compressors: what of a long history an encoder reads, and what serving remembers of the rest.
+
+    identity   the latest ``max_length`` items, read anew every time
+    tokens     K learned tokens stand for the old items, the recent ones are read (attention)
+    state      the recurrent state after the last item, whatever came before it (recurrent)
+
+Tokens: PerSRec (arXiv 2601.03479). One sequence [old items | K tokens | recent items]; tokens see
+the old items, recent items see the tokens and not the old items. Trained in one parallel pass with
+a random cut between old and recent, so that one model serves caches of any age. What later items
+see of the tokens, their keys and values, is all that serving keeps of the old part.
+
+State: of a recurrent or state-space encoder the state after an item is exact, whatever its length.
+
+Both may have a private part, a row for each of a client's users that starts at zero: what is added
+to the learned tokens, or the state before the first item. Row 0 is that of a stranger, and zero.
+
+Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pfsr_core.models.arrangement import (
+    AttentionEncoder,
+    after_tokens,
+    split_by_tokens,
+    time_of_tokens,
+)
+from pfsr_core.models.dropout import Noise
+from pfsr_core.models.layers import Encoder, RecurrentEncoder, State
+from pfsr_core.models.layout import Layout
+
+USERS = "compressor.users"  # a row for each user of a client, a stranger's first
+COVERED = "covered"  # (B,): of a memory, the items of the history that it stands for
+TIME = "time"  # (B,): seconds of the last item that the tokens stand for
+STEPS = 8  # items up to which a state goes on step by step: more are faster all at once
+HIDDEN = "hidden"  # (B, D): what is expected after the last of them
+
+
+class Rows(NamedTuple):
+    """What is known of the rows of a batch besides their items; (B,) each.
+
+    ``cuts``: how many of the first items are old. ``users``: rows of the private tensor.
+    """
+
+    cuts: Tensor
+    users: Tensor
+
+
+class Compressor(Protocol):
+    """How a model reads a history; an ``nn.Module`` at run time.
+
+    ``places``: places that it adds before the items of each row.
+    """
+
+    places: int
+
+    def __call__(
+        self,
+        encoder: nn.Module,
+        x: Tensor,
+        noise: Noise | None,
+        layout: Layout | None,
+        rows: Rows,
+        times: Tensor | None,
+    ) -> Tensor:
+        """x (B, L, D), packed where there is a layout, to what each item expects next.
+
+        ``times`` (B, L): for an encoder that reads them.
+        """
+
+    def cuts(self, lengths: Tensor) -> Tensor:
+        """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
+
+    def first_read(self, length: int, max_length: int) -> int:
+        """The first item of a history of ``length`` that is read at all."""
+
+
+class Memory(Protocol):
+    """A compressor that can serve from what it remembers of a user."""
+
+    def begin(self, length: int, covered: int | None) -> int:
+        """How many items of a history a memory must stand for to go on from it.
+
+        ``covered``: those of a memory that is at hand. It serves where the answer is the same.
+        """
+
+    def compress(self, encoder: nn.Module, x: Tensor, users: Tensor, times: Tensor | None) -> State:
+        """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
+
+    def recall(
+        self, encoder: nn.Module, x: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
+
+
+def latest(length: int, max_length: int) -> int:
+    """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
+    return max(0, length - max_length)
+
+
+class WholeHistory(nn.Module):
+    """The latest items, all of them seen by the encoder."""
+
+    places = 0
+
+    def forward(
+        self,
+        encoder: Encoder,
+        x: Tensor,
+        noise: Noise | None,
+        layout: Layout | None,
+        _rows: Rows,
+        times: Tensor | None,
+    ) -> Tensor:
+        known = [part for part in (layout, times) if part is not None]  # never both
+        return encoder(x, noise, *known)
+
+    def cuts(self, lengths: Tensor) -> Tensor:
+        return torch.zeros_like(lengths)
+
+    def first_read(self, length: int, max_length: int) -> int:
+        return latest(length, max_length)
+
+
+class LearnedTokens(nn.Module):
+    """K tokens in place of the old items. ``recent``: R, the most items that stay uncompressed.
+
+    The cut follows from the history's length alone and moves by R / 2 at a time, so that a memory
+    serves that many new items, and answers do not depend on when it was made.
+    """
+
+    def __init__(self, dim: int, tokens: int, recent: int, private: bool) -> None:
+        super().__init__()
+        self.places, self.recent = tokens, recent
+        self.stride = recent - recent // 2
+        self.tokens = nn.Parameter(torch.randn(tokens, dim))
+        self.users = nn.Parameter(torch.zeros(1, tokens, dim)) if private else None
+
+    def forward(
+        self,
+        encoder: AttentionEncoder,
+        x: Tensor,
+        noise: Noise | None,
+        _layout: Layout | None,
+        rows: Rows,
+        times: Tensor | None,
+    ) -> Tensor:
+        arrangement = split_by_tokens(rows.cuts, x.shape[1], self.places, times)
+        whole = torch.cat([self._tokens_of(rows.users), x], 1)
+        return encoder(whole, noise, arrangement=arrangement)[:, self.places :]
+
+    def cuts(self, lengths: Tensor) -> Tensor:
+        beyond = (lengths - self.recent).clamp(min=0)
+        return -(-beyond // self.stride) * self.stride
+
+    def first_read(self, length: int, max_length: int) -> int:
+        return max(0, self.begin(length) - (max_length - self.recent))
+
+    def begin(self, length: int, _covered: int | None = None) -> int:
+        return int(self.cuts(torch.tensor(length)))
+
+    def compress(
+        self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
+    ) -> State:
+        cuts = torch.full((len(x),), x.shape[1], device=x.device)
+        arrangement = split_by_tokens(cuts, x.shape[1], self.places, times)
+        whole = torch.cat([self._tokens_of(users), x], 1)
+        known = {} if times is None else {TIME: time_of_tokens(cuts, times)}
+        return {COVERED: cuts, **known, **encoder.remember(whole, arrangement, self.places)}
+
+    def recall(
+        self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
+    ) -> tuple[Tensor, State]:
+        of_tokens = memory.get(TIME)
+        arrangement = after_tokens(memory[COVERED], x.shape[1], self.places, of_tokens, times)
+        return encoder(x, arrangement=arrangement, memory=memory)[:, -1], memory
+
+    def _tokens_of(self, users: Tensor) -> Tensor:
+        """(B, K, D)"""
+        if self.users is None:
+            return self.tokens.expand(len(users), -1, -1)
+        return self.tokens + self.users[users]
+
+
+class RecurrentState(nn.Module):
+    """The encoder's own state: all of a history is read, and none of it twice."""
+
+    places = 0
+
+    def __init__(self, encoder: Encoder, private: bool) -> None:
+        super().__init__()
+        self.users = None
+        if private:
+            numbers = sum(part.numel() for part in encoder.initial_state(1).values())
+            self.users = nn.Parameter(torch.zeros(1, numbers))
+
+    def forward(
+        self,
+        encoder: RecurrentEncoder,
+        x: Tensor,
+        noise: Noise | None,
+        layout: Layout | None,
+        rows: Rows,
+        _times: Tensor | None,
+    ) -> Tensor:
+        start = None if self.users is None else self._start(encoder, rows.users)
+        return encoder(x, noise, layout, start)
+
+    def cuts(self, lengths: Tensor) -> Tensor:
+        return torch.zeros_like(lengths)
+
+    def first_read(self, _length: int, _max_length: int) -> int:
+        return 0
+
+    def begin(self, length: int, covered: int | None) -> int:
+        return covered if covered is not None and covered <= length else 0
+
+    def compress(
+        self, encoder: RecurrentEncoder, x: Tensor, users: Tensor, _times: Tensor | None
+    ) -> State:
+        like = torch.zeros_like(x[:, :0].sum(1))
+        start = {**self._start(encoder, users), HIDDEN: like}
+        start[COVERED] = torch.zeros(len(x), dtype=torch.long)
+        return self.recall(encoder, x, start)[1]
+
+    def recall(
+        self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
+        state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
+        if x.shape[1] > STEPS:
+            outputs, state = encoder.resume(x, state)
+            hidden = outputs[:, -1]
+        else:
+            for item in x.unbind(1):
+                hidden, state = encoder.step(item, state)
+        return hidden, {**state, HIDDEN: hidden, COVERED: covered}
+
+    def _start(self, encoder: Encoder, users: Tensor) -> State:
+        """The states before the first items of ``users`` (B,)."""
+        state = encoder.initial_state(len(users))
+        if self.users is None:
+            return state
+        sizes = [part[0].numel() for part in state.values()]
+        parts = self.users[users].split(sizes, dim=1)
+        pairs = zip(state.items(), parts, strict=True)
+        return {name: part.view(zero.shape) for (name, zero), part in pairs}
