@@ -170,8 +170,8 @@ def test_a_foreign_item_of_high_score_is_not_counted() -> None:
     scores = popularity(data)
     foreign = np.setdiff1d(np.arange(1, data.num_items + 1), data.catalogue)
 
-    def loud(histories):
-        found = scores(histories)
+    def loud(*asked):
+        found = scores(*asked)
         found[:, foreign] = 100.0
         return found
 
