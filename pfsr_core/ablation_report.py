@@ -212,13 +212,13 @@ def report(records: Records) -> str:
     """The generated part of the results file. Markets have tables of their own."""
     records = {arm: by_seed for arm, by_seed in records.items() if not is_market_arm(arm)}
     commits = {r["commit"] for by_seed in records.values() for r in by_seed.values()}
-    splits = {
-        r["split"][:16] for by_seed in records.values() for r in by_seed.values() if "split" in r
-    }
     others = {
         arm: by_seed
         for arm, by_seed in records.items()
         if not is_item_arm(arm) and not is_history_arm(arm)
+    }
+    splits = {
+        r["split"][:16] for by_seed in others.values() for r in by_seed.values() if "split" in r
     }
     usual, more = usual_seeds(others), more_seeds(others)
     parts = [

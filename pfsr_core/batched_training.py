@@ -29,7 +29,6 @@ from pfsr_core.local_training import (
     LossSum,
     Step,
     Task,
-    Windows,
     client_rows,
     client_windows,
     freeze,
@@ -43,6 +42,7 @@ from pfsr_core.models.next_item import ITEMS, PROJECTION, ROW_NAMES
 from pfsr_core.models.products import grouped_product
 from pfsr_core.params import Params
 from pfsr_core.soft_targets import SoftTargets
+from pfsr_core.windows import Windows
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
 POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
-from pfsr_core.fisher import Masks, Samples
+from pfsr_core.fisher import Masks
 from pfsr_core.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.models.compressors import Rows, latest
 from pfsr_core.models.dropout import draw_bits
@@ -25,11 +25,10 @@ from pfsr_core.models.next_item import (
     Apply,
     Compress,
     Recall,
-    pad_right,
-    pad_times,
 )
 from pfsr_core.params import Params, Partition, clone
 from pfsr_core.soft_targets import SoftTargets, SoftTargetsOf
+from pfsr_core.windows import Windows, batches, training_windows
 
 
 def as_they_are(params: Params, _rows: Params) -> Params:
@@ -178,36 +177,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """W windows of at most L + 1 interactions, right-padded with 0.
-
-    ``items`` (W, L + 1): item codes, or row numbers of a client's table. ``users`` (W,): whose they
-    are, 1 for the client's first user. ``times`` (W, L + 1): their seconds, None for a model that
-    reads none.
-    """
-
-    items: Tensor
-    users: Tensor
-    times: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def longest(self) -> int:
-        """Interactions of the longest window."""
-        return int((self.items > 0).sum(1).max())
-
-    def pick(self, rows: Tensor) -> Windows:
-        """The windows at ``rows``, cut to their longest, but to no less than two interactions."""
-        times = None if self.times is None else self.times[rows]
-        picked = Windows(self.items[rows], self.users[rows], times)
-        end = max(2, picked.longest)
-        cut = None if times is None else times[:, :end]
-        return Windows(picked.items[:, :end], picked.users, cut)
-
-
-@dataclass(frozen=True)
 class LossSum:
     """Sum of batch losses times their targets, and the number of targets."""
 
@@ -224,35 +193,6 @@ def stream_seed(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def training_windows(data: ClientDataset, max_length: int) -> Windows:
-    """All training histories cut into windows of at most ``max_length + 1`` items.
-
-    Windows overlap by one item, so that every item after a user's first is a target exactly once.
-    They are cut from the end: the last window of a long history is always full.
-    """
-    pieces = _pieces([user.train for user in data.users], max_length)
-    if not pieces:
-        return Windows(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
-    items, users = zip(*pieces, strict=True)
-    return Windows(pad_right(items, max_length + 1)[0], torch.tensor(users))
-
-
-def _pieces(histories: Sequence[ItemArray], max_length: int) -> list[tuple[ItemArray, int]]:
-    """Windows of histories, each with its history's place, from 1 on."""
-    return [
-        (history[max(0, end - max_length - 1) : end], place)
-        for place, history in enumerate(histories, start=1)
-        for end in range(len(history), 1, -max_length)
-    ]
-
-
-def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
-    """One shuffled pass, each batch cut to its longest window."""
-    order = torch.randperm(len(windows), generator=generator)
-    for rows in order.split(batch_size):
-        yield windows.pick(rows)
-
-
 def client_rows(task: Task, data: ClientDataset) -> Params:
     """:func:`item_rows` of a client, whose private item tensor has the items it touched."""
     return item_rows(data.touched, task.candidates(data), data.own_catalogue)
@@ -260,12 +200,8 @@ def client_rows(task: Task, data: ClientDataset) -> Params:
 
 def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
     """:func:`training_windows` with items as row numbers of the client's table, and their times."""
-    windows, times = training_windows(data, config.max_length), None
-    if task.reads_times:
-        known = [user.history_times("valid") for user in data.users]
-        pieces = _pieces(known, config.max_length)
-        times = pad_times([piece for piece, _ in pieces], windows.items)
-    return Windows(row_numbers(windows.items, task.candidates(data)), windows.users, times)
+    windows = training_windows(data, config.max_length, task.reads_times)
+    return replace(windows, items=row_numbers(windows.items, task.candidates(data)))
 
 
 def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
@@ -369,27 +305,3 @@ def freeze(leaves: Params, frozen: Masks | None) -> None:
         gradient = leaves[name].grad
         if gradient is not None:
             gradient.masked_fill_(mask, 0.0)
-
-
-def prefix_samples(
-    data: ClientDataset,
-    max_length: int,
-    count: int,
-    generator: torch.Generator,
-    with_times: bool = False,
-) -> Samples:
-    """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
-
-    Items are codes; no prefix is longer than ``max_length``.
-    """
-    places = [(user, end) for user in data.users for end in range(1, len(user.train))]
-    chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
-    prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
-    targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
-    items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
-    times = None
-    if with_times:
-        known = [places[i][0].history_times("valid")[: places[i][1]] for i in chosen]
-        times = pad_times(known, items)[: len(chosen)]
-    targets_ = torch.tensor(targets, dtype=torch.long)
-    return Samples(items[: len(chosen)], lengths[: len(chosen)], targets_, times)

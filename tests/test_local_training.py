@@ -15,19 +15,17 @@ from pfsr_core.local_training import (
     Job,
     LocalTraining,
     Task,
-    batches,
     draw_noise,
     noise_generator,
-    prefix_samples,
     stream_seed,
     train,
-    training_windows,
 )
 from pfsr_core.models.item_tables import co_occurrence_start, common_item_table, mean_length
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer, with_unseen
+from pfsr_core.windows import batches, prefix_samples, training_windows
 from tests.tiny import tiny_world
 
 

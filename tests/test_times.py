@@ -22,7 +22,7 @@ from pfsr_core.data.filters import take
 from pfsr_core.data.s3rec import read_s3rec
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.client import evaluate_client
-from pfsr_core.local_training import Job, Task, client_windows, prefix_samples, steps, train
+from pfsr_core.local_training import Job, Task, client_windows, steps, train
 from pfsr_core.models.next_item import pad_times
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
@@ -30,6 +30,7 @@ from pfsr_core.protocol import Order
 from pfsr_core.recommend import recommend
 from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer
+from pfsr_core.windows import prefix_samples
 from tests.data.helpers import log_of
 from tests.tiny import tiny_settings, tiny_world
 

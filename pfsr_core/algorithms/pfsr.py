@@ -53,13 +53,13 @@ from pfsr_core.local_training import (
     LossSum,
     Task,
     client_rows,
-    prefix_samples,
     stream_seed,
 )
 from pfsr_core.losses import keep_local, magnitude
 from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, Shapes, distance, select
+from pfsr_core.windows import prefix_samples
 
 PERSONAL = "personal/"
 MASK = "mask/"
