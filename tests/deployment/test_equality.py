@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 import pytest
 
+from pfsr_core.node_store import NodeStore
+from pfsr_core.recommend import recommend
 from pfsr_core.settings import parse_settings
 from pfsr_core.settings_file import toml_value
 from server_app import launch
@@ -21,6 +24,22 @@ pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(9
 
 NODES = 3
 CONFIG = {**QUICK, "federation.participation": 0.7}
+MARKETS = {
+    **QUICK,
+    "data.path": "sizes=16/12/8,items=40,seed=3,mean_length=12,sold=60",
+    "federation.partition": "column",
+    "federation.column": "market",
+    "federation.catalogues": "own",
+    "model.items": "adapted",
+    "train.engine": "loop",
+    "train.semantic-share": 0.3,
+    "algorithm.name": "fecosr",
+    "algorithm.weight-power": 0.5,
+    "algorithm.finetune": True,
+    "algorithm.finetune-epochs": 2,
+    "run.selected-by": "clients",
+    "run.serve-round": "best",
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +80,21 @@ def test_no_process_is_left(deployed):
     federation, _run = deployed
     assert marked(federation.mark) == []
     assert descendants(os.getpid()) == []
+
+
+def test_a_market_a_node(tmp_path):
+    """FeCoSR: each node finetunes, ships the better model, and recommends with it."""
+    federation = Federation(tmp_path / "markets", NODES)
+    with federation:
+        run = federation.submit(MARKETS)
+        assert federation.wait(run) == "finished:completed", federation.said(run)
+        log = run.log
+    server, _states = plain_loop(parse_settings(MARKETS), nodes=NODES)
+    assert_same_server(final_server(log, "fecosr"), server)
+    (entry,) = json.loads(log.path("summary.json").read_text("utf-8"))["methods"]
+    assert 0 <= entry["outcome"]["shipped-federated"] <= NODES
+    for number in range(NODES):
+        served = NodeStore(federation.store(number)).served()
+        (client,) = served.clients.values()
+        user = next(iter(client.histories))
+        assert recommend(served, user, 3).recommendations
