@@ -37,27 +37,29 @@ def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     if len(by_client) < 2 or (len(by_client) > FEW and not named):
         return None
     found = {client: rows for client, rows in by_client.items() if main in rows}
-    others = list(dict.fromkeys(m for rows in found.values() for m in rows if m != main))
-    ships = any(rows[main].shipped for rows in found.values())
+    known = list(dict.fromkeys(m for rows in found.values() for m in rows if m != main))
+    models, plain = ([m for m in known if (m in BASELINES) == which] for which in (False, True))
+    ships = ["ships"] if any(rows[main].shipped for rows in found.values()) else []
+    columns = [*models, *ships, *plain]
     largest_first = sorted(found, key=lambda client: -found[client][main].users)
     return ClientTable(
-        titles=["client", "users", "HR@10", "NDCG@10", *others, *(["ships"] if ships else [])],
-        rows=[_row(client, found[client], main, others, ships) for client in largest_first],
+        titles=["client", "users", "HR@10", "NDCG@10", *columns],
+        rows=[_row(client, found[client], main, columns) for client in largest_first],
         note=NOTE.format(main=main),
     )
 
 
 def _row(
-    client: str,
-    rows: Mapping[str, ClientResult],
-    main: str,
-    others: Sequence[str],
-    ships: bool,
+    client: str, rows: Mapping[str, ClientResult], main: str, columns: Sequence[str]
 ) -> list[str]:
     own = rows[main]
-    rest = [_mean(rows[name].ndcg, rows[name].users) if name in rows else "–" for name in others]
     figures = [_mean(own.hr, own.users), _mean(own.ndcg, own.users)]
-    return [client, f"{own.users:g}", *figures, *rest, *([own.shipped] if ships else [])]
+    rest = [own.shipped if name == "ships" else _ndcg(rows.get(name)) for name in columns]
+    return [client, f"{own.users:g}", *figures, *rest]
+
+
+def _ndcg(row: ClientResult | None) -> str:
+    return "–" if row is None else _mean(row.ndcg, row.users)
 
 
 def _mean(total: float, users: float) -> str:
