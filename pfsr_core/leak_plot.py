@@ -77,8 +77,8 @@ SEMANTIC = (
 )
 MODES = (
     *SEMANTIC,
-    Mode("shared", "shared", item_arm("fed-avg", "shared", 1)),
-    Mode("dual", "dual", item_arm("fed-avg", "dual", 1), (-9, -14)),
+    Mode("shared", "shared", item_arm("fed-avg", "shared", 1), (-9, -16)),
+    Mode("dual", "dual", item_arm("fed-avg", "dual", 1), (-9, -5)),
     Mode(
         "private: no item vector is sent,\nand no target can be ranked",
         "",
