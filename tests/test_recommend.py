@@ -28,33 +28,14 @@ from pfsr_core.recommend import (
     recommend,
 )
 from pfsr_core.scoring import make_scorer
-from pfsr_core.settings import flat_settings
-from pfsr_core.simulation import run
 from pfsr_core.store_file import NodeStoreError
+from tests.serving import served_after_two_rounds
 from tests.tiny import tiny_world
 
 
 def serve(**changes: str | int | float | bool) -> Served:
     """What a node installs after two rounds of the tiny federation."""
-    settings, federation, assembly = tiny_world(**changes)
-    server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
-    return Served(
-        run="tiny",
-        algorithm=settings.algorithm.name,
-        round=2,
-        fingerprint=assembly.fingerprint,
-        settings=flat_settings(settings),
-        shared=server.params,
-        item_ids=federation.split.item_ids,
-        titles=federation.interactions.titles,
-        texts=federation.catalogue.texts,
-        clients={
-            data.client: ServedClient(
-                states[data.client], {user.user: user.full.tolist() for user in data.users}
-            )
-            for data in federation.clients
-        },
-    )
+    return served_after_two_rounds(*tiny_world(**changes))
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from pfsr_core.recommend import (
 )
 from pfsr_core.scoring import make_scorer
 from pfsr_core.served_users import UserMemory, trained_items
-from pfsr_core.settings import Settings, Value, flat_settings
-from pfsr_core.simulation import run
+from pfsr_core.settings import Settings, Value
+from tests.serving import served_after_two_rounds
 from tests.tiny import tiny_world
 
 NOW = 1_700_000_000
@@ -50,25 +50,7 @@ def world(kind: str) -> tuple[Settings, Federation, Assembly, Served]:
         **KINDS[kind],
     }
     settings, federation, assembly = tiny_world(**changes)
-    server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
-    served = Served(
-        run="tiny",
-        algorithm=settings.algorithm.name,
-        round=2,
-        fingerprint=assembly.fingerprint,
-        settings=flat_settings(settings),
-        shared=server.params,
-        item_ids=federation.split.item_ids,
-        titles={},
-        clients={
-            data.client: ServedClient(
-                states[data.client],
-                {user.user: user.full.tolist() for user in data.users},
-                {user.user: user.times.tolist() for user in data.users},
-            )
-            for data in federation.clients
-        },
-    )
+    served = served_after_two_rounds(settings, federation, assembly)
     return settings, federation, assembly, served
 
 
