@@ -18,9 +18,8 @@ Overrides = dict[str, Value]
 LONG, RECENT = 200, 50  # items read of a history; those of them that stay uncompressed
 FROM = 200  # items from which on a history is a long one
 
-# A window of 200 items is four of 50: batches of as many positions take steps as often.
-READS_ALL: Overrides = {"model.max-length": LONG, "train.batch-size": 16}
-READS_RECENT: Overrides = {"model.max-length": RECENT, "train.batch-size": 64}
+READS_ALL: Overrides = {"model.max-length": LONG}
+READS_RECENT: Overrides = {"model.max-length": RECENT}
 ATTENTION: Overrides = {"model.encoder": "sasrec", "model.num-heads": 2}
 TOKENS: Overrides = {**ATTENTION, **READS_ALL, "model.compressor": "tokens", "model.recent": RECENT}
 STATE: Overrides = {**READS_ALL, "model.compressor": "state", "model.num-layers": 1}
@@ -53,11 +52,11 @@ FEDERATED: Overrides = {
     "train.round-decay": 0.9,
     "algorithm.name": "fed-avg",
 }
-# Histories of 200 to 240 items; steps large enough that what is rare is learnt.
+# Histories of 160 to 192 items, all read; many steps, large enough that what is rare is learnt.
 OLDEST_DECIDE: Overrides = {
     "data.source": "synthetic-long",
-    "data.path": "users=400,length=200",
-    "federation.rounds": 30,
+    "data.path": "users=400,length=160",
+    "federation.rounds": 40,
     "model.dropout": 0.1,
     "train.learning-rate": 0.004,
     "train.item-learning-rate": 0.004,
@@ -78,8 +77,15 @@ def history_arms() -> dict[str, Overrides]:
     }
 
 
+# Windows of 200 in a batch: few on a client that has few, and where many steps are wanted. A window
+# of 200 items is four of 50: batches of as many positions take steps as often.
+BATCHES = {
+    "histories, central": 16,
+    "histories, fed-avg": 4,
+    "histories, central, oldest decide": 8,
+}
+
+
 def _batch(place: str, of_kind: Overrides) -> Overrides:
-    """On a client with few windows, four of 200 or sixteen of 50 in a batch."""
-    if place != "histories, fed-avg":
-        return {}
-    return {"train.batch-size": 4 if of_kind["model.max-length"] == LONG else 16}
+    windows = LONG // int(of_kind["model.max-length"])
+    return {"train.batch-size": BATCHES[place] * windows}

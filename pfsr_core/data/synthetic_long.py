@@ -1,14 +1,16 @@
 """A seeded world in which the oldest items decide: for what long histories are worth.
 
-Every user has a value for each of some attributes. The first items of a history tell them, one item
-an attribute. Then come items that tell nothing, drawn by one Markov chain for everybody, and now
-and then a question: an item that names an attribute, and two answers, items of this user's value of
-the attribute asked. The first answer names the attribute of the second. Nothing is asked in the
-last QUIET items but for the very last question: its answers are the held-out items, the validation
-item the first of them. No answer is given twice.
+Every user has a value for each of four attributes. The first items of a history tell them, one item
+an attribute. Then come sessions of SESSION items, about the first two attributes and the last two
+in turn. Most items of a session tell nothing, drawn by one Markov chain for everybody; now and then
+comes a question: an item that asks for an attribute of the session, and two answers, items of this
+user's value of that attribute and of the session's other one. No answer is given twice. The last
+question opens a new session: its answers are the held-out items, the validation item the first.
 
-So the last item says which attribute is asked, and none of the latest items says what the user's
-value is.
+So the last item says which attribute is asked, and the latest SESSION items, all about the other
+two, do not say what the user's value is. The first session is of any length, so there are questions
+at every place of a window, and the first ones of a session are as far from what they ask for as the
+last.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from pfsr_core.data.synthetic import number_ids
 
 Codes = NDArray[np.int64]
 
-ATTRIBUTES, VALUES, ANSWERS = 4, 4, 8  # answers: items of each value of each attribute
+ATTRIBUTES, VALUES, ANSWERS = 4, 4, 16  # answers: items of each value of each attribute
 FILLERS = 60
-QUESTION_GAP = 10  # items from one question to the next, on average
-QUIET = 60
+SESSION = 60
+QUESTION_GAP = 5  # items from one question to the next, on average
 LONGER = 1.2  # the longest history over the shortest
 START, STEP = 1_600_000_000, 3_600
 
@@ -38,16 +40,16 @@ class Shelf:
 
     tell: Codes  # (A, V)
     ask: Codes  # (A,)
-    answer: Codes  # (A, V, N); the attribute that answer n names is n modulo A
+    answer: Codes  # (A, V, N)
     filler: Codes  # (F,)
 
 
 def generate_long(users: int, length: int, seed: int) -> Interactions:
     """A log of ``users`` histories of ``length`` to 1.2 times as many items, ordered by time.
 
-    Raises DataError when a history would be too short to be quiet in the end.
+    Raises DataError when a history would be too short for two sessions.
     """
-    least = 2 * QUIET
+    least = 2 * SESSION
     if length < least or users < 1:
         raise DataError(
             f"synthetic-long data need users and at least {least} items of each, not {users} users "
@@ -75,30 +77,29 @@ def _chain(rng: np.random.Generator) -> Codes:
 
 def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) -> Codes:
     value = rng.integers(VALUES, size=ATTRIBUTES)
+    pairs = rng.permutation(np.arange(ATTRIBUTES).reshape(2, 2))
     left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
     items = [int(shelf.tell[a, value[a]]) for a in rng.permutation(ATTRIBUTES)]
-    here = int(rng.integers(FILLERS))
-    while len(items) < length - 3:
-        loud = len(items) < length - QUIET and min(map(len, left)) > 3
-        if loud and rng.random() * QUESTION_GAP < 1:
-            items += _question(rng, shelf, value, left)
+    here, end = int(rng.integers(FILLERS)), length - 3
+    while len(items) < end:
+        sessions, room = divmod(end - len(items) - 1, SESSION)  # after this one; items in this one
+        pair = pairs[(sessions + 1) % 2]
+        asks = room >= 2 and min(len(left[a]) for a in pair) > 1
+        if asks and rng.random() * QUESTION_GAP < 1:
+            items += _question(rng, shelf, value, left, pair)
         else:
             here = int(rng.choice(chain[here]))
             items.append(int(shelf.filler[here]))
-    return np.array(items + _question(rng, shelf, value, left), np.int64)
+    return np.array(items + _question(rng, shelf, value, left, pairs[0]), np.int64)
 
 
 def _question(
-    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]]
+    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]], pair: Codes
 ) -> list[int]:
-    """An item that asks, and two answers that this user has not given yet."""
-    asked = int(rng.integers(ATTRIBUTES))
-    items = [int(shelf.ask[asked])]
-    for _ in range(2):
-        answer = left[asked].pop()
-        items.append(int(shelf.answer[asked, value[asked], answer]))
-        asked = answer % ATTRIBUTES
-    return items
+    """An item that asks, and an answer of each of the pair that this user has not given yet."""
+    asked = rng.permutation(pair)
+    answers = [int(shelf.answer[a, value[a], left[a].pop()]) for a in asked]
+    return [int(shelf.ask[asked[0]]), *answers]
 
 
 def _to_log(histories: list[Codes]) -> Interactions:

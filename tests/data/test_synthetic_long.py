@@ -8,7 +8,7 @@ import pytest
 from pfsr_core.data import load_dataset
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.splits import leave_one_out
-from pfsr_core.data.synthetic_long import ANSWERS, ATTRIBUTES, QUIET, VALUES, generate_long
+from pfsr_core.data.synthetic_long import ANSWERS, ATTRIBUTES, SESSION, VALUES, generate_long
 
 TOLD, ASKED = ATTRIBUTES * VALUES, ATTRIBUTES * VALUES + ATTRIBUTES
 END = ASKED + ATTRIBUTES * VALUES * ANSWERS
@@ -35,17 +35,29 @@ def test_answers_are_those_of_what_was_told() -> None:
         assert all(told[attribute] == value for attribute, value in map(cell, answers))
 
 
-def test_the_last_answer_is_of_the_attribute_that_the_first_names() -> None:
+def test_the_answers_held_out_are_of_both_attributes_of_their_session() -> None:
     for history in raw():
         asked, first, second = history[-3:].tolist()
         assert TOLD < asked <= ASKED and cell(first)[0] == asked - TOLD - 1
-        assert cell(second)[0] == (first - ASKED - 1) % ANSWERS % ATTRIBUTES
+        assert {cell(first)[0], cell(second)[0]} in ({0, 1}, {2, 3})
 
 
-def test_nothing_late_says_what_the_value_is() -> None:
+def test_the_latest_session_says_nothing_of_what_is_asked_in_the_end() -> None:
     for history in raw():
-        assert (history[-QUIET + 3 : -3] > END).all()
         assert 150 <= len(history) <= 180
+        at_last = {cell(item)[0] for item in history[-2:].tolist()}
+        late = [item for item in history[-SESSION - 3 : -3].tolist() if item <= END]
+        answers = [cell(item)[0] for item in late if item > ASKED]
+        asks = [item - TOLD - 1 for item in late if item <= ASKED]
+        assert len(asks) >= 3 and len(answers) == 2 * len(asks)
+        assert not at_last & {*answers, *asks}
+
+
+def test_questions_stand_at_every_place_of_a_history() -> None:
+    """No place tells a model with learned positions that nothing is asked there."""
+    starts = np.stack([history[:147] for history in raw(users=200)])
+    asks = (starts > TOLD) & (starts <= ASKED)
+    assert asks[:, ATTRIBUTES:144].any(0).all()
 
 
 def test_same_seed_same_log_and_others_differ() -> None:
