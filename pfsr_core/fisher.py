@@ -104,7 +104,7 @@ def _top(fisher: Tensor, rho: float) -> Tensor:
     flat = fisher.reshape(-1)
     count = round(rho * flat.numel())
     mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[torch.topk(flat, count).indices] = True
+    mask[torch.topk(flat, count, sorted=False).indices] = True
     return (mask & (flat > 0)).reshape(fisher.shape)
 
 
