@@ -150,8 +150,13 @@ def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
 
 def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
     algorithm = settings.algorithm
-    strength, power = algorithm.proximal_strength, algorithm.weight_power
-    return fed_prox(task, local_training(settings), strength, power)
+    return fed_prox(
+        task,
+        local_training(settings),
+        algorithm.proximal_strength,
+        step=_server_step(settings),
+        weight_power=algorithm.weight_power,
+    )
 
 
 def _fecosr(task: Task, settings: Settings) -> FederatedAlgorithm:
