@@ -72,7 +72,7 @@ def has_item_views(assembly: Assembly) -> bool:
 
 
 def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> ItemViews:
-    """Both views of every item, of one client. Raises ItemViewsError."""
+    """Both views of every item that a client sells. Raises ItemViewsError."""
     if not has_item_views(assembly):
         raise ItemViewsError(
             "this model has one view of the items, so nothing can be compared. Fix: take a run "
@@ -84,8 +84,7 @@ def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDa
     before, after = (
         effective_model(assembly.task, way(shared, state), data)[ITEMS][1:].float() for way in ways
     )
-    own = np.zeros(len(before), np.bool_)
-    own[data.touched - 1] = True
+    own = np.isin(data.catalogue, data.touched)
     moved = torch.linalg.vector_norm(after - before, dim=1)
     moved = moved / torch.linalg.vector_norm(before, dim=1).mean().clamp(min=1e-12)
     shown, axes = _shown(own), _axes(before, after, own)

@@ -44,6 +44,23 @@ def test_own_items_move_and_of_the_others_only_what_was_trained(name: str, mode:
     assert name == "pfedrec" or not (moved & ~np.array(found.own)).any()
 
 
+@pytest.mark.parametrize(("name", "mode"), DUAL)
+def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
+    name: str, mode: str
+) -> None:
+    _, federation, assembly = tiny_world(
+        algorithm__name=name, model__items=mode, federation__catalogues="own"
+    )
+    server, states = run(assembly.algorithm, federation.clients, rounds=1, seed=0)
+    data = min(federation.clients, key=lambda one: one.catalogue_size)
+    assert data.catalogue_size < data.num_items
+    found = item_views(assembly, server.params, states[data.client], data)
+    sold = [int(code) in data.touched for code in data.catalogue]
+    assert found.own == sold and len(found.before) == data.catalogue_size
+    moved = ~np.isclose(np.array(found.before), np.array(found.after), atol=1e-3).all(1)
+    assert moved.any() and (name == "pfedrec" or not (moved & ~np.array(found.own)).any())
+
+
 def test_the_picture_of_a_residual_by_hand() -> None:
     """Own items go 3 along one coordinate: 3 to the right in the picture, and nothing else."""
     _, federation, assembly = tiny_world(algorithm__name="fed-avg", model__items="dual")
