@@ -17,6 +17,4 @@ def fed_prox(
     weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
     """``strength`` is mu: mu / 2 * || theta - theta_g ||^2 over the shared names."""
-    return fed_avg(
-        task, training, step=step, proximal_strength=strength, weight_power=weight_power
-    )
+    return fed_avg(task, training, step=step, proximal_strength=strength, weight_power=weight_power)

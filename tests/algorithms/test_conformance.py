@@ -14,7 +14,8 @@ from pfsr_core.federated import Broadcast
 from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.models.next_item import ROW_NAMES
 from pfsr_core.params import Params, Shapes, clone, distance, shapes_of
-from pfsr_core.registries import ALGORITHMS, ITEMS_OF, TASKS, algorithm_names
+from pfsr_core.registries import ALGORITHMS, ITEMS_OF, TASKS
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import SettingsError
 from tests.tiny import tiny_settings, tiny_world
 
