@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from pfsr_core import batched_scorer, simulation
-from pfsr_core.algorithms.pfedrec import CODES, ROWS
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.batched_scorer import train_scorers
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.federated import GLOBAL, WITH_PRIVATE, Broadcast, ClientUpdate, FederatedAlgorithm
-from pfsr_core.models.item_scorer import BIAS, WEIGHT
+from pfsr_core.models.item_scorer import BIAS, CODES, ROWS, WEIGHT
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.recommend import MODEL, recommend
