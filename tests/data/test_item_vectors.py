@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,30 @@ def test_files_by_raw_item_id(tmp_path: Path) -> None:
         expected = rows[[4, 3, 1, 0]]
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_sentences_are_a_models_rows_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is stood in for: which model is asked, for which texts, and how wide it is."""
+    asked: list[tuple[str, str, list[str]]] = []
+
+    class Model:
+        def __init__(self, name: str, device: str) -> None:
+            self.name, self.device = name, device
+
+        def encode(self, texts: list[str], *, convert_to_numpy: bool) -> np.ndarray:
+            assert convert_to_numpy
+            asked.append((self.name, self.device, texts))
+            return 3.0 * np.eye(len(texts), DIM)
+
+    library = types.ModuleType("sentence_transformers")
+    library.SentenceTransformer = Model
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    found = made("sentence:tiny")
+    assert asked == [("tiny", "cpu", list(TEXTS))]
+    np.testing.assert_array_equal(found.rows, np.eye(4, DIM, dtype=np.float32))
+    assert found.method == f"sentence:tiny, {DIM}" != made("sentence:other").method
+    with pytest.raises(DataError, match=r"tiny has vectors of 8 numbers.*text-dim = 8"):
+        item_vectors("sentence:tiny", IDS, TEXTS, 64)
 
 
 def test_another_file_has_another_digest(tmp_path: Path) -> None:
