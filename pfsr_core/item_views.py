@@ -27,11 +27,14 @@ from torch import Tensor
 from pfsr_core.assembly import Assembly
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import GLOBAL
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.item_scorer import ROWS
+from pfsr_core.models.next_item import ITEMS, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.run_files import ITEM_VIEWS, RunRecord, write_json
 from pfsr_core.scoring import effective_model
 
+VIEWS = frozenset({RESIDUAL, ROWS})
+NOBODY = ClientDataset("", (), ())
 NEAREST = 10
 OTHERS = 2000  # of the items that a client did not train, as many are drawn at most
 ROWS = 512  # of a table of distances, in memory together
@@ -67,8 +70,13 @@ class ItemViews:
 
 
 def has_item_views(assembly: Assembly) -> bool:
-    """Whether clients of the algorithm hold views of the items that differ from the global one."""
-    return GLOBAL in assembly.algorithm.views
+    """Whether clients of the algorithm hold views of the items that differ from the global one.
+
+    That is a residual, or rows of PFedRec's table. What is private about users alone is no view of
+    items, and private tables have no global one.
+    """
+    algorithm = assembly.algorithm
+    return GLOBAL in algorithm.views and not VIEWS.isdisjoint(algorithm.init_client(NOBODY))
 
 
 def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> ItemViews:

@@ -104,6 +104,17 @@ def test_a_model_with_one_view_has_nothing_to_show() -> None:
     assert of_few(assembly, shared, {data.client: state}, [data]) == []
 
 
+@pytest.mark.parametrize("mode", ["private", "shared"])
+def test_private_rows_of_users_are_no_view_of_items(mode: str, tmp_path: Path) -> None:
+    """A run with such rows ends with a report all the same, private tables included."""
+    changes: dict[str, Value] = {"model__encoder": "sasrec", "model__compressor": "tokens"}
+    changes |= {"model__recent": 4, "model__personal_memory": True, "model__items": mode}
+    assert tiny_world(**changes)[2].algorithm.views
+    write_run(tmp_path / "run", **changes, run__compare="", federation__rounds=1)
+    assert not (tmp_path / "run" / ITEM_VIEWS).exists()
+    assert SECTION not in write_report(tmp_path / "run").read_text("utf-8")
+
+
 def test_a_plain_run_shows_its_items_and_reads_them_back(tmp_path: Path) -> None:
     write_run(tmp_path / "dual", model__items="dual", run__compare="fed-avg")
     views = read_item_views(read_run(tmp_path / "dual"))
