@@ -37,7 +37,7 @@ VIEWS = frozenset({RESIDUAL, ROWS})
 NOBODY = ClientDataset("", (), ())
 NEAREST = 10
 OTHERS = 2000  # of the items that a client did not train, as many are drawn at most
-ROWS = 512  # of a table of distances, in memory together
+AT_ONCE = 512  # rows of a table of distances, in memory together
 
 Flags = NDArray[np.bool_]
 
@@ -152,7 +152,7 @@ def near(vectors: Tensor, own: Flags) -> float:
     """
     flags, places = torch.from_numpy(own), torch.from_numpy(np.flatnonzero(own))
     count, found = min(NEAREST, len(vectors) - 1), 0
-    for rows in places.split(ROWS):
+    for rows in places.split(AT_ONCE):
         distances = torch.cdist(vectors[rows], vectors)
         distances[torch.arange(len(rows)), rows] = torch.inf
         found += int(flags[distances.topk(count, largest=False).indices].sum())
