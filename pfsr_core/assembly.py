@@ -34,7 +34,8 @@ from pfsr_core.models.next_item import (
     make_serving,
 )
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
-from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS, check_items
+from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS
+from pfsr_core.setting_checks import check_settings
 from pfsr_core.settings import Settings, SettingsError
 from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
@@ -120,6 +121,12 @@ def _partition(
 ) -> tuple[ClientDataset, ...]:
     federation = settings.federation
     if federation.partition == "user":
+        if federation.catalogues == "own":
+            raise SettingsError(
+                "federation.catalogues = 'own' with federation.partition = 'user': one user's log "
+                "is the history and the answers, and nothing else would be ranked. Fix: "
+                "federation.catalogues = 'common'."
+            )
         return partition_by_user(split)
     if federation.partition == "column":
         return partition_by_column(split, interactions, federation.column)
@@ -141,7 +148,7 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     other, DataError where item vectors are missing.
     """
     name, catalogue = settings.algorithm.name, _catalogue(catalogue)
-    check_items(name, settings)
+    check_settings(name, settings)
     mode = item_mode(settings, catalogue)
     if name in TASKS:
         task = TASKS[name](settings, catalogue.item_ids)

@@ -55,13 +55,16 @@ def train_scorers(
     table: Tensor,
     heads: Sequence[Params],
     lessons: Sequence[Lesson],
-    r: int,
+    round_: int,
 ) -> list[Trained]:
-    """Round r of every client, from its own score function and the received table (V + 1, D)."""
+    """The 1-based ``round_`` of every client, each from its own score function.
+
+    ``table`` (V + 1, D) is the one received; nothing is written to it.
+    """
     results: dict[int, Trained] = {}
     for chosen in _groups(lessons):
         picked = [lessons[i] for i in chosen]
-        found = _train_group(config, table, [heads[i] for i in chosen], picked, r)
+        found = _train_group(config, table, [heads[i] for i in chosen], picked, round_)
         results |= zip(chosen, found, strict=True)
     return [results[index] for index in range(len(lessons))]
 
@@ -84,9 +87,9 @@ def _train_group(
     table: Tensor,
     heads: Sequence[Params],
     lessons: Sequence[Lesson],
-    r: int,
+    round_: int,
 ) -> list[Trained]:
-    steps = config.local.in_round(r)
+    steps = config.local.in_round(round_)
     group = _stack(table, heads, lessons)
     batches = [len(lesson.rows) for lesson in lessons]
     for number in range(batches[0]):

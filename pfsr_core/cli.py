@@ -326,7 +326,8 @@ def forget(
 ) -> None:
     """Delete a user from the models that are served here: history, memory and private row.
 
-    The node's data are not touched: take the user out of them before the next run.
+    A client that nobody else is in goes whole. The node's data are not touched: take the user out
+    of them before the next run.
 
     Example: `pfsr forget --user 42`
     """

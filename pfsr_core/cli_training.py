@@ -10,10 +10,10 @@ from pfsr_core.assembly import Federation, load_federation
 from pfsr_core.central import central_values
 from pfsr_core.final_table import clients_text, methods_text
 from pfsr_core.plain_run import simulate, train_and_evaluate
-from pfsr_core.registries import algorithm_names
 from pfsr_core.report import final_table, write_report
 from pfsr_core.run_files import Method, RunError, method_of, new_directories
 from pfsr_core.run_rows import Row, baseline_rows
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import Settings, parse_settings
 from pfsr_core.settings_file import load_recipe, with_overrides
 

@@ -37,6 +37,7 @@ from pfsr_core.models.item_tables import (
     common_item_table,
     mean_length,
     table_rows,
+    unit_rows,
 )
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL, Apply, Compress, Recall
 from pfsr_core.params import Params
@@ -156,16 +157,14 @@ def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
             "train.negatives with model.items = 'dual': of a shared table only the rows of the "
             "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
         )
-    table = _common_table(settings, catalogue)
-    return ItemMode(
-        shared={ITEMS: table},
+    shared = _shared(settings, catalogue)
+    return replace(
+        shared,
         private=frozenset({RESIDUAL}),
         start=_zero_residual(settings),
         table=lambda params, rows: _add_residual(
-            table_rows(params[ITEMS], rows), params, rows[OWN_ROWS]
+            shared.table(params, rows), params, rows[OWN_ROWS]
         ),
-        own_rows=False,
-        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
         averaged=frozenset({ITEMS}),
     )
 
@@ -252,13 +251,8 @@ def pooled_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors | No
 
 def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:
     """``[text ; weight * random]`` of length 1, both halves of length 1 before: (V + 1, S)."""
-    halves = torch.cat([texts, weight * _unit(numbers)], dim=1)
-    return _unit(halves)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / length.clamp(min=1e-12)
+    halves = torch.cat([texts, weight * unit_rows(numbers)], dim=1)
+    return unit_rows(halves)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -27,14 +27,17 @@ from torch import Tensor
 from pfsr_core.assembly import Assembly
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import GLOBAL
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.item_scorer import ROWS
+from pfsr_core.models.next_item import ITEMS, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.run_files import ITEM_VIEWS, RunRecord, write_json
 from pfsr_core.scoring import effective_model
 
+VIEWS = frozenset({RESIDUAL, ROWS})
+NOBODY = ClientDataset("", (), ())
 NEAREST = 10
 OTHERS = 2000  # of the items that a client did not train, as many are drawn at most
-ROWS = 512  # of a table of distances, in memory together
+AT_ONCE = 512  # rows of a table of distances, in memory together
 
 Flags = NDArray[np.bool_]
 
@@ -67,12 +70,17 @@ class ItemViews:
 
 
 def has_item_views(assembly: Assembly) -> bool:
-    """Whether clients of the algorithm hold views of the items that differ from the global one."""
-    return GLOBAL in assembly.algorithm.views
+    """Whether clients of the algorithm hold views of the items that differ from the global one.
+
+    That is a residual, or rows of PFedRec's table. What is private about users alone is no view of
+    items, and private tables have no global one.
+    """
+    algorithm = assembly.algorithm
+    return GLOBAL in algorithm.views and not VIEWS.isdisjoint(algorithm.init_client(NOBODY))
 
 
 def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> ItemViews:
-    """Both views of every item, of one client. Raises ItemViewsError."""
+    """Both views of every item that a client sells. Raises ItemViewsError."""
     if not has_item_views(assembly):
         raise ItemViewsError(
             "this model has one view of the items, so nothing can be compared. Fix: take a run "
@@ -84,8 +92,7 @@ def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDa
     before, after = (
         effective_model(assembly.task, way(shared, state), data)[ITEMS][1:].float() for way in ways
     )
-    own = np.zeros(len(before), np.bool_)
-    own[data.touched - 1] = True
+    own = np.isin(data.catalogue, data.touched)
     moved = torch.linalg.vector_norm(after - before, dim=1)
     moved = moved / torch.linalg.vector_norm(before, dim=1).mean().clamp(min=1e-12)
     shown, axes = _shown(own), _axes(before, after, own)
@@ -145,7 +152,7 @@ def near(vectors: Tensor, own: Flags) -> float:
     """
     flags, places = torch.from_numpy(own), torch.from_numpy(np.flatnonzero(own))
     count, found = min(NEAREST, len(vectors) - 1), 0
-    for rows in places.split(ROWS):
+    for rows in places.split(AT_ONCE):
         distances = torch.cdist(vectors[rows], vectors)
         distances[torch.arange(len(rows)), rows] = torch.inf
         found += int(flags[distances.topk(count, largest=False).indices].sum())

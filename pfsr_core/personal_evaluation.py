@@ -54,14 +54,18 @@ def evaluate_models(
     """Both splits of every client with its personalised model, small clients together.
 
     As :func:`evaluate_clients` with :func:`personal_scorers`, and beside it with each of the
-    algorithm's ``views``.
+    algorithm's ``views``; one that is ``personalize`` itself is not evaluated again.
     """
+    algorithm = assembly.algorithm
     found: dict[str, Evaluated] = {}
-    for portion in portions(assembly.algorithm, shared, clients):
-        own = {data.client: state_of(assembly.algorithm, states, data) for data in portion}
+    for portion in portions(algorithm, shared, clients):
+        own = {data.client: state_of(algorithm, states, data) for data in portion}
         evaluate = partial(_evaluate_portion, assembly, max_length, shared, own, portion)
-        main = evaluate(assembly.algorithm.personalize)
-        others = {way: evaluate(view) for way, view in assembly.algorithm.views.items()}
+        main = evaluate(algorithm.personalize)
+        others = {
+            way: main if view is algorithm.personalize else evaluate(view)
+            for way, view in algorithm.views.items()
+        }
         for place, data in enumerate(portion):
             ways = {way: evaluated[place] for way, evaluated in others.items()}
             found[data.client] = _with_ways(main[place], ways)

@@ -19,7 +19,6 @@ from pfsr_core.item_views import of_few, write_item_views
 from pfsr_core.packing import size_of
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.personal_evaluation import shows_full, split_means
-from pfsr_core.registries import algorithm_names
 from pfsr_core.run_files import (
     SELECTED_BY,
     SELECTORS,
@@ -38,6 +37,7 @@ from pfsr_core.run_rows import (
     evaluate_trained_on,
     federated_row,
 )
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import Settings, flat_settings
 from pfsr_core.simulation import RoundReport, finetune_clients, run
 

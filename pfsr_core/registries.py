@@ -150,8 +150,13 @@ def _fed_avg(task: Task, settings: Settings) -> FederatedAlgorithm:
 
 def _fed_prox(task: Task, settings: Settings) -> FederatedAlgorithm:
     algorithm = settings.algorithm
-    strength, power = algorithm.proximal_strength, algorithm.weight_power
-    return fed_prox(task, local_training(settings), strength, power)
+    return fed_prox(
+        task,
+        local_training(settings),
+        algorithm.proximal_strength,
+        step=_server_step(settings),
+        weight_power=algorithm.weight_power,
+    )
 
 
 def _fecosr(task: Task, settings: Settings) -> FederatedAlgorithm:
@@ -225,36 +230,3 @@ ITEMS_OF: dict[str, tuple[str, str, str]] = {
     "fecosr": ("adapted", "finetunes a market adapter", ""),
 }
 """Of the algorithms with an item mode of their own: which, why, and what follows."""
-
-
-def check_items(name: str, settings: Settings) -> None:
-    """Raises SettingsError where the algorithm ``name`` cannot do with the items or the loss."""
-    items = settings.model.items
-    wanted, why, note = ITEMS_OF.get(name, (items, "", ""))
-    if items != wanted:
-        raise SettingsError(
-            f"{name} {why}, but model.items = {items!r}. Fix: write model.items = {wanted!r}{note}."
-        )
-    if name in TASKS and settings.train.semantic_share:
-        raise SettingsError(
-            f"train.semantic-share with {name}, which predicts no next item. Fix: "
-            f"train.semantic-share = 0."
-        )
-    if settings.algorithm.max_row_change and items not in ("shared", "dual"):
-        raise SettingsError(
-            f"algorithm.max-row-change bounds rows of an item table that is sent, but with "
-            f"model.items = {items!r} none is. Fix: algorithm.max-row-change = 0.0."
-        )
-
-
-def algorithm_names(settings: Settings) -> list[str]:
-    """The main algorithm, then those of ``run.compare``; none twice. Raises SettingsError."""
-    compared = settings.run.compare.replace(",", " ").split()
-    for name in compared:
-        if name not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
-    names = list(dict.fromkeys([settings.algorithm.name, *compared]))
-    for name in names:
-        check_items(name, settings)
-    return names

@@ -17,6 +17,7 @@ import torch
 
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.models.compressors import USERS
+from pfsr_core.models.item_scorer import CODES, ROWS
 from pfsr_core.models.next_item import BIAS, FACTORS, ITEMS, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.store_file import StoreFile, packed
@@ -91,8 +92,9 @@ class ServedUsers:
 def forget_user(store: StoreFile, user: str) -> int:
     """Takes a user out of all served models: history, memory, interactions and private row.
 
-    Returns of how many models. What shared parameters learnt with the user's help stays. Deleted
-    bytes are overwritten, also in the write-ahead log.
+    Returns of how many models. A client that nobody else is in goes with all that it learnt; what
+    parameters shared with other users learnt with the user's help stays. Deleted bytes are
+    overwritten, also in the write-ahead log.
     """
     with store.transaction() as file:
         file.execute("PRAGMA secure_delete = ON")
@@ -103,6 +105,9 @@ def forget_user(store: StoreFile, user: str) -> int:
         homes = [row for row in file.execute(query) if user in read_histories(row[2])[0]]
         for number, client, histories, settings in homes:
             key, items = (number, client), json.loads(settings)["model.items"]
+            if len(read_histories(histories)[0]) == 1:
+                file.execute("DELETE FROM served_clients WHERE (number, client) = (?, ?)", key)
+                continue
             digest, blob = file.execute(
                 "SELECT digest, tensors FROM served_clients WHERE (number, client) = (?, ?)", key
             ).fetchone()
@@ -158,6 +163,8 @@ def _without(
     """(histories, digest, tensors) of a client without ``user``, and what was the user's alone.
 
     That is the user's private row, and the private rows of items that nobody else has trained.
+    Of PFedRec's own view the items that others have trained are left: whose the negatives are is
+    not known.
     """
     place, before = list(histories).index(user) + 1, trained_items(histories)
     rest, rest_times = (
@@ -167,8 +174,11 @@ def _without(
     if USERS in state:
         others = torch.arange(len(state[USERS])) != place
         state = {**state, USERS: state[USERS][others]}
-    own = {ITEMS} if items == "private" else {RESIDUAL, FACTORS, BIAS}
-    still = torch.from_numpy(np.concatenate([[True], np.isin(before, trained_items(rest))]))
+    own, after = {ITEMS} if items == "private" else {RESIDUAL, FACTORS, BIAS}, trained_items(rest)
+    if CODES in state:
+        others = torch.from_numpy(np.isin(state[CODES].numpy(), after))
+        state = {**state, CODES: state[CODES][others], ROWS: state[ROWS][others]}
+    still = torch.from_numpy(np.concatenate([[True], np.isin(before, after)]))
     state = {
         name: tensor[still] if name.rpartition("/")[2] in own else tensor
         for name, tensor in state.items()

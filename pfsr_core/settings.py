@@ -122,7 +122,9 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    optimizer: str = setting("adam", "of the clients", choices=("adam", "sgd"))
+    optimizer: str = setting(
+        "adam", "of the clients; pfedrec takes plain gradients", choices=("adam", "sgd")
+    )
     learning_rate: float = setting(0.002, "its step size on the clients", low=1e-9)
     item_learning_rate: float = setting(0.0004, "its step size on the item table", low=0.0)
     residual_learning_rate: float = setting(
@@ -136,7 +138,8 @@ class TrainSettings:
     batch_size: int = setting(16, "windows in a batch", low=1)
     engine: str = setting(
         "auto",
-        "how a node trains its clients: one by one, as one program, or the small ones so",
+        "how a node trains its clients: one by one (always with train.negatives), as one program, "
+        "or the small ones so",
         choices=("auto", "loop", "batched"),
     )
     negatives: int = setting(0, "items sampled for the loss of a batch; 0: all of them", low=0)
@@ -157,7 +160,10 @@ class AlgorithmSettings:
         choices=("pfsr", "fed-avg", "fed-prox", "local-only", "pfedrec", "fecosr"),
     )
     weight_power: float = setting(
-        1.0, "a client weighs its interactions to this power; pfedrec: 1", low=0.0, high=1.0
+        1.0,
+        "a client weighs its interactions to this power; with pfedrec all clients weigh the same",
+        low=0.0,
+        high=1.0,
     )
     mask_mode: str = setting(
         "quantile", "Fisher mask of PFSR", choices=("quantile", "minmax", "none")

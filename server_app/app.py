@@ -16,8 +16,8 @@ from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.final_table import final_table
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.params import fingerprint
-from pfsr_core.registries import algorithm_names
 from pfsr_core.report import write_report
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import Settings, flat_settings, parse_settings
 from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
 from server_app.ending import Finish, evaluate_last, finish

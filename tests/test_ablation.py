@@ -29,6 +29,7 @@ from pfsr_core.ablation_report import (
     write_between_markers,
 )
 from pfsr_core.evaluation.ranking import per_user
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import Value
 from pfsr_core.settings_file import load_recipe
 from tests.tiny import tiny_settings
@@ -41,6 +42,7 @@ RECIPE = load_recipe(ROOT / "recipes" / "pfsr.toml")
 def test_every_arm_is_a_valid_setting_of_the_recipe(arm: str) -> None:
     settings = arm_settings(arm, 7, load_recipe(ROOT / recipe_of(arm)))
     assert settings.run.seed == 7
+    assert algorithm_names(settings)[0] == settings.algorithm.name
     assert arm == "pfsr" or settings != arm_settings("pfsr", 7, RECIPE)
 
 

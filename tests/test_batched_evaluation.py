@@ -113,3 +113,30 @@ def test_a_diverged_model_is_an_error() -> None:
     scores = np.array([np.nan, 1.0], np.float32)
     with pytest.raises(ValueError, match="diverged"):
         rank_among(scores, np.array([1, 2]), 1, np.array([2]), 5)
+
+
+@pytest.mark.parametrize(("name", "models"), [("fed-avg", 2), ("pfsr", 3), ("pfedrec", 3)])
+def test_a_view_that_is_the_served_model_is_evaluated_once(
+    name: str, models: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two views, FedAvg's with the private part is what it serves; PFSR's has no own encoder."""
+    settings, federation, assembly = tiny_world(algorithm__name=name, model__items="dual")
+    server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
+    calls: list[int] = []
+    original = personal_evaluation.evaluate_together
+
+    def counting(*given: object) -> object:
+        calls.append(1)
+        return original(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(personal_evaluation, "evaluate_together", counting)
+    length = settings.model.max_length
+    found = evaluate_models(assembly, length, server.params, states, federation.clients)
+    assert len(calls) == models
+    for one in found:
+        assert set(one["test"].ways) == set(assembly.algorithm.views)
+    if name == "fed-avg":
+        for one in found:
+            same = one["test"].ways["global+private"]
+            assert np.array_equal(same.ranks_excluded, one["test"].ranks_excluded)
+            assert not same.ways

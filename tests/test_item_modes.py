@@ -16,8 +16,10 @@ from pfsr_core.data.errors import DataError
 from pfsr_core.federated import ClientUpdate
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.local_training import Job, client_rows, train
+from pfsr_core.models.adapter import SCALE
+from pfsr_core.models.compressors import USERS
 from pfsr_core.models.item_tables import OWN_ROWS
-from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
+from pfsr_core.models.next_item import BIAS, FACTORS, ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.packing import pack
 from pfsr_core.params import Params
 from pfsr_core.registries import ALGORITHMS, ENCODERS, ITEMS_OF, local_training
@@ -104,7 +106,9 @@ def sent(assembly: Assembly, data: ClientDataset) -> tuple[ClientUpdate, dict[st
 def test_a_reply_looks_alike_after_5_and_500_interactions(name: str, items: str) -> None:
     """The same names, sizes and bytes, and the same coordinates moved."""
     changes: dict[str, Value] = {"algorithm__name": name, "model__items": items}
-    changes |= {"model__dropout": 0.0, "model__item_vectors": "hashed"}  # no coordinate is 0 there
+    changes["model__dropout"] = 0.0
+    if items == "semantic":
+        changes["model__item_vectors"] = "hashed"  # no coordinate is 0 there
     _, federation, assembly = tiny_world(**changes)
     few, many = of_length(federation, "few", 5, 0), of_length(federation, "many", 500, 1)
     assert (few.num_interactions, many.num_interactions) == (5, 500)
@@ -179,6 +183,26 @@ def test_views_without_and_with_the_private_part(name: str, items: str) -> None:
     assert torch.equal(views["global+private"][RESIDUAL], update.state[RESIDUAL])
     assert update.state[RESIDUAL].any()
     assert all(torch.equal(one[n], shared[n]) for one in views.values() for n in shared)
+
+
+def test_the_global_view_has_neither_adapter_nor_rows_of_users() -> None:
+    _, federation, assembly = tiny_world(
+        algorithm__name="fed-avg",
+        model__items="adapted",
+        model__encoder="sasrec",
+        model__compressor="tokens",
+        model__recent=4,
+        model__personal_memory=True,
+    )
+    data, algorithm = federation.clients[0], assembly.algorithm
+    shared, fresh = algorithm.init().params, algorithm.init_client(data)
+    update, _ = sent(assembly, data)
+    assert all(update.state[name].any() for name in (SCALE, FACTORS, BIAS, USERS))
+    found, start = (
+        effective_model(assembly.task, algorithm.views["global"](shared, state), data)
+        for state in (update.state, fresh)
+    )
+    assert torch.equal(found[ITEMS], start[ITEMS]) and not found[USERS].any()
 
 
 def test_a_private_table_has_no_view_without_it() -> None:

@@ -44,6 +44,23 @@ def test_own_items_move_and_of_the_others_only_what_was_trained(name: str, mode:
     assert name == "pfedrec" or not (moved & ~np.array(found.own)).any()
 
 
+@pytest.mark.parametrize(("name", "mode"), DUAL)
+def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
+    name: str, mode: str
+) -> None:
+    _, federation, assembly = tiny_world(
+        algorithm__name=name, model__items=mode, federation__catalogues="own"
+    )
+    server, states = run(assembly.algorithm, federation.clients, rounds=1, seed=0)
+    data = min(federation.clients, key=lambda one: one.catalogue_size)
+    assert data.catalogue_size < data.num_items
+    found = item_views(assembly, server.params, states[data.client], data)
+    sold = [int(code) in data.touched for code in data.catalogue]
+    assert found.own == sold and len(found.before) == data.catalogue_size
+    moved = ~np.isclose(np.array(found.before), np.array(found.after), atol=1e-3).all(1)
+    assert moved.any() and (name == "pfedrec" or not (moved & ~np.array(found.own)).any())
+
+
 def test_the_picture_of_a_residual_by_hand() -> None:
     """Own items go 3 along one coordinate: 3 to the right in the picture, and nothing else."""
     _, federation, assembly = tiny_world(algorithm__name="fed-avg", model__items="dual")
@@ -85,6 +102,17 @@ def test_a_model_with_one_view_has_nothing_to_show() -> None:
     with pytest.raises(ItemViewsError, match="model.items = 'dual'"):
         item_views(assembly, shared, state, data)
     assert of_few(assembly, shared, {data.client: state}, [data]) == []
+
+
+@pytest.mark.parametrize("mode", ["private", "shared"])
+def test_private_rows_of_users_are_no_view_of_items(mode: str, tmp_path: Path) -> None:
+    """A run with such rows ends with a report all the same, private tables included."""
+    changes: dict[str, Value] = {"model__encoder": "sasrec", "model__compressor": "tokens"}
+    changes |= {"model__recent": 4, "model__personal_memory": True, "model__items": mode}
+    assert tiny_world(**changes)[2].algorithm.views
+    write_run(tmp_path / "run", **changes, run__compare="", federation__rounds=1)
+    assert not (tmp_path / "run" / ITEM_VIEWS).exists()
+    assert SECTION not in write_report(tmp_path / "run").read_text("utf-8")
 
 
 def test_a_plain_run_shows_its_items_and_reads_them_back(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.packing import size_of
 from pfsr_core.params import shapes_of
 from pfsr_core.personal_evaluation import evaluate_clients, personal_scorers, split_means
-from pfsr_core.registries import algorithm_names
 from pfsr_core.run_files import CLIENT_COLUMNS, SELECTED_BY, new_directories
 from pfsr_core.run_rows import Row, baseline_rows
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import SettingsError
 from pfsr_core.simulation import finetune_clients, run
 from tests.runs import write_run

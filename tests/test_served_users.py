@@ -15,6 +15,7 @@ import torch
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.models.compressors import USERS, LearnedTokens
+from pfsr_core.models.item_scorer import CODES, ROWS
 from pfsr_core.node_store import NodeStore, Served, ServedClient
 from pfsr_core.recommend import (
     RecommendationError,
@@ -244,6 +245,50 @@ def test_a_forgotten_user_is_in_no_byte_of_the_store(kind: str, path: Path) -> N
         assert row[2].numpy().tobytes() in content
     with pytest.raises(RecommendationError, match="nothing was deleted"):
         forget_everywhere(path.parent, first)
+
+
+PERSONAL = [
+    ("pfedrec", "shared"),
+    ("pfsr", "semantic"),
+    ("fed-avg", "dual"),
+    ("fed-avg", "private"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "items"), PERSONAL)
+def test_a_client_of_nobody_else_goes_with_its_user(
+    algorithm: str, items: str, tmp_path: Path
+) -> None:
+    """Its own view of the items, a mask or what it trained would all tell of the one user."""
+    changes: dict[str, Value] = {"algorithm__name": algorithm, "model__items": items}
+    served = served_after_two_rounds(*tiny_world(**changes, federation__partition="user"))
+    NodeStore(tmp_path / "node.sqlite").install(served)
+    client, other = list(served.clients)[:2]
+    (user,), (somebody_else,) = (served.clients[one].histories for one in (client, other))
+    state = {name: tensor.clone() for name, tensor in served.clients[client].state.items()}
+    assert forget_everywhere(tmp_path, user) == 1
+    after = open_served(tmp_path / "node.sqlite")
+    assert set(after.clients) == set(served.clients) - {client}
+    assert recommend(after, somebody_else) == recommend(served, somebody_else)
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    long = [tensor.numpy().tobytes() for tensor in state.values() if tensor.nbytes > 16]
+    assert long and not any(part in content for part in long if any(part))
+
+
+def test_of_a_forgotten_user_no_item_is_left_in_a_view_that_others_share(tmp_path: Path) -> None:
+    served = served_after_two_rounds(*tiny_world(algorithm__name="pfedrec"))
+    NodeStore(tmp_path / "node.sqlite").install(served)
+    client, part = next(iter(served.clients.items()))
+    first, second = list(part.histories)[:2]
+    only = set(trained_items(part.histories).tolist())
+    forget_everywhere(tmp_path, first)
+    after = open_served(tmp_path / "node.sqlite")
+    state, rest = after.clients[client].state, trained_items(after.clients[client].histories)
+    assert state[CODES].tolist() == rest.tolist() and only - set(rest.tolist())
+    before = dict(zip(part.state[CODES].tolist(), part.state[ROWS], strict=True))
+    for code, row in zip(state[CODES].tolist(), state[ROWS], strict=True):
+        assert torch.equal(row, before[code])
+    assert recommend(after, second, k=5).recommendations
 
 
 @pytest.mark.parametrize("kind", ["identity"])

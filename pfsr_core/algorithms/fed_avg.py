@@ -26,9 +26,13 @@ from pfsr_core.federated import (
 )
 from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
 from pfsr_core.losses import proximal
+from pfsr_core.models.adapter import SCALE
 from pfsr_core.models.compressors import USERS
-from pfsr_core.models.next_item import RESIDUAL
+from pfsr_core.models.next_item import BIAS, FACTORS, RESIDUAL
 from pfsr_core.params import Params, distance, shapes_of
+
+ADDED = frozenset({RESIDUAL, USERS, SCALE, FACTORS, BIAS})
+"""Private names that change nothing where they are zero."""
 
 
 def fed_avg(
@@ -95,11 +99,12 @@ def fed_avg(
 def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
     """Where clients add something of items or users: the model without and with it.
 
-    They are GLOBAL and WITH_PRIVATE.
+    They are GLOBAL and WITH_PRIVATE. An adapter is left out with the rows of users; by itself it
+    makes no views.
     """
-    added = task.partition.private & {RESIDUAL, USERS}
-    if not added:
+    if not task.partition.private & {RESIDUAL, USERS}:
         return {}
+    added = task.partition.private & ADDED
 
     def without(shared: Params, state: Params) -> Params:
         whole = personalize(shared, state)

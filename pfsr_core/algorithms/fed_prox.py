@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pfsr_core.algorithms.fed_avg import fed_avg
+from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.local_training import LocalTraining, Task
 
 
 def fed_prox(
-    task: Task, training: LocalTraining, strength: float, weight_power: float = 1.0
+    task: Task,
+    training: LocalTraining,
+    strength: float,
+    *,
+    step: ServerStep = average,
+    weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
     """``strength`` is mu: mu / 2 * || theta - theta_g ||^2 over the shared names."""
-    return fed_avg(task, training, proximal_strength=strength, weight_power=weight_power)
+    return fed_avg(task, training, step=step, proximal_strength=strength, weight_power=weight_power)

@@ -13,12 +13,13 @@ are all that is kept of a table, under ``personal/``. It trains from the receive
 
 Other than in the published code the bias stays at home (nothing uses it elsewhere), and a step on a
 row is the mean over the row's own samples (``ScorerTraining.item_step``). Two views stand beside
-the full model: the averaged table with the score function that all started from ("global"), and
-with the client's own ("global+private").
+this model: the averaged table with the score function that all started from ("global"), and with
+the client's own ("global+private").
 
 A reply is dense, and of one size and weight for all. Yet a single client's reply gives its history
 away: the rows that differ from what was sent are its items and their negatives, and the sign of the
-difference tells which is which. Only sums over many clients should be seen.
+difference tells which is which; the count of samples beside the loss says how long it is. Only sums
+over many clients should be seen.
 """
 
 from __future__ import annotations
@@ -40,12 +41,10 @@ from pfsr_core.federated import (
     ServerState,
 )
 from pfsr_core.local_training import Task
-from pfsr_core.models.item_scorer import head_of
+from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.scorer_training import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
-
-ROWS, CODES = "personal/items", "personal/codes"
 
 
 def pfedrec(

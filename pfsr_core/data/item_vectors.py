@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,10 @@ def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, 
     ids, found = readers[path.suffix.lower()](path)
     found = _of_width(found, dim, str(path))
     places = {raw: row for row, raw in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(raw for row, raw in enumerate(ids) if places[raw] != row)
+        problem, fix = f"item {twice!r} has two vectors", "give each item of the data one"
+        raise MalformedFileError(path, None, problem, fix)
     missing = [raw for raw in item_ids if raw not in places]
     if missing:
         raise DataError(
@@ -177,14 +182,14 @@ def _read_npz(path: Path) -> tuple[list[str], Vectors]:
     fix = "np.savez(path, ids=array of n raw ids, vectors=array (n, dim))"
     read_bytes(path)  # a missing file is said so
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, vectors = file["ids"].astype(str).tolist(), file["vectors"].astype(np.float32)
-    except (KeyError, ValueError, OSError) as error:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            ids, vectors = file["ids"].astype(str), file["vectors"].astype(np.float32)
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise MalformedFileError(path, None, f"not ids and vectors ({error})", fix) from None
-    if vectors.ndim != 2 or len(ids) != len(vectors) or not np.isfinite(vectors).all():
-        problem = f"{len(ids)} ids and vectors of shape {vectors.shape}, or values not finite"
+    if vectors.ndim != 2 or ids.shape != vectors.shape[:1] or not np.isfinite(vectors).all():
+        problem = f"{ids.size} ids and vectors of shape {vectors.shape}, or values not finite"
         raise MalformedFileError(path, None, problem, fix)
-    return ids, vectors
+    return ids.tolist(), vectors
 
 
 def _read_csv(path: Path) -> tuple[list[str], Vectors]:
@@ -195,8 +200,10 @@ def _read_csv(path: Path) -> tuple[list[str], Vectors]:
         try:
             vectors[row] = [float(cell) for cell in cells]
         except ValueError:
+            vectors[row] = np.nan
+        if not np.isfinite(vectors[row]).all():
             problem, fix = f"{cells} are not all numbers", "write id,number,... in each line"
-            raise MalformedFileError(path, table.lines[row], problem, fix) from None
+            raise MalformedFileError(path, table.lines[row], problem, fix)
     return [cell.strip() for cell in ids], vectors
 
 

@@ -15,6 +15,7 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 
 WEIGHT, BIAS = "score.weight", "score.bias"
+ROWS, CODES = "personal/items", "personal/codes"  # a client's own view of the items it drew last
 
 
 class ItemScorer(nn.Module):

@@ -85,12 +85,12 @@ def co_occurrence_start(
     """
     places = [np.searchsorted(items, history) for history in histories]
     weights = _ppmi(_counts(places, len(items)))
-    common = _unit(table[torch.from_numpy(items)])
+    common = unit_rows(table[torch.from_numpy(items)])
     reached, context = common, torch.zeros_like(common)
     for _ in range(HOPS):
-        reached = _unit(weights @ reached)
+        reached = unit_rows(weights @ reached)
         context = context + reached
-    return _unit(common + MIX * _unit(context)) * length
+    return unit_rows(common + MIX * unit_rows(context)) * length
 
 
 def mean_length(table: Tensor) -> Tensor:
@@ -99,7 +99,8 @@ def mean_length(table: Tensor) -> Tensor:
     return length
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor) -> Tensor:
+    """``rows`` (n, D), each divided by its Euclidean length; a row of zeros stays."""
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / length.clamp(min=1e-12)
 

@@ -13,8 +13,9 @@ from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast
 from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.models.next_item import ROW_NAMES
-from pfsr_core.params import Params, Shapes, clone, shapes_of
-from pfsr_core.registries import ALGORITHMS, ITEMS_OF, TASKS, algorithm_names
+from pfsr_core.params import Params, Shapes, clone, distance, shapes_of
+from pfsr_core.registries import ALGORITHMS, ITEMS_OF, TASKS
+from pfsr_core.setting_checks import algorithm_names
 from pfsr_core.settings import SettingsError
 from tests.tiny import tiny_settings, tiny_world
 
@@ -171,3 +172,20 @@ def test_a_client_without_a_target_sends_the_shared_model_back(name: str, items:
         update = assembly.algorithm.client_update(broadcast, state, data)
         assert all(torch.equal(update.params[key], server.params[key]) for key in server.params)
         state = update.state
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_the_server_takes_the_step_that_is_set(name: str, optimizer: str) -> None:
+    """Of every algorithm that sends anything: a step ten times as short ends elsewhere."""
+    ends = []
+    for rate in (0.01, 0.1):
+        _, federation, assembly = tiny_world(
+            algorithm__name=name,
+            algorithm__server_optimizer=optimizer,
+            algorithm__server_learning_rate=rate,
+        )
+        ends.append(simulation.run(assembly.algorithm, federation.clients, rounds=1, seed=1)[0])
+    start = assembly.algorithm.init().params
+    if start:
+        near, far = (float(distance(end.params, start)) for end in ends)
+        assert far == pytest.approx(10 * near, rel=1e-3) and near > 0

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from pfsr_core import batched_scorer, simulation
-from pfsr_core.algorithms.pfedrec import CODES, ROWS
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.batched_scorer import train_scorers
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.federated import GLOBAL, WITH_PRIVATE, Broadcast, ClientUpdate, FederatedAlgorithm
-from pfsr_core.models.item_scorer import BIAS, WEIGHT
+from pfsr_core.models.item_scorer import BIAS, CODES, ROWS, WEIGHT
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.recommend import MODEL, recommend
@@ -105,6 +104,27 @@ def test_in_float32_a_batch_equals_the_loop(item_step: str) -> None:
         assert together.state.keys() == alone.state.keys()
         for name, tensor in alone.state.items():
             torch.testing.assert_close(together.state[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+def test_clients_of_one_item_and_of_none_train_beside_others(engine: str) -> None:
+    """Whoever has nothing sends back what it received, and touches nobody else's training."""
+    _, federation, assembly = tiny_world(**ONE_USER, train__engine=engine)
+    algorithm, usual = assembly.algorithm, federation.clients[:2]
+    one, none = (
+        replace(data, users=(replace(data.users[0], train=data.users[0].train[:left]),))
+        for data, left in zip(federation.clients[2:4], (1, 0), strict=True)
+    )
+    expected = updates(algorithm, *usual)
+    first, little, nothing, second = updates(algorithm, usual[0], one, none, usual[1])
+    for found, alone in zip((first, second), expected, strict=True):
+        torch.testing.assert_close(found.params[ITEMS], alone.params[ITEMS], rtol=0, atol=1e-6)
+    assert little.metrics["train-targets"] == 5 and 1 < len(little.state[CODES]) <= 5
+    assert torch.equal(nothing.params[ITEMS], algorithm.init().params[ITEMS])
+    assert len(nothing.state[CODES]) == nothing.norm == nothing.metrics["train-targets"] == 0
+    assert torch.equal(
+        algorithm.personalize(nothing.params, nothing.state)[ITEMS], nothing.params[ITEMS]
+    )
 
 
 def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

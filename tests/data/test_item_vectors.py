@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,30 @@ def test_files_by_raw_item_id(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_sentences_are_a_models_rows_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is stood in for: which model is asked, for which texts, and how wide it is."""
+    asked: list[tuple[str, str, list[str]]] = []
+
+    class Model:
+        def __init__(self, name: str, device: str) -> None:
+            self.name, self.device = name, device
+
+        def encode(self, texts: list[str], *, convert_to_numpy: bool) -> np.ndarray:
+            assert convert_to_numpy
+            asked.append((self.name, self.device, texts))
+            return 3.0 * np.eye(len(texts), DIM)
+
+    library = types.ModuleType("sentence_transformers")
+    library.SentenceTransformer = Model
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    found = made("sentence:tiny")
+    assert asked == [("tiny", "cpu", list(TEXTS))]
+    np.testing.assert_array_equal(found.rows, np.eye(4, DIM, dtype=np.float32))
+    assert found.method == f"sentence:tiny, {DIM}" != made("sentence:other").method
+    with pytest.raises(DataError, match=r"tiny has vectors of 8 numbers.*text-dim = 8"):
+        item_vectors("sentence:tiny", IDS, TEXTS, 64)
+
+
 def test_another_file_has_another_digest(tmp_path: Path) -> None:
     one = made(str(npz(tmp_path / "a.npz", IDS, np.ones((4, DIM)))))
     other = made(str(npz(tmp_path / "b.npz", IDS, np.eye(4, DIM))))
@@ -125,3 +150,32 @@ def test_what_is_refused_names_the_place_and_the_fix(tmp_path: Path) -> None:
         made(str(write(tmp_path / "v.csv", "id,a\n7,1\n9,one\n")))
     with pytest.raises(DataError, match="is not available"):
         made(str(tmp_path / "missing.npz"))
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused_in_a_table_too(tmp_path: Path, number: str) -> None:
+    with pytest.raises(MalformedFileError, match=r"line 3: .* are not all numbers"):
+        made(str(write(tmp_path / "v.csv", f"id,a\n7,1\n9,{number}\n")))
+
+
+def test_two_vectors_of_one_item_are_refused(tmp_path: Path) -> None:
+    rows = np.ones((5, DIM))
+    with pytest.raises(MalformedFileError, match="item '7' has two vectors"):
+        made(str(npz(tmp_path / "v.npz", (*IDS, "7"), rows)))
+    with pytest.raises(MalformedFileError, match="item '7' has two vectors"):
+        lines = [",".join([raw, *["1"] * DIM]) for raw in (*IDS, "7")]
+        header = ",".join(["id", *(f"v{i}" for i in range(DIM))])
+        made(str(write(tmp_path / "v.csv", "\n".join([header, *lines]) + "\n")))
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
+    whole = npz(tmp_path / "whole.npz", IDS, np.ones((4, DIM))).read_bytes()
+    one = tmp_path / "array.npy"
+    np.save(one, np.ones((4, DIM)))
+    for content in (b"", whole[: len(whole) // 2], one.read_bytes()):
+        path = tmp_path / "v.npz"
+        path.write_bytes(content)
+        with pytest.raises(MalformedFileError, match=r"not ids and vectors.*Fix: np\.savez"):
+            made(str(path))
+    with pytest.raises(MalformedFileError, match=r"1 ids and vectors of shape"):
+        made(str(npz(tmp_path / "one.npz", "7", np.ones((1, DIM)))))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core.algorithms import pfedrec
 from pfsr_core.assembly import assemble, load_federation
 from pfsr_core.models.compressors import USERS
+from pfsr_core.models.item_scorer import ROWS
 from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.protocol import TRAIN
@@ -22,7 +22,7 @@ from tests.integration.loopback import run_loopback
 PRIVATE = {"private": ITEMS, "semantic": RESIDUAL}  # by mode, its name in a state
 PAIRS = [
     *((name, *mode) for name in ALGORITHMS if name not in ITEMS_OF for mode in PRIVATE.items()),
-    ("pfedrec", "shared", pfedrec.ROWS),
+    ("pfedrec", "shared", ROWS),
     ("fecosr", "adapted", f"/{PROJECTION}"),
 ]
 

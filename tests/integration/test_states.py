@@ -100,6 +100,34 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, round_, kind)
         assert log.path(name).read_bytes() == whole.path(name).read_bytes()
 
 
+@pytest.mark.parametrize("algorithm", ["pfedrec", "fed-prox"])
+def test_a_server_with_moments_resumes_with_them(tmp_path, algorithm):
+    changes = {
+        "algorithm__name": algorithm,
+        "model__items": "shared",
+        "federation__partition": "user",
+        "federation__participation": 0.5,
+        "algorithm__server_optimizer": "adam",
+        "algorithm__server_learning_rate": 0.01,
+    }
+    whole, _grid = run_loopback(settings_in(tmp_path / "a", **changes), tmp_path / "a", nodes=2)
+    settings = settings_in(tmp_path / "b", **changes)
+    with pytest.raises(Stop):
+        run_loopback(settings, tmp_path / "b", nodes=2, before=stop_at(3, TRAIN))
+    (started,) = (tmp_path / "b" / "runs").iterdir()
+    again = replace(settings, run=replace(settings.run, resume=started.name))
+    log, _grid = run_loopback(again, tmp_path / "b", nodes=2)
+    server = final_server(log, algorithm)
+    assert server.round == 3 and server.slots
+    assert_same_server(server, final_server(whole, algorithm))
+    found, expected = (
+        stored_states(one, settings, tmp_path / name, 2) for one, name in ((log, "b"), (whole, "a"))
+    )
+    assert found.keys() == expected.keys()
+    for client, state in expected.items():
+        assert_same(found[client], state)
+
+
 def figures(log):
     summary = json.loads(log.path("summary.json").read_text())
     for entry in summary["methods"]:
