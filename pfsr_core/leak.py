@@ -123,10 +123,14 @@ def leak(
 ) -> dict[str, tuple[float, float]]:
     """Of each attack, the means over ``clients`` of :func:`found`.
 
-    The server sees the mean move of ``together`` clients and asks for the history of each.
+    The server sees the mean move of ``together`` clients and asks for the history of each. Clients
+    that fill no group are left out: fewer in a sum would be found more easily. Raises ValueError
+    without a whole group.
     """
+    if not 0 < together <= len(clients):
+        raise ValueError(f"{len(clients)} clients make no group of {together}")
     results: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for start in range(0, len(clients), together):
+    for start in range(0, len(clients) - together + 1, together):
         group = clients[start : start + together]
         moved = torch.stack([moves(assembly, data) for data in group]).mean(0)
         seen = {"": moved, ", apart": apart(assembly, group[0], moved)}
@@ -151,6 +155,7 @@ def measured(
     settings = parse_settings({**recipe, **MODES[mode], "federation.partition": "user"})
     federation = load_federation(settings)
     attacked = federation.clients[:: max(1, len(federation.clients) // count)]
+    attacked = attacked[: len(attacked) // together * together]
     results = leak(assemble(settings, federation.catalogue), attacked, together)
     return {
         "mode": mode,

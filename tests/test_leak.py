@@ -44,6 +44,14 @@ def test_a_mean_of_clients_tells_less_of_each() -> None:
     assert among < alone - 0.1
 
 
+def test_clients_that_fill_no_group_are_left_out() -> None:
+    _, federation, assembly = tiny_world(**USERS, model__items="dual")
+    whole = leak(assembly, federation.clients[:8], 4)
+    assert leak(assembly, federation.clients[:9], 4) == whole
+    with pytest.raises(ValueError, match="3 clients make no group of 4"):
+        leak(assembly, federation.clients[:3], 4)
+
+
 def test_moves_taken_apart_undo_the_overlap_of_public_vectors() -> None:
     """With one direction an item, what a projection tells is what a table would."""
     _, federation, assembly = tiny_world(**USERS, model__items="semantic", model__id_dim=200)
