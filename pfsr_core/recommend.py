@@ -77,11 +77,7 @@ def open_served(path: Path, run: str = "") -> Served:
 
     Raises RecommendationError without such a file (it is not created), NodeStoreError otherwise.
     """
-    if not path.is_file():
-        raise RecommendationError(
-            f"{path}: no such file. Fix: give the node's store, which a finished run leaves in its "
-            f"state directory, e.g. .pfsr/state/node-0.sqlite."
-        )
+    _check_file(path)
     return NodeStore(path).served(run)
 
 
@@ -117,14 +113,25 @@ def forget_everywhere(place: Path, user: str) -> int:
 
     Raises RecommendationError when no store is there, or when none knows the user.
     """
-    count = sum(NodeStore(path).forget(user) for path in _stores(place) if path.is_file())
+    count = sum(NodeStore(path).forget(user) for path in _stores(place))
     if not count:
         raise RecommendationError(f"{place} serves no user {user!r}: nothing was deleted.")
     return count
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise RecommendationError(
+            f"{path}: no such file. Fix: give the node's store, which a finished run leaves in its "
+            f"state directory, e.g. .pfsr/state/node-0.sqlite."
+        )
+
+
 def _stores(place: Path) -> list[Path]:
-    stores = sorted(place.glob("*.sqlite")) if place.is_dir() else [place]
+    if not place.is_dir():
+        _check_file(place)
+        return [place]
+    stores = sorted(place.glob("*.sqlite"))
     if not stores:
         raise RecommendationError(
             f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.models.compressors import USERS
+from pfsr_core.models.item_scorer import CODES, ROWS
 from pfsr_core.models.next_item import BIAS, FACTORS, ITEMS, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.store_file import StoreFile, packed
@@ -44,9 +46,14 @@ class ServedUsers:
     number: int
 
     def append(self, client: str, user: str, codes: Sequence[int], seconds: int) -> None:
-        """Item codes that follow the user's history, all of them at ``seconds``."""
+        """Item codes that follow the user's history, all of them at ``seconds``.
+
+        Raises StateMissingError where the store does not serve this model to the user any more.
+        """
         key = (self.number, client, user)
         with self.file.transaction() as file:
+            if not self._serves(file, client, user):
+                raise self.file.changed()
             count = "SELECT count(*) FROM events WHERE (number, client, user) = (?, ?, ?)"
             start = file.execute(count, key).fetchone()[0]
             rows = ((*key, start + place, int(code), seconds) for place, code in enumerate(codes))
@@ -79,23 +86,33 @@ class ServedUsers:
     def keep(
         self, client: str, user: str, weights: str, history: ItemArray, memory: UserMemory
     ) -> None:
-        """Remembers ``memory`` of ``history``, in place of an older one."""
+        """Remembers ``memory`` of ``history``, in place of an older one.
+
+        Nothing is kept where the user was forgotten meanwhile, or another model took this one's
+        place.
+        """
         facts = (weights, memory.covered, _digest_of(history[: memory.covered]))
+        row = (self.number, client, user, *facts, *packed(memory.tensors))
         with self.file.transaction() as file:
-            file.execute(
-                "INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self.number, client, user, *facts, *packed(memory.tensors)),
-            )
+            if self._serves(file, client, user):
+                places = ", ".join("?" * len(row))
+                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({places})", row)
+
+    def _serves(self, file: sqlite3.Connection, client: str, user: str) -> bool:
+        query = "SELECT instr(histories, ?) FROM served_clients WHERE (number, client) = (?, ?)"
+        key = f"{json.dumps(user)}: "  # as write_histories writes it
+        found = file.execute(query, (key, self.number, client)).fetchone()
+        return found is not None and found[0] > 0
 
 
 def forget_user(store: StoreFile, user: str) -> int:
     """Takes a user out of all served models: history, memory, interactions and private row.
 
-    Returns of how many models. What shared parameters learnt with the user's help stays. Deleted
-    bytes are overwritten, also in the write-ahead log.
+    A client that has nobody else goes as a whole. Returns out of how many models. What parameters
+    of several users learnt with this one's help stays. Deleted bytes are overwritten, also in the
+    write-ahead log.
     """
     with store.transaction() as file:
-        file.execute("PRAGMA secure_delete = ON")
         for table in ("events", "memories"):
             file.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
         query = "SELECT number, client, histories, settings "
@@ -103,6 +120,9 @@ def forget_user(store: StoreFile, user: str) -> int:
         homes = [row for row in file.execute(query) if user in read_histories(row[2])[0]]
         for number, client, histories, settings in homes:
             key, items = (number, client), json.loads(settings)["model.items"]
+            if len(read_histories(histories)[0]) == 1:
+                file.execute("DELETE FROM served_clients WHERE (number, client) = (?, ?)", key)
+                continue
             digest, blob = file.execute(
                 "SELECT digest, tensors FROM served_clients WHERE (number, client) = (?, ?)", key
             ).fetchone()
@@ -157,22 +177,25 @@ def _without(
 ) -> tuple[str, str, bytes]:
     """(histories, digest, tensors) of a client without ``user``, and what was the user's alone.
 
-    That is the user's private row, and the private rows of items that nobody else has trained.
+    That is the user's private row, and the private rows of items that nobody else has trained,
+    under whatever prefix an algorithm keeps them.
     """
     place, before = list(histories).index(user) + 1, trained_items(histories)
     rest, rest_times = (
         {name: values for name, values in part.items() if name != user}
         for part in (histories, times)
     )
-    if USERS in state:
-        others = torch.arange(len(state[USERS])) != place
-        state = {**state, USERS: state[USERS][others]}
-    own = {ITEMS} if items == "private" else {RESIDUAL, FACTORS, BIAS}
-    still = torch.from_numpy(np.concatenate([[True], np.isin(before, trained_items(rest))]))
+    still = np.isin(before, trained_items(rest))
+    names = (ITEMS,) if items == "private" else (RESIDUAL, FACTORS, BIAS)
+    left = dict.fromkeys(names, torch.from_numpy(np.concatenate([[True], still])))
+    left[USERS] = torch.arange(len(histories) + 1) != place
     state = {
-        name: tensor[still] if name.rpartition("/")[2] in own else tensor
+        name: tensor[left[base]] if (base := name.rpartition("/")[2]) in left else tensor
         for name, tensor in state.items()
     }
+    if CODES in state:
+        view = torch.from_numpy(~np.isin(state[CODES].numpy(), before[~still]))
+        state |= {name: state[name][view] for name in (ROWS, CODES)}
     return write_histories(rest, rest_times), *packed(state)
 
 

@@ -100,6 +100,13 @@ class StoreFile:
             f"Fix: restore the file from a backup, or move it away to begin with an empty one."
         )
 
+    def changed(self) -> StateMissingError:
+        """That a served model is not what it was when it was opened."""
+        return StateMissingError(
+            f"{self.path} has changed: another served model, or a user less. Fix: open the served "
+            f"model again."
+        )
+
     def _unwritable(self, problem: object) -> NodeStoreError:
         return NodeStoreError(
             f"{self.path} cannot be used now: {problem}. What it remembers is as it was. Fix: make "
@@ -136,6 +143,7 @@ class StoreFile:
 
     def _prepare(self, file: sqlite3.Connection) -> None:
         file.execute("PRAGMA foreign_keys = ON")
+        file.execute("PRAGMA secure_delete = ON")  # not every SQLite does it by itself
         mark = file.execute("PRAGMA application_id").fetchone()[0]
         if mark != APPLICATION_ID:
             self._create(file)

@@ -27,6 +27,7 @@ from pfsr_core.recommend import (
 from pfsr_core.scoring import make_scorer
 from pfsr_core.served_users import UserMemory, trained_items
 from pfsr_core.settings import Settings, Value
+from pfsr_core.store_file import StateMissingError
 from tests.serving import served_after_two_rounds
 from tests.tiny import tiny_world
 
@@ -140,7 +141,8 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
 
 
 class TestStale:
-    KEY = ("client", "user", "weights", np.array([3, 1, 2]))
+    WHO = somebody(world("tokens")[3])
+    KEY = (*WHO, "weights", np.array([3, 1, 2]))
 
     @pytest.fixture
     def users(self, tmp_path: Path) -> object:
@@ -152,27 +154,28 @@ class TestStale:
 
     def test_served_again_for_a_history_that_goes_on(self, users: object) -> None:
         for history in ([3, 1, 2], [3, 1], [3, 1, 7, 8]):
-            found = users.memory("client", "user", "weights", np.array(history))
+            found = users.memory(*self.WHO, "weights", np.array(history))
             assert found.covered == 2
             assert torch.equal(found.tensors["keys"], torch.ones(1, 2))
 
     @pytest.mark.parametrize("history", [[3], [3, 2, 1], []])
     def test_refused_for_another_history(self, users: object, history: list[int]) -> None:
-        assert users.memory("client", "user", "weights", np.array(history)) is None
+        assert users.memory(*self.WHO, "weights", np.array(history)) is None
 
     def test_refused_for_other_weights(self, users: object) -> None:
-        assert users.memory("client", "user", "others", self.KEY[3]) is None
+        assert users.memory(*self.WHO, "others", self.KEY[3]) is None
 
     def test_refused_for_other_times(self, users: object) -> None:
         history = np.array([[3, 60], [1, 90], [2, 99]])
-        users.keep("client", "timed", "weights", history, UserMemory(2, {"keys": torch.ones(1)}))
-        assert users.memory("client", "timed", "weights", history) is not None
+        users.keep(*self.WHO, "weights", history, UserMemory(2, {"keys": torch.ones(1)}))
+        assert users.memory(*self.WHO, "weights", history) is not None
         history[0, 1] += 1
-        assert users.memory("client", "timed", "weights", history) is None
+        assert users.memory(*self.WHO, "weights", history) is None
 
     def test_of_nobody_else(self, users: object) -> None:
-        assert users.memory("client", "another", *self.KEY[2:]) is None
-        assert users.memory("another", "user", *self.KEY[2:]) is None
+        client, user = self.WHO
+        assert users.memory(client, "another", *self.KEY[2:]) is None
+        assert users.memory("another", user, *self.KEY[2:]) is None
 
 
 @pytest.mark.parametrize("kind", ["tokens", "state"])
@@ -244,6 +247,28 @@ def test_a_forgotten_user_is_in_no_byte_of_the_store(kind: str, path: Path) -> N
         assert row[2].numpy().tobytes() in content
     with pytest.raises(RecommendationError, match="nothing was deleted"):
         forget_everywhere(path.parent, first)
+
+
+@pytest.mark.parametrize("kind", ["tokens"])
+def test_who_has_the_store_open_while_it_changes_is_told(kind: str, path: Path) -> None:
+    """Nothing is kept of a user who was forgotten, or with a model that is gone."""
+    opened = open_served(path)
+    client, last = somebody(opened)
+    first = next(iter(opened.clients[client].histories))
+    forget_everywhere(path, first)
+    users, memory = opened.users, UserMemory(1, {"keys": torch.ones(2)})
+    users.keep(client, first, "weights", np.arange(2), memory)
+    for user in (first, last):
+        with pytest.raises(StateMissingError, match="changed.*open the served model again"):
+            recommend(opened, user)
+    with pytest.raises(StateMissingError, match="a user less"):
+        add_items(opened, first, opened.item_ids[:1], NOW)
+    add_items(opened, last, opened.item_ids[:1], NOW)
+    NodeStore(path).install(world(kind)[3])
+    users.keep(client, last, "weights", np.arange(2), memory)
+    with pytest.raises(StateMissingError, match="another served model"):
+        add_items(opened, last, opened.item_ids[:1], NOW)
+    assert stored(path, "events") == stored(path, "memories") == 0
 
 
 @pytest.mark.parametrize("kind", ["identity"])

@@ -40,12 +40,10 @@ from pfsr_core.federated import (
     ServerState,
 )
 from pfsr_core.local_training import Task
-from pfsr_core.models.item_scorer import head_of
+from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.scorer_training import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
-
-ROWS, CODES = "personal/items", "personal/codes"
 
 
 def pfedrec(
