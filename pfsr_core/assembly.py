@@ -34,7 +34,7 @@ from pfsr_core.models.next_item import (
     make_serving,
 )
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
-from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS, check_items
+from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS, check_model
 from pfsr_core.settings import Settings, SettingsError
 from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
@@ -141,7 +141,7 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     other, DataError where item vectors are missing.
     """
     name, catalogue = settings.algorithm.name, _catalogue(catalogue)
-    check_items(name, settings)
+    check_model(name, settings)
     mode = item_mode(settings, catalogue)
     if name in TASKS:
         task = TASKS[name](settings, catalogue.item_ids)

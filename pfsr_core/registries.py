@@ -227,8 +227,8 @@ ITEMS_OF: dict[str, tuple[str, str, str]] = {
 """Of the algorithms with an item mode of their own: which, why, and what follows."""
 
 
-def check_items(name: str, settings: Settings) -> None:
-    """Raises SettingsError where the algorithm ``name`` cannot do with the items or the loss."""
+def check_model(name: str, settings: Settings) -> None:
+    """Raises SettingsError where the algorithm ``name`` cannot do with the model or the loss."""
     items = settings.model.items
     wanted, why, note = ITEMS_OF.get(name, (items, "", ""))
     if items != wanted:
@@ -239,6 +239,11 @@ def check_items(name: str, settings: Settings) -> None:
         raise SettingsError(
             f"train.semantic-share with {name}, which predicts no next item. Fix: "
             f"train.semantic-share = 0."
+        )
+    if name in TASKS and settings.model.compressor != IDENTITY:
+        raise SettingsError(
+            f"model.compressor = {settings.model.compressor!r} with {name}, which reads no "
+            f"history. Fix: model.compressor = {IDENTITY!r}."
         )
     if settings.algorithm.max_row_change and items not in ("shared", "dual"):
         raise SettingsError(
@@ -256,5 +261,25 @@ def algorithm_names(settings: Settings) -> list[str]:
             raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
     names = list(dict.fromkeys([settings.algorithm.name, *compared]))
     for name in names:
-        check_items(name, settings)
+        check_model(name, settings)
+        _check_finetuning(name, settings)
     return names
+
+
+def _check_finetuning(name: str, settings: Settings) -> None:
+    """Of fecosr, whose rule and whose private rows of users have their place in stage 2."""
+    algorithm = settings.algorithm
+    if name != "fecosr":
+        return
+    if algorithm.safety_rule and not algorithm.finetune:
+        raise SettingsError(
+            "fecosr's safety rule compares finetuned models, but algorithm.finetune = false: "
+            "clients would train alone for nothing, and ship unseen. Fix: algorithm.finetune = "
+            "true, or algorithm.safety-rule = false."
+        )
+    if settings.model.personal_memory and algorithm.finetune_mode == "all":
+        raise SettingsError(
+            "model.personal-memory with fecosr and algorithm.finetune-mode = 'all': the private "
+            "rows of users are trained with the adapter, which stays out then. Fix: "
+            "algorithm.finetune-mode = 'all+adapter'."
+        )

@@ -49,6 +49,7 @@ SHIPPED = "shipped-federated"
 class Finetuning:
     """Stage 2. ``mode``: "adapter" trains the adapter alone, "all" all but it, "all+adapter" both.
 
+    Private rows of users, where the model has them, belong to the adapter.
     ``step``: step sizes over those of the first round. ``safety_rule``: whether a model alone is
     trained beside, and the better one shipped.
     """

@@ -16,10 +16,10 @@ from pfsr_core.models.adapter import BASIS
 from pfsr_core.models.next_item import RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import evaluate_models, split_means
-from pfsr_core.registries import local_training
+from pfsr_core.registries import algorithm_names, local_training
 from pfsr_core.scoring import make_scorer
-from pfsr_core.settings import Value
-from tests.tiny import tiny_world
+from pfsr_core.settings import SettingsError, Value
+from tests.tiny import tiny_settings, tiny_world
 
 VALID = "valid/excluded/ndcg@10"
 
@@ -149,3 +149,24 @@ def test_without_the_rule_nobody_trains_alone() -> None:
     for state in [*states.values(), *found.values()]:
         assert not any(name.startswith(("alone", LOCAL)) for name in state)
         assert not assembly.algorithm.outcome(state)
+
+
+def test_a_rule_without_a_second_stage_is_refused() -> None:
+    settings = tiny_settings(algorithm__name="fecosr")
+    algorithm = replace(settings.algorithm, finetune=False)
+    with pytest.raises(SettingsError, match=r"compares finetuned models.*finetune = true, or"):
+        algorithm_names(replace(settings, algorithm=algorithm))
+    unseen = replace(algorithm, safety_rule=False)
+    assert algorithm_names(replace(settings, algorithm=unseen)) == ["fecosr"]
+
+
+def test_rows_of_users_that_no_stage_trains_are_refused() -> None:
+    memory: dict[str, Value] = {
+        "algorithm__name": "fecosr",
+        "model__encoder": "sasrec",
+        "model__compressor": "tokens",
+        "model__personal_memory": True,
+    }
+    assert algorithm_names(tiny_settings(**memory)) == ["fecosr"]
+    with pytest.raises(SettingsError, match="personal-memory with fecosr.*'all'"):
+        algorithm_names(tiny_settings(**memory, algorithm__finetune_mode="all"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pfsr_core.assembly import load_federation
+from pfsr_core.cli_answers import cleaning_text
 from pfsr_core.data.cleaning import Cleaned, Cleaning, clean, market_facts
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.filters import take
@@ -145,6 +146,23 @@ def test_a_variant_of_the_history_as_target_is_counted() -> None:
     assert before["tied_last_pair"] == 1.0
     joined = replace(log, columns={})
     assert market_facts(joined, "", 0.3)["all"] == before
+
+
+def test_a_market_without_a_test_item_is_counted_and_stops_nobody() -> None:
+    rows = [*reviews("a", "b", "c"), ("z", "a", 0.0), ("z", "b", 1.0)]
+    facts = market_facts(log_of(rows, market=["x"] * 9 + ["y"] * 2), "market", 0.3)
+    assert facts["x"]["variant_targets"] == 1.0
+    assert (facts["y"]["users"], facts["y"]["interactions"]) == (1, 2)
+    assert np.isnan([facts["y"]["variant_targets"], facts["y"]["tied_last_pair"]]).all()
+    line = next(line for line in cleaning_text(facts, {}).splitlines() if line.startswith("y"))
+    assert line.split() == ["y", "before", "1", "2", "2", "1", "–", "–"]
+
+
+def test_variants_are_not_looked_for_without_times() -> None:
+    log = replace(in_market(reviews("a", "b")), has_times=False)
+    with pytest.raises(DataError, match="has no times.*join-variants = 0.0"):
+        clean(log, Cleaning(join_variants=0.3))
+    assert clean(log, Cleaning(user_core=1)).item_map == {}
 
 
 def test_the_clean_copy_is_read_as_what_a_run_cleans_itself(tmp_path: Path) -> None:
