@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +71,6 @@ def _cells(facts: Mapping[str, Any]) -> str:
     return "".join(f"{cell:>17}" for cell in (*counts, *shares))
 
 
-def _share(value: float) -> str:
+def _share(value: float | None) -> str:
     """In per cent; a dash where there is nobody to count."""
-    return "–" if math.isnan(value) else f"{value:.1%}"
+    return "–" if value is None else f"{value:.1%}"

@@ -99,10 +99,14 @@ class ServedUsers:
                 file.execute(f"INSERT OR REPLACE INTO memories VALUES ({places})", row)
 
     def _serves(self, file: sqlite3.Connection, client: str, user: str) -> bool:
-        query = "SELECT instr(histories, ?) FROM served_clients WHERE (number, client) = (?, ?)"
-        key = f"{json.dumps(user)}: "  # as write_histories writes it
-        found = file.execute(query, (key, self.number, client)).fetchone()
-        return found is not None and found[0] > 0
+        """Looks for the user's key in the text of :func:`write_histories`, which may be long.
+
+        A quote inside a key has a backslash before it, so neither text can be part of a key.
+        """
+        query = "SELECT 1 FROM served_clients WHERE (number, client) = (?, ?) "
+        query += "AND (instr(histories, ?) OR instr(histories, ?))"
+        keys = (f"{before}{json.dumps(user)}: " for before in ("{", ", "))
+        return file.execute(query, (self.number, client, *keys)).fetchone() is not None
 
 
 def forget_user(store: StoreFile, user: str) -> int:

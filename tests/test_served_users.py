@@ -271,6 +271,21 @@ def test_who_has_the_store_open_while_it_changes_is_told(kind: str, path: Path) 
     assert stored(path, "events") == stored(path, "memories") == 0
 
 
+def test_whatever_users_are_called(tmp_path: Path) -> None:
+    """Whose history a store holds is looked up in the text that it is written as."""
+    served, names = world("identity")[3], ['"', 'x": [1], "y', "\\", "é", "a: ", "0"]
+    client, _ = somebody(served)
+    part = ServedClient(served.clients[client].state, dict.fromkeys(names, [1, 2, 3]))
+    NodeStore(tmp_path / "node.sqlite").install(replace(served, clients={client: part}))
+    users = open_served(tmp_path / "node.sqlite").users
+    for name in names:
+        users.append(client, name, [4], NOW)
+        assert users.added(client, name) == [(4, NOW)]
+    for name in ("x", "y", "[1]", "", "a", "\\\\", "[1, 2, 3]"):
+        with pytest.raises(StateMissingError):
+            users.append(client, name, [4], NOW)
+
+
 @pytest.mark.parametrize("kind", ["identity"])
 class TestAdding:
     def test_what_is_new_is_not_recommended(self, kind: str, path: Path) -> None:

@@ -8,7 +8,6 @@ else's data, and a node that owns its market joins what its own reviews show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +100,7 @@ def market_facts(log: Interactions, column: str, jaccard: float) -> Facts:
     ``users``, ``items``, ``interactions``; ``joined_groups``, how many groups of variants with a
     bar of ``jaccard`` its items are in; ``variant_targets``, the share of its users whose test item
     is a variant of another one in their history; ``tied_last_pair``, the share whose last two
-    interactions have one timestamp. Both are NaN where no user has a test item.
+    interactions have one timestamp. Both are None where no user has a test item.
     """
     groups = variant_groups(log, jaccard, market_codes(log, column))
     names = np.unique(log.cells(column)).tolist() if column else ["all"]
@@ -121,8 +120,8 @@ def _facts(log: Interactions, column: str, name: str, groups: Codes) -> dict[str
         "items": len(part.item_ids),
         "interactions": len(part),
         "joined_groups": int(np.isin(here, found[count > 1]).sum()),
-        "variant_targets": _variant_targets(part, own) if tested else math.nan,
-        "tied_last_pair": tied_last_pair(part) if tested else math.nan,
+        "variant_targets": _variant_targets(part, own) if tested else None,
+        "tied_last_pair": tied_last_pair(part) if tested else None,
     }
 
 
