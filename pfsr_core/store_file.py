@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class StoreFile:
             version = self._upgrade(file)
         if version != VERSION:
             raise self.damaged(f"it has layout {version}, this program reads layout {VERSION}")
-        file.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(file)
         file.execute("PRAGMA synchronous = FULL")
 
     def _create(self, file: sqlite3.Connection) -> None:
@@ -179,6 +180,19 @@ class StoreFile:
             file.execute(f"PRAGMA user_version = {version}")
         file.execute("COMMIT")
         return version
+
+
+def _write_ahead(file: sqlite3.Connection) -> None:
+    """Waits for who creates the file just now, which SQLite's own timeout does not here."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def _make_private(path: Path) -> None:
