@@ -87,8 +87,14 @@ class Assembly:
 
 
 def load_federation(settings: Settings) -> Federation:
-    """Reads, cleans, splits and partitions the data. Raises DataError."""
+    """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
     data = settings.data
+    if settings.federation.catalogues == "own" and settings.federation.partition == "user":
+        raise SettingsError(
+            "federation.catalogues = 'own' with federation.partition = 'user': beyond the history "
+            "a user's own log has the held-out item alone, which any model then ranks first. Fix: "
+            "federation.catalogues = 'common'."
+        )
     interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
     clients = _partition(settings, split, interactions)
