@@ -14,7 +14,7 @@ import torch
 
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import ItemArray
-from pfsr_core.models.compressors import USERS, LearnedTokens
+from pfsr_core.models.compressors import USERS, LearnedTokens, RecurrentState
 from pfsr_core.node_store import NodeStore, Served, ServedClient
 from pfsr_core.recommend import (
     RecommendationError,
@@ -138,6 +138,29 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
         recommend(served, user)
         assert len(compressed) <= 1 + -(-count // 2), "R is 4: two new items at a time"
     assert len(compressed) == 5
+
+
+@pytest.mark.parametrize("kind", ["state", "associative state"])
+def test_a_state_reads_what_is_new_alone(
+    kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = RecurrentState.recall
+
+    def counting(self: RecurrentState, encoder: object, x: torch.Tensor, *rest: object) -> object:
+        read.append(x.shape[1])
+        return original(self, encoder, x, *rest)
+
+    monkeypatch.setattr(RecurrentState, "recall", counting)
+    served = open_served(path)
+    client, user = somebody(served)
+    recommend(served, user)
+    assert sum(read) == len(served.clients[client].histories[user])
+    read.clear()
+    for items in (served.item_ids[:1], served.item_ids[1:2], served.item_ids[2:5], []):
+        add_items(served, user, items, NOW)
+        recommend(served, user)
+    assert read == [1, 1, 3, 0]
 
 
 class TestStale:

@@ -49,6 +49,18 @@ def valid(assembly: Assembly, shared: Params, state: Params, data: ClientDataset
     return split_means({split: [one] for split, one in found.items()})[VALID]
 
 
+def of_both(
+    assembly: Assembly, shared: Params, state: Params, data: ClientDataset
+) -> dict[str, float]:
+    """What the federated and the local result reach on validation."""
+    algorithm = assembly.algorithm
+    ways = {way: replace(algorithm, personalize=view) for way, view in algorithm.views.items()}
+    return {
+        way: valid(replace(assembly, algorithm=one), shared, state, data)
+        for way, one in ways.items()
+    }
+
+
 def test_an_untouched_adapter_changes_no_score() -> None:
     federation, assembly = world()
     _, _, semantic = tiny_world(model__items="semantic")
@@ -109,14 +121,10 @@ def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
     federation, assembly, shared, states = after(rounds)
     algorithm = assembly.algorithm
     found = finetuned(algorithm, shared, states, federation)
-    ways = {
-        way: replace(assembly, algorithm=replace(algorithm, personalize=view, views={}))
-        for way, view in algorithm.views.items()
-    }
     shipped = 0
     for data in federation.clients:
         state = found[data.client]
-        reached = {way: valid(one, shared, state, data) for way, one in ways.items()}
+        reached = of_both(assembly, shared, state, data)
         federated = reached[FEDERATED] > reached[LOCAL]
         assert valid(assembly, shared, state, data) == max(reached.values())
         assert algorithm.outcome(state) == {SHIPPED: float(federated)}
@@ -140,6 +148,28 @@ def test_the_model_alone_knows_nothing_of_the_others() -> None:
     other = alone.finetune(broadcast, own[data.client], data)
     for name, tensor in alone.views[LOCAL]({}, other).items():
         assert torch.equal(found[f"{LOCAL}/{name}"], tensor)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_market_that_cannot_train(left: int) -> None:
+    """A user with one training item, or nobody: nothing moves. Where both are alike, its own."""
+    federation, assembly, shared, states = after(1, federation__catalogues="own")
+    data = federation.clients[0]
+    lone = replace(data.users[0], train=data.users[0].train[:1])
+    market = replace(data, users=(lone,)[:left])
+    algorithm = assembly.algorithm
+    fresh = algorithm.init_client(market)
+    update = algorithm.client_update(algorithm.init().broadcast(), fresh, market)
+    assert all(torch.equal(update.params[name], algorithm.init().params[name]) for name in shared)
+    (ended,) = finetuned(algorithm, shared, {}, replace(federation, clients=(market,))).values()
+    start = assembly.task.init_shared()
+    local = algorithm.views[LOCAL](shared, ended)
+    assert all(torch.equal(local[name], start[name]) for name in start)
+    federated = algorithm.views[FEDERATED](shared, ended)
+    assert all(torch.equal(federated[name], shared[name]) for name in shared)
+    reached = of_both(assembly, shared, ended, market) if left else {}
+    beats = bool(left) and reached[FEDERATED] > reached[LOCAL]
+    assert algorithm.outcome(ended) == {SHIPPED: float(beats)}
 
 
 def test_without_the_rule_nobody_trains_alone() -> None:
