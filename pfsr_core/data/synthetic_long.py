@@ -8,7 +8,7 @@ last QUIET items but for the very last question: its answers are the held-out it
 item the first of them. No answer is given twice.
 
 So the last item says which attribute is asked, and none of the latest items says what the user's
-value is.
+value of it is, but for one user in four: there the first answer names its own attribute.
 """
 
 from __future__ import annotations

@@ -48,6 +48,14 @@ def test_nothing_late_says_what_the_value_is() -> None:
         assert 150 <= len(history) <= 180
 
 
+def test_the_last_but_one_tells_the_value_to_one_user_in_four() -> None:
+    """The first answer names any attribute, its own too: reading it alone solves that part."""
+    solved = [
+        cell(history[-2]) == cell(history[-1]) for history in map(np.ndarray.tolist, raw(200))
+    ]
+    assert 0.2 < np.mean(solved) < 0.3
+
+
 def test_same_seed_same_log_and_others_differ() -> None:
     one, same, other = (generate_long(10, 150, seed) for seed in (1, 1, 2))
     assert (one.items == same.items).all()
