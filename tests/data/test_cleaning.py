@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv as pa_csv
 import pytest
 
 from pfsr_core.assembly import load_federation
@@ -198,6 +199,17 @@ def test_the_clean_copy_is_read_as_what_a_run_cleans_itself(tmp_path: Path) -> N
     assert [data.client for data in cleaned.clients] == ["market-x", "market-y"]
     raw = load_federation(parse_settings({**common, "data.path": str(source)}))
     assert raw.split.digest != cleaned.split.digest
+
+
+def test_a_copy_that_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(table: object, place: Path) -> None:
+        Path(place).write_text('"user","item","timestamp"\n"u","a",1\n')
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pa_csv, "write_csv", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        clean_copy("synthetic", "users=20,items=40", Cleaning(join_variants=0.3), tmp_path)
+    assert not (tmp_path / "interactions.csv").exists()
 
 
 def test_xmarket_has_the_size_it_is_known_to_have() -> None:
