@@ -262,15 +262,14 @@ def algorithm_names(settings: Settings) -> list[str]:
     names = list(dict.fromkeys([settings.algorithm.name, *compared]))
     for name in names:
         check_model(name, settings)
-        _check_finetuning(name, settings)
+        if name == "fecosr":
+            _check_stages(settings)
     return names
 
 
-def _check_finetuning(name: str, settings: Settings) -> None:
-    """Of fecosr, whose rule and whose private rows of users have their place in stage 2."""
+def _check_stages(settings: Settings) -> None:
+    """Raises SettingsError for what has no place in the two stages of fecosr."""
     algorithm = settings.algorithm
-    if name != "fecosr":
-        return
     if algorithm.safety_rule and not algorithm.finetune:
         raise SettingsError(
             "fecosr's safety rule compares finetuned models, but algorithm.finetune = false: "
@@ -282,4 +281,10 @@ def _check_finetuning(name: str, settings: Settings) -> None:
             "model.personal-memory with fecosr and algorithm.finetune-mode = 'all': the private "
             "rows of users are trained with the adapter, which stays out then. Fix: "
             "algorithm.finetune-mode = 'all+adapter'."
+        )
+    if settings.run.warm_start and algorithm.safety_rule:
+        raise SettingsError(
+            "run.warm-start with fecosr's safety rule: all that clients keep from a run is the "
+            "model alone, which would go on from there while the shared one begins anew. Fix: "
+            "run.warm-start = ''."
         )

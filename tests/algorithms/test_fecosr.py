@@ -200,3 +200,8 @@ def test_rows_of_users_that_no_stage_trains_are_refused() -> None:
     assert algorithm_names(tiny_settings(**memory)) == ["fecosr"]
     with pytest.raises(SettingsError, match="personal-memory with fecosr.*'all'"):
         algorithm_names(tiny_settings(**memory, algorithm__finetune_mode="all"))
+
+
+def test_the_model_alone_has_no_head_start() -> None:
+    with pytest.raises(SettingsError, match="go on from there while the shared one begins anew"):
+        algorithm_names(tiny_settings(algorithm__name="fecosr", run__warm_start="before"))
