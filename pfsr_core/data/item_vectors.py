@@ -149,7 +149,8 @@ def _sentences(source: str, texts: Sequence[str], dim: int) -> Vectors:
             f"Fix: pip install 'pfsr[sentences]', or use {TF_IDF!r}."
         ) from None
     rows = SentenceTransformer(name, device="cpu").encode(list(texts), convert_to_numpy=True)
-    return _of_width(np.asarray(rows, np.float32), dim, name)
+    known = np.array([bool(text) for text in texts])  # a model has a vector of "" too
+    return _of_width(np.asarray(rows, np.float32) * known[:, None], dim, name)
 
 
 def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, str]:
@@ -163,6 +164,9 @@ def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, 
     ids, found = readers[path.suffix.lower()](path)
     found = _of_width(found, dim, str(path))
     places = {raw: row for row, raw in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(raw for row, raw in enumerate(ids) if places[raw] != row)
+        raise MalformedFileError(path, None, f"two vectors of {twice!r}", "give each item one")
     missing = [raw for raw in item_ids if raw not in places]
     if missing:
         raise DataError(
@@ -193,11 +197,19 @@ def _read_csv(path: Path) -> tuple[list[str], Vectors]:
     vectors = np.empty((len(ids), len(columns)), np.float32)
     for row, cells in enumerate(zip(*columns, strict=True)):
         try:
-            vectors[row] = [float(cell) for cell in cells]
+            vectors[row] = _finite(cells)
         except ValueError:
             problem, fix = f"{cells} are not all numbers", "write id,number,... in each line"
             raise MalformedFileError(path, table.lines[row], problem, fix) from None
     return [cell.strip() for cell in ids], vectors
+
+
+def _finite(cells: Sequence[str]) -> list[float]:
+    """Raises ValueError for what is no number, or not a finite one."""
+    numbers = [float(cell) for cell in cells]
+    if not np.isfinite(numbers).all():
+        raise ValueError
+    return numbers
 
 
 def _of_width(rows: Vectors, dim: int, name: str) -> Vectors:

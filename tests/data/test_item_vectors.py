@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,22 @@ def test_files_by_raw_item_id(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_sentences_and_none_where_there_are_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def __init__(self, name: str, device: str) -> None:
+            assert (name, device) == ("small", "cpu")
+
+        def encode(self, texts: list[str], convert_to_numpy: bool) -> np.ndarray:
+            return np.array([[len(text) + 1.0] * DIM for text in texts])
+
+    package = SimpleNamespace(SentenceTransformer=Model)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    found = made("sentence:small", ("", *TEXTS[1:]))
+    assert not found.rows[0].any()
+    np.testing.assert_allclose(np.linalg.norm(found.rows[1:], axis=1), 1, rtol=1e-6)
+    assert found.method == f"sentence:small, {DIM}"
+
+
 def test_another_file_has_another_digest(tmp_path: Path) -> None:
     one = made(str(npz(tmp_path / "a.npz", IDS, np.ones((4, DIM)))))
     other = made(str(npz(tmp_path / "b.npz", IDS, np.eye(4, DIM))))
@@ -123,5 +140,9 @@ def test_what_is_refused_names_the_place_and_the_fix(tmp_path: Path) -> None:
         made(str(write(tmp_path / "text.npz", "hello")))
     with pytest.raises(MalformedFileError, match=r"line 3: .* are not all numbers"):
         made(str(write(tmp_path / "v.csv", "id,a\n7,1\n9,one\n")))
+    with pytest.raises(MalformedFileError, match=r"line 2: .* are not all numbers"):
+        made(str(write(tmp_path / "v.csv", "id,a\n7,nan\n9,1\n")))
+    with pytest.raises(MalformedFileError, match="two vectors of '9'"):
+        made(str(npz(tmp_path / "twice.npz", ["7", "9", "9"], np.ones((3, DIM)))))
     with pytest.raises(DataError, match="is not available"):
         made(str(tmp_path / "missing.npz"))
