@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -271,9 +272,8 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
 
 def served_assembly(served: Served) -> Assembly:
     """The model that is served, from its settings; RecommendationError if they make another."""
-    settings = parse_settings(served.settings)
     items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
-    assembly = assemble(settings, items)
+    assembly = _assembled(tuple(sorted(served.settings.items())), items)
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
@@ -281,6 +281,12 @@ def served_assembly(served: Served) -> Assembly:
             f"with its file of item vectors where model.item-vectors names one."
         )
     return assembly
+
+
+@lru_cache(maxsize=2)
+def _assembled(settings: tuple[tuple[str, Any], ...], catalogue: Catalogue) -> Assembly:
+    """Kept while the process lives: making it takes longer than an answer from a memory."""
+    return assemble(parse_settings(dict(settings)), catalogue)
 
 
 def served_data(served: Served, client: str) -> ClientDataset:
