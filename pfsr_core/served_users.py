@@ -138,7 +138,7 @@ def forget_user(store: StoreFile, user: str) -> int:
             )
     with store.open() as file:
         file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return len(homes)
+    return len({number for number, *_ in homes})
 
 
 def write_histories(histories: Numbers, times: Numbers) -> str:

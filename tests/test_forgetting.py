@@ -12,10 +12,10 @@ import torch
 
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.item_scorer import CODES, ROWS
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.next_item import ITEMS, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.recommend import RecommendationError, forget_everywhere, open_served
-from pfsr_core.served_users import UserMemory
+from pfsr_core.served_users import UserMemory, trained_items
 from tests.serving import served_after_two_rounds
 from tests.test_served_users import KINDS, own_items, ranked, somebody, world
 from tests.tiny import tiny_world
@@ -102,3 +102,22 @@ def test_nobody_is_forgotten_where_no_store_is(tmp_path: Path) -> None:
     for place, problem in ((tmp_path, "no node's store"), (tmp_path / "no.sqlite", "no such file")):
         with pytest.raises(RecommendationError, match=problem):
             forget_everywhere(place, "user-1")
+
+
+def test_models_are_counted_and_not_clients(tmp_path: Path) -> None:
+    """Somebody may be a customer of two shops on one node."""
+    served = world("identity")[3]
+    one, other = list(served.clients)[:2]
+    user, codes = next(iter(served.clients[one].histories.items()))
+    both = replace(
+        served.clients[other], histories={**served.clients[other].histories, user: codes}
+    )
+    both = replace(
+        both, state={**both.state, RESIDUAL: torch.zeros(len(trained_items(both.histories)) + 1, 8)}
+    )
+    served = replace(served, clients={**served.clients, other: both})
+    for run in ("first", "second"):
+        NodeStore(tmp_path / "node.sqlite").install(replace(served, run=run))
+    assert forget_everywhere(tmp_path, user) == 2
+    left = open_served(tmp_path / "node.sqlite").clients
+    assert not [name for name, part in left.items() if user in part.histories]
