@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
 def served_assembly(served: Served) -> Assembly:
     """The model that is served, from its settings; RecommendationError if they make another."""
     items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
-    assembly = _assembled(tuple(sorted(served.settings.items())), items)
+    assembly = _assembled(tuple(sorted(served.settings.items())), items, get_ident())
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
@@ -283,9 +284,14 @@ def served_assembly(served: Served) -> Assembly:
     return assembly
 
 
-@lru_cache(maxsize=2)
-def _assembled(settings: tuple[tuple[str, Any], ...], catalogue: Catalogue) -> Assembly:
-    """Kept while the process lives: making it takes longer than an answer from a memory."""
+@lru_cache(maxsize=8)
+def _assembled(
+    settings: tuple[tuple[str, Any], ...], catalogue: Catalogue, _thread: int
+) -> Assembly:
+    """Kept while the process lives: making it takes longer than an answer from a memory.
+
+    A thread has its own: a model's parameters are put into its module while it computes.
+    """
     return assemble(parse_settings(dict(settings)), catalogue)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pfsr_core.recommend import (
     find_served,
     open_served,
     recommend,
+    served_assembly,
 )
 from pfsr_core.scoring import make_scorer
 from pfsr_core.store_file import NodeStoreError
@@ -210,6 +212,14 @@ def test_a_model_that_answers_again_is_not_made_again(
     other = serve(model__max_length=9)
     assert recommend(other, some_user(other)[1]) != first and len(made) == 2
     assert recommend(served, some_user(served)[1]) == first and len(made) == 2
+
+
+def test_threads_do_not_share_a_model(served: Served) -> None:
+    """Its module holds the parameters of whoever is answered just now."""
+    with ThreadPoolExecutor(1) as other:
+        theirs, again = (other.submit(served_assembly, served).result() for _ in range(2))
+    assert theirs is again
+    assert theirs is not served_assembly(served) is served_assembly(served)
 
 
 def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
