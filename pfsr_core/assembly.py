@@ -88,7 +88,7 @@ class Assembly:
 
 
 def load_federation(settings: Settings) -> Federation:
-    """Reads, cleans, splits and partitions the data. Raises DataError."""
+    """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
     data = settings.data
     interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
@@ -123,9 +123,9 @@ def _partition(
     if federation.partition == "user":
         if federation.catalogues == "own":
             raise SettingsError(
-                "federation.catalogues = 'own' with federation.partition = 'user': one user's log "
-                "is the history and the answers, and nothing else would be ranked. Fix: "
-                "federation.catalogues = 'common'."
+                "federation.catalogues = 'own' with federation.partition = 'user': beyond the "
+                "history a user's own log has the held-out item alone, which any model then ranks "
+                "first. Fix: federation.catalogues = 'common'."
             )
         return partition_by_user(split)
     if federation.partition == "column":

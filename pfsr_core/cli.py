@@ -277,9 +277,13 @@ def recommend(
     """
     from pfsr_core import cli_answers
     from pfsr_core.node_store import default_state_directory
-    from pfsr_core.recommend import add_items, find_served
+    from pfsr_core.recommend import RecommendationError, add_items, find_served
     from pfsr_core.recommend import recommend as answer
 
+    if add and items is not None:
+        raise RecommendationError(
+            "--items stand in place of the history that --add goes on from. Fix: give one of them."
+        )
     given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
     if add:

@@ -67,5 +67,10 @@ FACTS_LEGEND = (
 
 def _cells(facts: Mapping[str, Any]) -> str:
     counts = [f"{facts[name]:,}" for name in ("users", "items", "interactions", "joined_groups")]
-    shares = [f"{facts[name]:.1%}" for name in ("variant_targets", "tied_last_pair")]
+    shares = [_share(facts[name]) for name in ("variant_targets", "tied_last_pair")]
     return "".join(f"{cell:>17}" for cell in (*counts, *shares))
+
+
+def _share(value: float | None) -> str:
+    """In per cent; a dash where there is nobody to count."""
+    return "–" if value is None else f"{value:.1%}"

@@ -62,7 +62,7 @@ class StoredClient:
 
     @property
     def state(self) -> Params:
-        """Raises NodeStoreError when it is damaged, or when another model has taken its place."""
+        """Raises NodeStoreError when it is damaged, or not that of these histories any more."""
         return self.read()
 
 
@@ -252,6 +252,7 @@ class NodeStore:
         """
         columns = "number, run, algorithm, round, fingerprint, settings, catalogue, digest, tensors"
         with self._file.open() as file:
+            file.execute("BEGIN")  # one model and its own clients, whoever writes meanwhile
             row = file.execute(
                 f"SELECT {columns} FROM served WHERE ? IN ('', run) ORDER BY number DESC", (run,)
             ).fetchone()
@@ -260,7 +261,7 @@ class NodeStore:
                     f"{self.path} serves no model{f' of run {run!r}' if run else ''}. "
                     f"Fix: let a run finish on this node first."
                 )
-            query = "SELECT client, histories FROM served_clients WHERE number = ?"
+            query = "SELECT client, histories, digest FROM served_clients WHERE number = ?"
             clients = file.execute(query, row[:1]).fetchall()
             secret = file.execute("SELECT value FROM secret").fetchone()
         catalogue = json.loads(row[6])
@@ -279,8 +280,10 @@ class NodeStore:
             titles=catalogue["titles"],
             texts=tuple(catalogue.get("texts", ())),
             clients={
-                name: StoredClient(partial(self._served_state, row[0], name), *read_histories(text))
-                for name, text in clients
+                name: StoredClient(
+                    partial(self._served_state, row[0], name, digest), *read_histories(text)
+                )
+                for name, text, digest in clients
             },
             secret=secret[0] if secret else b"",
             vectors=vectors,
@@ -294,15 +297,13 @@ class NodeStore:
         """
         return forget_user(self._file, user)
 
-    def _served_state(self, number: int, client: str) -> Params:
-        query = "SELECT digest, tensors FROM served_clients WHERE number = ? AND client = ?"
+    def _served_state(self, number: int, client: str, digest: str) -> Params:
+        query = "SELECT tensors FROM served_clients WHERE (number, client, digest) = (?, ?, ?)"
         with self._file.open() as file:
-            row = file.execute(query, (number, client)).fetchone()
+            row = file.execute(query, (number, client, digest)).fetchone()
         if row is None:
-            raise StateMissingError(
-                f"{self.path} has another served model by now. Fix: open the served model again."
-            )
-        return self._file.tensors(row[1], row[0])
+            raise self._file.changed()
+        return self._file.tensors(row[0], digest)
 
     def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
         if found != expected:

@@ -38,6 +38,8 @@ def stored_item_views(place: Path, run: str = "", clients: Sequence[str] = ()) -
             raise ItemViewsError(f"no client {name!r} here. Fix: choose one of {some(homes)}.")
     sizes = {name: _size(home, name) for name, home in homes.items()}
     chosen = clients or few({name: size for name, size in sizes.items() if size})
+    if not chosen:
+        raise ItemViewsError(f"{place} serves no client with users. Fix: ask a node that has some.")
     return [_views(homes[name], name) for name in chosen]
 
 

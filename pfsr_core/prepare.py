@@ -27,9 +27,7 @@ def prepare(source: str, path: str, directory: Path) -> Path:
     facts = describe(interactions, leave_one_out(interactions))
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "interactions.parquet"
-    stage = directory / ".interactions.parquet"
-    pq.write_table(_table(interactions), stage)
-    stage.replace(file)
+    _write(_table(interactions), file)
     save_vocabulary(directory, interactions.item_ids, interactions.titles)
     write_json(directory / "data.json", facts)
     return file
@@ -50,10 +48,17 @@ def clean_copy(
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        pa_csv.write_csv(_table(cleaned.log), directory / "interactions.csv")
-        pa_csv.write_csv(_item_map(cleaned), directory / "items.csv")
+        _write(_table(cleaned.log), directory / "interactions.csv")
+        _write(_item_map(cleaned), directory / "items.csv")
         write_json(directory / "cleaning.json", {"before": before, "after": after})
     return before, after
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    """Whole or not at all: a part of a log reads like a log."""
+    stage = file.with_name(f".{file.name}")
+    (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
+    stage.replace(file)
 
 
 def _item_map(cleaned: Cleaned) -> pa.Table:

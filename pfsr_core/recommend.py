@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import get_ident
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,11 +79,7 @@ def open_served(path: Path, run: str = "") -> Served:
 
     Raises RecommendationError without such a file (it is not created), NodeStoreError otherwise.
     """
-    if not path.is_file():
-        raise RecommendationError(
-            f"{path}: no such file. Fix: give the node's store, which a finished run leaves in its "
-            f"state directory, e.g. .pfsr/state/node-0.sqlite."
-        )
+    _check_file(path)
     return NodeStore(path).served(run)
 
 
@@ -117,14 +115,25 @@ def forget_everywhere(place: Path, user: str) -> int:
 
     Raises RecommendationError when no store is there, or when none knows the user.
     """
-    count = sum(NodeStore(path).forget(user) for path in _stores(place) if path.is_file())
+    count = sum(NodeStore(path).forget(user) for path in _stores(place))
     if not count:
         raise RecommendationError(f"{place} serves no user {user!r}: nothing was deleted.")
     return count
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise RecommendationError(
+            f"{path}: no such file. Fix: give the node's store, which a finished run leaves in its "
+            f"state directory, e.g. .pfsr/state/node-0.sqlite."
+        )
+
+
 def _stores(place: Path) -> list[Path]:
-    stores = sorted(place.glob("*.sqlite")) if place.is_dir() else [place]
+    if not place.is_dir():
+        _check_file(place)
+        return [place]
+    stores = sorted(place.glob("*.sqlite"))
     if not stores:
         raise RecommendationError(
             f"{place} holds no node's store (*.sqlite). Fix: finish a run first, e.g. make run, or "
@@ -264,9 +273,8 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
 
 def served_assembly(served: Served) -> Assembly:
     """The model that is served, from its settings; RecommendationError if they make another."""
-    settings = parse_settings(served.settings)
     items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
-    assembly = assemble(settings, items)
+    assembly = _assembled(tuple(sorted(served.settings.items())), items, get_ident())
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
             f"the served model {served.fingerprint} is not the one that this version makes of its "
@@ -274,6 +282,17 @@ def served_assembly(served: Served) -> Assembly:
             f"with its file of item vectors where model.item-vectors names one."
         )
     return assembly
+
+
+@lru_cache(maxsize=8)
+def _assembled(
+    settings: tuple[tuple[str, Any], ...], catalogue: Catalogue, _thread: int
+) -> Assembly:
+    """Kept while the process lives: making it takes longer than an answer from a memory.
+
+    A thread has its own: a model's parameters are put into its module while it computes.
+    """
+    return assemble(parse_settings(dict(settings)), catalogue)
 
 
 def served_data(served: Served, client: str) -> ClientDataset:

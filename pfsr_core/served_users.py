@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,14 @@ class ServedUsers:
     number: int
 
     def append(self, client: str, user: str, codes: Sequence[int], seconds: int) -> None:
-        """Item codes that follow the user's history, all of them at ``seconds``."""
+        """Item codes that follow the user's history, all of them at ``seconds``.
+
+        Raises StateMissingError where the store does not serve this model to the user any more.
+        """
         key = (self.number, client, user)
         with self.file.transaction() as file:
+            if not self._serves(file, client, user):
+                raise self.file.changed()
             count = "SELECT count(*) FROM events WHERE (number, client, user) = (?, ?, ?)"
             start = file.execute(count, key).fetchone()[0]
             rows = ((*key, start + place, int(code), seconds) for place, code in enumerate(codes))
@@ -80,13 +86,27 @@ class ServedUsers:
     def keep(
         self, client: str, user: str, weights: str, history: ItemArray, memory: UserMemory
     ) -> None:
-        """Remembers ``memory`` of ``history``, in place of an older one."""
+        """Remembers ``memory`` of ``history``, in place of an older one.
+
+        Nothing is kept where the user was forgotten meanwhile, or another model took this one's
+        place.
+        """
         facts = (weights, memory.covered, _digest_of(history[: memory.covered]))
+        row = (self.number, client, user, *facts, *packed(memory.tensors))
         with self.file.transaction() as file:
-            file.execute(
-                "INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self.number, client, user, *facts, *packed(memory.tensors)),
-            )
+            if self._serves(file, client, user):
+                places = ", ".join("?" * len(row))
+                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({places})", row)
+
+    def _serves(self, file: sqlite3.Connection, client: str, user: str) -> bool:
+        """Looks for the user's key in the text of :func:`write_histories`, which may be long.
+
+        A quote inside a key has a backslash before it, so neither text can be part of a key.
+        """
+        query = "SELECT 1 FROM served_clients WHERE (number, client) = (?, ?) "
+        query += "AND (instr(histories, ?) OR instr(histories, ?))"
+        keys = (f"{before}{json.dumps(user)}: " for before in ("{", ", "))
+        return file.execute(query, (self.number, client, *keys)).fetchone() is not None
 
 
 def forget_user(store: StoreFile, user: str) -> int:
@@ -97,7 +117,6 @@ def forget_user(store: StoreFile, user: str) -> int:
     overwritten, also in the write-ahead log.
     """
     with store.transaction() as file:
-        file.execute("PRAGMA secure_delete = ON")
         for table in ("events", "memories"):
             file.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
         query = "SELECT number, client, histories, settings "
@@ -119,7 +138,7 @@ def forget_user(store: StoreFile, user: str) -> int:
             )
     with store.open() as file:
         file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return len(homes)
+    return len({number for number, *_ in homes})
 
 
 def write_histories(histories: Numbers, times: Numbers) -> str:
@@ -162,27 +181,27 @@ def _without(
 ) -> tuple[str, str, bytes]:
     """(histories, digest, tensors) of a client without ``user``, and what was the user's alone.
 
-    That is the user's private row, and the private rows of items that nobody else has trained.
-    Of PFedRec's own view the items that others have trained are left: whose the negatives are is
-    not known.
+    That is the user's private row, and the private rows of items that nobody else has trained,
+    under whatever prefix an algorithm keeps them. Of PFedRec's own view the items that others have
+    trained are left: whose the negatives are is not known.
     """
     place, before = list(histories).index(user) + 1, trained_items(histories)
     rest, rest_times = (
         {name: values for name, values in part.items() if name != user}
         for part in (histories, times)
     )
-    if USERS in state:
-        others = torch.arange(len(state[USERS])) != place
-        state = {**state, USERS: state[USERS][others]}
-    own, after = {ITEMS} if items == "private" else {RESIDUAL, FACTORS, BIAS}, trained_items(rest)
-    if CODES in state:
-        others = torch.from_numpy(np.isin(state[CODES].numpy(), after))
-        state = {**state, CODES: state[CODES][others], ROWS: state[ROWS][others]}
+    after = trained_items(rest)
+    names = (ITEMS,) if items == "private" else (RESIDUAL, FACTORS, BIAS)
     still = torch.from_numpy(np.concatenate([[True], np.isin(before, after)]))
+    left = dict.fromkeys(names, still)
+    left[USERS] = torch.arange(len(histories) + 1) != place
     state = {
-        name: tensor[still] if name.rpartition("/")[2] in own else tensor
+        name: tensor[left[base]] if (base := name.rpartition("/")[2]) in left else tensor
         for name, tensor in state.items()
     }
+    if CODES in state:
+        view = torch.from_numpy(np.isin(state[CODES].numpy(), after))
+        state |= {name: state[name][view] for name in (ROWS, CODES)}
     return write_histories(rest, rest_times), *packed(state)
 
 

@@ -79,4 +79,29 @@ def algorithm_names(settings: Settings) -> list[str]:
     names = list(dict.fromkeys([settings.algorithm.name, *compared]))
     for name in names:
         check_settings(name, settings)
+        if name == "fecosr":
+            _check_stages(settings)
     return names
+
+
+def _check_stages(settings: Settings) -> None:
+    """Raises SettingsError for what has no place in the two stages of fecosr."""
+    algorithm = settings.algorithm
+    if algorithm.safety_rule and not algorithm.finetune:
+        raise SettingsError(
+            "fecosr's safety rule compares finetuned models, but algorithm.finetune = false: "
+            "clients would train alone for nothing, and ship unseen. Fix: algorithm.finetune = "
+            "true, or algorithm.safety-rule = false."
+        )
+    if settings.model.personal_memory and algorithm.finetune_mode == "all":
+        raise SettingsError(
+            "model.personal-memory with fecosr and algorithm.finetune-mode = 'all': the private "
+            "rows of users are trained with the adapter, which stays out then. Fix: "
+            "algorithm.finetune-mode = 'all+adapter'."
+        )
+    if settings.run.warm_start and algorithm.safety_rule:
+        raise SettingsError(
+            "run.warm-start with fecosr's safety rule: all that clients keep from a run is the "
+            "model alone, which would go on from there while the shared one begins anew. Fix: "
+            "run.warm-start = ''."
+        )

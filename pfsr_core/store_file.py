@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ class StoreFile:
             f"Fix: restore the file from a backup, or move it away to begin with an empty one."
         )
 
+    def changed(self) -> StateMissingError:
+        """That a served model is not what it was when it was opened."""
+        return StateMissingError(
+            f"{self.path} has changed: another served model, or a user less. Fix: open the served "
+            f"model again."
+        )
+
     def _unwritable(self, problem: object) -> NodeStoreError:
         return NodeStoreError(
             f"{self.path} cannot be used now: {problem}. What it remembers is as it was. Fix: make "
@@ -136,6 +144,7 @@ class StoreFile:
 
     def _prepare(self, file: sqlite3.Connection) -> None:
         file.execute("PRAGMA foreign_keys = ON")
+        file.execute("PRAGMA secure_delete = ON")  # not every SQLite does it by itself
         mark = file.execute("PRAGMA application_id").fetchone()[0]
         if mark != APPLICATION_ID:
             self._create(file)
@@ -144,7 +153,7 @@ class StoreFile:
             version = self._upgrade(file)
         if version != VERSION:
             raise self.damaged(f"it has layout {version}, this program reads layout {VERSION}")
-        file.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(file)
         file.execute("PRAGMA synchronous = FULL")
 
     def _create(self, file: sqlite3.Connection) -> None:
@@ -171,6 +180,19 @@ class StoreFile:
             file.execute(f"PRAGMA user_version = {version}")
         file.execute("COMMIT")
         return version
+
+
+def _write_ahead(file: sqlite3.Connection) -> None:
+    """Waits for who creates the file just now, which SQLite's own timeout does not here."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def _make_private(path: Path) -> None:

@@ -24,7 +24,7 @@ from pfsr_core.personal_evaluation import evaluate_models
 from pfsr_core.recommend import recommend
 from pfsr_core.registries import ALGORITHMS, local_training
 from pfsr_core.scoring import effective_model, make_scorer
-from pfsr_core.settings import Settings, Value
+from pfsr_core.settings import Settings, SettingsError, Value
 from pfsr_core.simulation import States, run
 from tests.test_recommend import serve
 from tests.tiny import tiny_world
@@ -210,6 +210,12 @@ def test_only_what_the_client_sells_is_recommended(items: str) -> None:
         for answer in answers:
             assert {one.item for one in answer.recommendations} <= sold
         assert answers[1].skipped == (foreign,)
+
+
+def test_the_log_of_a_single_user_is_no_catalogue() -> None:
+    """Nothing is left to rank but the item that was held out: an untrained model has HR 1."""
+    with pytest.raises(SettingsError, match="any model then ranks first.*'common'"):
+        tiny_world(federation__catalogues="own", federation__partition="user")
 
 
 def test_a_node_with_data_of_its_own_follows_the_setting(tmp_path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -212,6 +214,8 @@ def test_a_new_interaction_is_kept_and_a_user_can_be_forgotten(tmp_path: Path) -
         text = succeed("recommend", "--state", path, "-u", user, "-k", 40, *words)
         assert best not in [row.split()[1] for row in text.splitlines()[1:]]
     assert "lacks nope" in fail("recommend", "--state", path, "-u", user, "--add", "nope")
+    both = fail("recommend", "--state", path, "-u", user, "--add", best, "--items", best)
+    assert "give one of them" in both
     text = succeed("forget", "--state", tmp_path, "-u", user)
     assert text.strip() == f"user {user}: deleted from 1 served models"
     assert "is not on this node" in fail("recommend", "--state", path, "-u", user)
@@ -312,3 +316,24 @@ def test_doctor_finds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "ml-1m" / "ratings.dat").touch()
     findings = {finding.subject: finding for finding in doctor.examine()}
     assert findings["data ml-1m"].level == "ok"
+
+
+def test_the_command_at_the_head_of_the_market_recipe_runs(tmp_path: Path) -> None:
+    """On markets in files of XMarket's form, which have no words."""
+    rng, recipe = np.random.default_rng(0), Path("recipes/fecosr.toml")
+    for market in ("ca", "uk"):
+        lines = [
+            f"U{user} I{item} 5.0 2016-01-{day:02d}"
+            for user in range(12)
+            for day, item in enumerate(rng.permutation(20)[:8].tolist(), start=1)
+        ]
+        text = "\n".join(["userId itemId rate date", *lines, ""])
+        (tmp_path / f"{market}_5core.txt").write_text(text)
+    comment = "".join(line[1:] for line in recipe.read_text().splitlines(True) if line[0] == "#")
+    command = comment[comment.index("pfsr simulate") :].replace("DIR", str(tmp_path))
+    words = shlex.split(command.replace("\\\n", " "))
+    quick = ("federation.rounds=1", "algorithm.finetune-epochs=1", "model.id-dim=8", "run.compare=")
+    less = [part for setting in quick for part in ("--set", setting)]
+    found = succeed(*words[1:], *less, "--set", "run.baselines=false", "--out", tmp_path / "run")
+    assert re.search(r"market-uk +12 .*(local|federated)", found)
+    assert "collaborative, not semantic" in found

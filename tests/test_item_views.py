@@ -13,7 +13,7 @@ from pfsr_core.item_views import ItemViewsError, few, item_views, near, of_few, 
 from pfsr_core.models.next_item import ITEMS, RESIDUAL
 from pfsr_core.node_store import NodeStore
 from pfsr_core.node_views import add_item_views, stored_item_views
-from pfsr_core.recommend import RecommendationError
+from pfsr_core.recommend import RecommendationError, forget_everywhere
 from pfsr_core.report import write_report
 from pfsr_core.run_files import ITEM_VIEWS, read_run
 from pfsr_core.settings import Value
@@ -173,6 +173,15 @@ def test_a_wrong_client_and_a_wrong_run_say_what_to_do(stores: Path, tmp_path: P
     assert "serves no model of run 'other'" in fail(
         "item-views", "--state", stores, "--run", "other"
     )
+
+
+def test_where_everybody_was_forgotten_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    served = serve(federation__clients=1, algorithm__name="fed-avg", model__items="dual")
+    NodeStore(tmp_path / "node-0.sqlite").install(served)
+    for user in served.clients["group-00"].histories:
+        forget_everywhere(tmp_path, user)
+    message = fail("item-views", "--state", tmp_path, "--out", tmp_path / "views.png")
+    assert "no client with users" in message
 
 
 def test_the_report_of_a_simulation_gets_the_picture_from_its_own_stores(

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,18 @@ def test_only_the_owner_may_read_it(store):
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
     held.close()
     assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+
+
+def test_two_processes_may_make_the_file_at_once(store):
+    """The second one asks for write-ahead logging while the first still writes without it."""
+    store.runs()
+    first = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    first.execute("PRAGMA journal_mode = DELETE")
+    first.execute("BEGIN IMMEDIATE")
+    ready = threading.Timer(0.2, first.close)
+    ready.start()
+    assert store.runs() == []
+    ready.join()
 
 
 KILLED = """

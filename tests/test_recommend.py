@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pfsr_core import recommend as recommendation
 from pfsr_core.item_modes import ITEM_MODES
 from pfsr_core.node_store import (
     NodeStore,
@@ -26,6 +28,7 @@ from pfsr_core.recommend import (
     find_served,
     open_served,
     recommend,
+    served_assembly,
 )
 from pfsr_core.scoring import make_scorer
 from pfsr_core.store_file import NodeStoreError
@@ -193,6 +196,30 @@ def test_through_the_store(served: Served, tmp_path: Path) -> None:
     assert open_served(path, "tiny").run == "tiny"
     with pytest.raises(NodeStoreError, match="'other'"):
         open_served(path, "other")
+
+
+def test_a_model_that_answers_again_is_not_made_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    original = recommendation.assemble
+    monkeypatch.setattr(
+        recommendation, "assemble", lambda *given: made.append(given) or original(*given)
+    )
+    recommendation._assembled.cache_clear()
+    first, second = (recommend(served, some_user(served)[1]) for _ in range(2))
+    assert first == second and len(made) == 1
+    other = serve(model__max_length=9)
+    assert recommend(other, some_user(other)[1]) != first and len(made) == 2
+    assert recommend(served, some_user(served)[1]) == first and len(made) == 2
+
+
+def test_threads_do_not_share_a_model(served: Served) -> None:
+    """Its module holds the parameters of whoever is answered just now."""
+    with ThreadPoolExecutor(1) as other:
+        theirs, again = (other.submit(served_assembly, served).result() for _ in range(2))
+    assert theirs is again
+    assert theirs is not served_assembly(served) is served_assembly(served)
 
 
 def test_a_missing_store_is_not_created(tmp_path: Path) -> None:

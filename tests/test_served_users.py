@@ -14,8 +14,7 @@ import torch
 
 from pfsr_core.assembly import Assembly, Federation
 from pfsr_core.data.client_dataset import ItemArray
-from pfsr_core.models.compressors import USERS, LearnedTokens
-from pfsr_core.models.item_scorer import CODES, ROWS
+from pfsr_core.models.compressors import USERS, LearnedTokens, RecurrentState
 from pfsr_core.node_store import NodeStore, Served, ServedClient
 from pfsr_core.recommend import (
     RecommendationError,
@@ -28,6 +27,7 @@ from pfsr_core.recommend import (
 from pfsr_core.scoring import make_scorer
 from pfsr_core.served_users import UserMemory, trained_items
 from pfsr_core.settings import Settings, Value
+from pfsr_core.store_file import StateMissingError
 from tests.serving import served_after_two_rounds
 from tests.tiny import tiny_world
 
@@ -140,8 +140,32 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
     assert len(compressed) == 5
 
 
+@pytest.mark.parametrize("kind", ["state", "associative state"])
+def test_a_state_reads_what_is_new_alone(
+    kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = RecurrentState.recall
+
+    def counting(self: RecurrentState, encoder: object, x: torch.Tensor, *rest: object) -> object:
+        read.append(x.shape[1])
+        return original(self, encoder, x, *rest)
+
+    monkeypatch.setattr(RecurrentState, "recall", counting)
+    served = open_served(path)
+    client, user = somebody(served)
+    recommend(served, user)
+    assert sum(read) == len(served.clients[client].histories[user])
+    read.clear()
+    for items in (served.item_ids[:1], served.item_ids[1:2], served.item_ids[2:5], []):
+        add_items(served, user, items, NOW)
+        recommend(served, user)
+    assert read == [1, 1, 3, 0]
+
+
 class TestStale:
-    KEY = ("client", "user", "weights", np.array([3, 1, 2]))
+    WHO = somebody(world("tokens")[3])
+    KEY = (*WHO, "weights", np.array([3, 1, 2]))
 
     @pytest.fixture
     def users(self, tmp_path: Path) -> object:
@@ -153,27 +177,28 @@ class TestStale:
 
     def test_served_again_for_a_history_that_goes_on(self, users: object) -> None:
         for history in ([3, 1, 2], [3, 1], [3, 1, 7, 8]):
-            found = users.memory("client", "user", "weights", np.array(history))
+            found = users.memory(*self.WHO, "weights", np.array(history))
             assert found.covered == 2
             assert torch.equal(found.tensors["keys"], torch.ones(1, 2))
 
     @pytest.mark.parametrize("history", [[3], [3, 2, 1], []])
     def test_refused_for_another_history(self, users: object, history: list[int]) -> None:
-        assert users.memory("client", "user", "weights", np.array(history)) is None
+        assert users.memory(*self.WHO, "weights", np.array(history)) is None
 
     def test_refused_for_other_weights(self, users: object) -> None:
-        assert users.memory("client", "user", "others", self.KEY[3]) is None
+        assert users.memory(*self.WHO, "others", self.KEY[3]) is None
 
     def test_refused_for_other_times(self, users: object) -> None:
         history = np.array([[3, 60], [1, 90], [2, 99]])
-        users.keep("client", "timed", "weights", history, UserMemory(2, {"keys": torch.ones(1)}))
-        assert users.memory("client", "timed", "weights", history) is not None
+        users.keep(*self.WHO, "weights", history, UserMemory(2, {"keys": torch.ones(1)}))
+        assert users.memory(*self.WHO, "weights", history) is not None
         history[0, 1] += 1
-        assert users.memory("client", "timed", "weights", history) is None
+        assert users.memory(*self.WHO, "weights", history) is None
 
     def test_of_nobody_else(self, users: object) -> None:
-        assert users.memory("client", "another", *self.KEY[2:]) is None
-        assert users.memory("another", "user", *self.KEY[2:]) is None
+        client, user = self.WHO
+        assert users.memory(client, "another", *self.KEY[2:]) is None
+        assert users.memory("another", user, *self.KEY[2:]) is None
 
 
 @pytest.mark.parametrize("kind", ["tokens", "state"])
@@ -247,48 +272,41 @@ def test_a_forgotten_user_is_in_no_byte_of_the_store(kind: str, path: Path) -> N
         forget_everywhere(path.parent, first)
 
 
-PERSONAL = [
-    ("pfedrec", "shared"),
-    ("pfsr", "semantic"),
-    ("fed-avg", "dual"),
-    ("fed-avg", "private"),
-]
+@pytest.mark.parametrize("kind", ["tokens"])
+def test_who_has_the_store_open_while_it_changes_is_told(kind: str, path: Path) -> None:
+    """Nothing is kept of a user who was forgotten, or with a model that is gone."""
+    opened = open_served(path)
+    client, last = somebody(opened)
+    first = next(iter(opened.clients[client].histories))
+    forget_everywhere(path, first)
+    users, memory = opened.users, UserMemory(1, {"keys": torch.ones(2)})
+    users.keep(client, first, "weights", np.arange(2), memory)
+    for user in (first, last):
+        with pytest.raises(StateMissingError, match="changed.*open the served model again"):
+            recommend(opened, user)
+    with pytest.raises(StateMissingError, match="a user less"):
+        add_items(opened, first, opened.item_ids[:1], NOW)
+    add_items(opened, last, opened.item_ids[:1], NOW)
+    NodeStore(path).install(world(kind)[3])
+    users.keep(client, last, "weights", np.arange(2), memory)
+    with pytest.raises(StateMissingError, match="another served model"):
+        add_items(opened, last, opened.item_ids[:1], NOW)
+    assert stored(path, "events") == stored(path, "memories") == 0
 
 
-@pytest.mark.parametrize(("algorithm", "items"), PERSONAL)
-def test_a_client_of_nobody_else_goes_with_its_user(
-    algorithm: str, items: str, tmp_path: Path
-) -> None:
-    """Its own view of the items, a mask or what it trained would all tell of the one user."""
-    changes: dict[str, Value] = {"algorithm__name": algorithm, "model__items": items}
-    served = served_after_two_rounds(*tiny_world(**changes, federation__partition="user"))
-    NodeStore(tmp_path / "node.sqlite").install(served)
-    client, other = list(served.clients)[:2]
-    (user,), (somebody_else,) = (served.clients[one].histories for one in (client, other))
-    state = {name: tensor.clone() for name, tensor in served.clients[client].state.items()}
-    assert forget_everywhere(tmp_path, user) == 1
-    after = open_served(tmp_path / "node.sqlite")
-    assert set(after.clients) == set(served.clients) - {client}
-    assert recommend(after, somebody_else) == recommend(served, somebody_else)
-    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
-    long = [tensor.numpy().tobytes() for tensor in state.values() if tensor.nbytes > 16]
-    assert long and not any(part in content for part in long if any(part))
-
-
-def test_of_a_forgotten_user_no_item_is_left_in_a_view_that_others_share(tmp_path: Path) -> None:
-    served = served_after_two_rounds(*tiny_world(algorithm__name="pfedrec"))
-    NodeStore(tmp_path / "node.sqlite").install(served)
-    client, part = next(iter(served.clients.items()))
-    first, second = list(part.histories)[:2]
-    only = set(trained_items(part.histories).tolist())
-    forget_everywhere(tmp_path, first)
-    after = open_served(tmp_path / "node.sqlite")
-    state, rest = after.clients[client].state, trained_items(after.clients[client].histories)
-    assert state[CODES].tolist() == rest.tolist() and only - set(rest.tolist())
-    before = dict(zip(part.state[CODES].tolist(), part.state[ROWS], strict=True))
-    for code, row in zip(state[CODES].tolist(), state[ROWS], strict=True):
-        assert torch.equal(row, before[code])
-    assert recommend(after, second, k=5).recommendations
+def test_whatever_users_are_called(tmp_path: Path) -> None:
+    """Whose history a store holds is looked up in the text that it is written as."""
+    served, names = world("identity")[3], ['"', 'x": [1], "y', "\\", "é", "a: ", "0"]
+    client, _ = somebody(served)
+    part = ServedClient(served.clients[client].state, dict.fromkeys(names, [1, 2, 3]))
+    NodeStore(tmp_path / "node.sqlite").install(replace(served, clients={client: part}))
+    users = open_served(tmp_path / "node.sqlite").users
+    for name in names:
+        users.append(client, name, [4], NOW)
+        assert users.added(client, name) == [(4, NOW)]
+    for name in ("x", "y", "[1]", "", "a", "\\\\", "[1, 2, 3]"):
+        with pytest.raises(StateMissingError):
+            users.append(client, name, [4], NOW)
 
 
 @pytest.mark.parametrize("kind", ["identity"])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pfsr_core.assembly import load_federation
 from pfsr_core.central import central_values
 from pfsr_core.setting_checks import algorithm_names, check_settings
 from pfsr_core.settings import SettingsError, Value, parse_settings
@@ -61,12 +60,6 @@ def test_what_nothing_would_read_is_refused(changes: dict[str, Value], message: 
 @pytest.mark.parametrize("changes", USED)
 def test_what_is_read_is_not(changes: dict[str, Value]) -> None:
     check_settings("pfsr", tiny_settings(**changes))
-
-
-def test_one_users_log_is_no_catalogue() -> None:
-    """It holds the history and the held-out items: all of them would be found."""
-    with pytest.raises(SettingsError, match=r"the answers.*catalogues = 'common'"):
-        load_federation(tiny_settings(federation__partition="user", federation__catalogues="own"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

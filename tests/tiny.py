@@ -33,7 +33,11 @@ NEEDS: dict[str, dict[str, Value]] = {
         "train.learning-rate": 0.1,
         "train.item-learning-rate": 1.0,
     },
-    "fecosr": {"model.items": "adapted", "algorithm.finetune-epochs": 2},
+    "fecosr": {
+        "model.items": "adapted",
+        "algorithm.finetune": True,
+        "algorithm.finetune-epochs": 2,
+    },
 }
 """What an algorithm cannot do without, or cannot be expected to learn without."""
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from pfsr_core.algorithms.server_step import ServerStep, average
 from pfsr_core.batched_training import Trained, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.client import evaluate_client, user_values
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Sums
+from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Personalize, Sums
 from pfsr_core.fisher import Masks
 from pfsr_core.local_training import Job, LocalTraining, Task, stream_seed
 from pfsr_core.params import Params, select
@@ -47,6 +49,7 @@ SHIPPED = "shipped-federated"
 class Finetuning:
     """Stage 2. ``mode``: "adapter" trains the adapter alone, "all" all but it, "all+adapter" both.
 
+    Private rows of users, where the model has them, belong to the adapter.
     ``step``: step sizes over those of the first round. ``safety_rule``: whether a model alone is
     trained beside, and the better one shipped.
     """
@@ -55,6 +58,90 @@ class Finetuning:
     epochs: int = 10
     step: float = 1.0
     safety_rule: bool = True
+
+
+class Scored(NamedTuple):
+    """A whole model, and its validation NDCG@10 (1,)."""
+
+    score: Tensor
+    params: Params
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How clients train in either stage. The private part of ``task`` is the adapter."""
+
+    task: Task
+    training: LocalTraining
+    finetuning: Finetuning
+
+    @property
+    def hard(self) -> Task:
+        """The task without soft targets: of finetuning, and of the model alone."""
+        return replace(self.task, soft_targets=None)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The names that stage 2 does not move."""
+        partition = self.task.partition
+        held = {"adapter": partition.shared, "all": partition.private, "all+adapter": frozenset()}
+        return held[self.finetuning.mode]
+
+    def pretrained(
+        self, task: Task, starts: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
+    ) -> list[Trained]:
+        """Whole models after a round of stage 1 with the targets of ``task``; adapters stay."""
+        jobs = [
+            self._job(start, data, ("client", data.client, round_), self.task.partition.private)
+            for start, data in zip(starts, datasets, strict=True)
+        ]
+        return train_clients(task, self.training.in_round(round_), jobs)
+
+    def trained_alone(
+        self, states: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
+    ) -> list[Params]:
+        """What the states hold of the models alone, a round later."""
+        shared, private = self.task.partition.shared, self.task.partition.private
+        starts = [{**_under(state, ALONE), **select(state, private)} for state in states]
+        found = self.pretrained(self.hard, starts, datasets, round_)
+        return [
+            _after_round(state, Scored(self.scored(whole, data).score, select(whole, shared)))
+            for state, (whole, _), data in zip(states, found, datasets, strict=True)
+        ]
+
+    def finetuned(
+        self, starts: Sequence[Params], datasets: Sequence[ClientDataset]
+    ) -> list[Scored]:
+        """Every client's best epoch of stage 2, the first of equals; epoch 0 is its start."""
+        now = list(starts)
+        best = list(map(self.scored, now, datasets))
+        for epoch in range(1, self.finetuning.epochs + 1):
+            now = self._epoch(now, datasets, epoch)
+            pairs = zip(best, map(self.scored, now, datasets), strict=True)
+            best = [new if new.score > old.score else old for old, new in pairs]
+        return best
+
+    def scored(self, whole: Params, data: ClientDataset) -> Scored:
+        """The model and its score on the client's validation items, 0 without users."""
+        scorer = make_scorer(self.task, whole, data, self.training.max_length)
+        values = user_values([evaluate_client(scorer, data, "valid")], "ndcg@10")
+        return Scored(torch.tensor([values.mean() if len(values) else 0.0]), whole)
+
+    def _epoch(
+        self, starts: Sequence[Params], datasets: Sequence[ClientDataset], epoch: int
+    ) -> list[Params]:
+        jobs = [
+            self._job(start, data, ("finetune", data.client, epoch), self.held)
+            for start, data in zip(starts, datasets, strict=True)
+        ]
+        config = replace(self.training.scaled(self.finetuning.step), local_epochs=1)
+        return [whole for whole, _ in train_clients(self.hard, config, jobs)]
+
+    def _job(
+        self, start: Params, data: ClientDataset, stream: tuple[object, ...], held: frozenset[str]
+    ) -> Job:
+        seed = stream_seed(self.training.seed, *stream)
+        return Job(start, data, seed, frozen=_all_of(start, held))
 
 
 def fecosr(
@@ -66,32 +153,20 @@ def fecosr(
     weight_power: float = 0.5,
 ) -> FederatedAlgorithm:
     """FeCoSR over a task whose private part is an adapter that starts at zero."""
-    shared, private = task.partition.shared, task.partition.private
-    hard = replace(task, soft_targets=None)
-    moves = {"adapter": private, "all": shared, "all+adapter": shared | private}[finetuning.mode]
+    stages, private = Stages(task, training, finetuning), task.partition.private
 
     def init_client(data: ClientDataset) -> Params:
         alone = _named(ALONE, task.init_shared()) if finetuning.safety_rule else {}
         return {**task.init_private(data), **alone}
 
-    def pretrained(
-        some: Task, starts: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
-    ) -> list[Trained]:
-        streams = [stream_seed(training.seed, "client", data.client, round_) for data in datasets]
-        jobs = [
-            Job(start, data, stream, frozen=_all_of(start, private))
-            for start, data, stream in zip(starts, datasets, streams, strict=True)
-        ]
-        return train_clients(some, training.in_round(round_), jobs)
-
     def client_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
         starts = [{**broadcast.params, **select(state, private)} for state in states]
-        trained = pretrained(task, starts, datasets, broadcast.round)
+        trained = stages.pretrained(task, starts, datasets, broadcast.round)
         alone: Sequence[Params] = [{}] * len(states)
         if finetuning.safety_rule:
-            alone = trained_alone(states, datasets, broadcast.round)
+            alone = stages.trained_alone(states, datasets, broadcast.round)
         updates = [
             update_of(task, broadcast, *one, data, weight_power)
             for one, data in zip(trained, datasets, strict=True)
@@ -101,96 +176,31 @@ def fecosr(
             for update, own in zip(updates, alone, strict=True)
         ]
 
-    def trained_alone(
-        states: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
-    ) -> list[Params]:
-        """What the states hold of the models alone, a round later."""
-        starts = [{**_under(state, ALONE), **select(state, private)} for state in states]
-        found = pretrained(hard, starts, datasets, round_)
-        return [
-            after_round(state, whole, data)
-            for state, (whole, _), data in zip(states, found, datasets, strict=True)
-        ]
-
-    def after_round(state: Params, whole: Params, data: ClientDataset) -> Params:
-        score, model = valid(whole, data), select(whole, shared)
-        best, known = _under(state, ALONE_BEST), state.get(SCORE)
-        if known is None or score > known:
-            best, known = model, score
-        return {**_named(ALONE, model), **_named(ALONE_BEST, best), SCORE: known}
-
-    def best_alone(state: Params) -> Params:
-        return {**(_under(state, ALONE_BEST) or _under(state, ALONE)), **select(state, private)}
-
-    def valid(whole: Params, data: ClientDataset) -> Tensor:
-        """Validation NDCG@10 (1,); 0 without users."""
-        scorer = make_scorer(task, whole, data, training.max_length)
-        values = user_values([evaluate_client(scorer, data, "valid")], "ndcg@10")
-        return torch.tensor([values.mean() if len(values) else 0.0])
-
-    def finetuned(
-        starts: Sequence[Params], datasets: Sequence[ClientDataset]
-    ) -> list[tuple[Tensor, Params]]:
-        """Validation NDCG@10 and parameters of every client's best epoch."""
-        pairs = list(zip(starts, datasets, strict=True))
-        best = [(valid(start, data), start) for start, data in pairs]
-        config, now = replace(training.scaled(finetuning.step), local_epochs=1), list(starts)
-        for epoch in range(1, finetuning.epochs + 1):
-            jobs = [
-                Job(
-                    whole,
-                    data,
-                    stream_seed(training.seed, "finetune", data.client, epoch),
-                    frozen=_all_of(whole, (shared | private) - moves),
-                )
-                for whole, data in zip(now, datasets, strict=True)
-            ]
-            now = [whole for whole, _ in train_clients(hard, config, jobs)]
-            for place, (whole, data) in enumerate(zip(now, datasets, strict=True)):
-                score = valid(whole, data)
-                if score > best[place][0]:
-                    best[place] = score, whole
-        return best
-
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
         adapters = [select(state, private) for state in states]
-        federated = finetuned([{**broadcast.params, **own} for own in adapters], datasets)
+        federated = stages.finetuned([{**broadcast.params, **own} for own in adapters], datasets)
+        ended = [
+            {**own, **_named(FEDERATED, one.params)}
+            for own, one in zip(adapters, federated, strict=True)
+        ]
         if not finetuning.safety_rule:
-            return [
-                {**own, **_named(FEDERATED, whole)}
-                for own, (_, whole) in zip(adapters, federated, strict=True)
-            ]
-        local = finetuned([best_alone(state) for state in states], datasets)
+            return ended
+        local = stages.finetuned([_best_alone(state, private) for state in states], datasets)
         return [
-            {
-                **own,
-                **_named(FEDERATED, whole),
-                **_named(LOCAL, other),
-                SHIPS: (score > rival).float(),
-            }
-            for own, (score, whole), (rival, other) in zip(adapters, federated, local, strict=True)
+            {**state, **_named(LOCAL, other.params), SHIPS: (one.score > other.score).float()}
+            for state, one, other in zip(ended, federated, local, strict=True)
         ]
 
-    def federated_view(received: Params, state: Params) -> Params:
-        return _under(state, FEDERATED) or {**received, **select(state, private)}
-
-    def local_view(_received: Params, state: Params) -> Params:
-        return _under(state, LOCAL) or best_alone(state)
-
-    def personalize(received: Params, state: Params) -> Params:
-        """Before the end what stage 1 has reached, after it what is shipped."""
-        ships_local = SHIPS in state and not state[SHIPS].item()
-        return (local_view if ships_local else federated_view)(received, state)
-
+    views = {FEDERATED: partial(_federated, private), LOCAL: partial(_local, private)}
     return replace(
         fed_avg(task, training, step=step, weight_power=weight_power),
         init_client=init_client,
         client_updates=client_updates,
-        personalize=personalize,
+        personalize=_shipping(views[FEDERATED], views[LOCAL]),
         finetunes=finetunes,
-        views={FEDERATED: federated_view, LOCAL: local_view} if finetuning.safety_rule else {},
+        views=views if finetuning.safety_rule else {},
         outcome=shipped,
         states_fit_any_round=True,
     )
@@ -199,6 +209,37 @@ def fecosr(
 def shipped(state: Params) -> Sums:
     """Whether a finetuned client ships the federated result; nothing before the rule was asked."""
     return {SHIPPED: state[SHIPS].item()} if SHIPS in state else {}
+
+
+def _shipping(federated: Personalize, local: Personalize) -> Personalize:
+    """Before the end what stage 1 has reached, after it what is shipped."""
+
+    def personalize(received: Params, state: Params) -> Params:
+        ships_local = SHIPS in state and not state[SHIPS].item()
+        return (local if ships_local else federated)(received, state)
+
+    return personalize
+
+
+def _federated(private: frozenset[str], received: Params, state: Params) -> Params:
+    return _under(state, FEDERATED) or {**received, **select(state, private)}
+
+
+def _local(private: frozenset[str], _received: Params, state: Params) -> Params:
+    return _under(state, LOCAL) or _best_alone(state, private)
+
+
+def _best_alone(state: Params, private: frozenset[str]) -> Params:
+    """The model alone at its best round, or at its start."""
+    return {**(_under(state, ALONE_BEST) or _under(state, ALONE)), **select(state, private)}
+
+
+def _after_round(state: Params, new: Scored) -> Params:
+    """What a state holds of the model alone, whose shared names are ``new`` now."""
+    best, score = _under(state, ALONE_BEST), state.get(SCORE)
+    if score is None or new.score > score:
+        score, best = new
+    return {**_named(ALONE, new.params), **_named(ALONE_BEST, best), SCORE: score}
 
 
 def _all_of(params: Params, names: frozenset[str]) -> Masks:

@@ -18,7 +18,7 @@ from pfsr_core.data.describe import tied_last_pair
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.filters import k_core, take
 from pfsr_core.data.interactions import Interactions
-from pfsr_core.data.splits import leave_one_out
+from pfsr_core.data.splits import FEWEST_INTERACTIONS, leave_one_out
 from pfsr_core.data.variants import Codes, variant_groups
 
 Facts = Mapping[str, Mapping[str, Any]]
@@ -49,7 +49,7 @@ class Cleaned:
 
 
 def clean(log: Interactions, rules: Cleaning) -> Cleaned:
-    """The log by ``rules``. Raises DataError for a column or value that the log lacks."""
+    """The log by ``rules``. Raises DataError for a column, a value or times that the log lacks."""
     item_map: dict[str, str] = {}
     if rules.join_variants:
         groups = variant_groups(log, rules.join_variants, market_codes(log, rules.column))
@@ -100,7 +100,7 @@ def market_facts(log: Interactions, column: str, jaccard: float) -> Facts:
     ``users``, ``items``, ``interactions``; ``joined_groups``, how many groups of variants with a
     bar of ``jaccard`` its items are in; ``variant_targets``, the share of its users whose test item
     is a variant of another one in their history; ``tied_last_pair``, the share whose last two
-    interactions have one timestamp.
+    interactions have one timestamp. Both are None where no user has a test item.
     """
     groups = variant_groups(log, jaccard, market_codes(log, column))
     names = np.unique(log.cells(column)).tolist() if column else ["all"]
@@ -114,13 +114,14 @@ def _facts(log: Interactions, column: str, name: str, groups: Codes) -> dict[str
     part = take(log, rows)
     group_of = dict(zip(log.item_ids, groups[1:].tolist(), strict=True))
     own = np.array([0, *(group_of[raw] for raw in part.item_ids)])
+    tested = np.bincount(part.users).max() >= FEWEST_INTERACTIONS
     return {
         "users": len(part.user_ids),
         "items": len(part.item_ids),
         "interactions": len(part),
         "joined_groups": int(np.isin(here, found[count > 1]).sum()),
-        "variant_targets": _variant_targets(part, own),
-        "tied_last_pair": tied_last_pair(part),
+        "variant_targets": _variant_targets(part, own) if tested else None,
+        "tied_last_pair": tied_last_pair(part) if tested else None,
     }
 
 

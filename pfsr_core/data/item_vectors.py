@@ -150,7 +150,8 @@ def _sentences(source: str, texts: Sequence[str], dim: int) -> Vectors:
             f"Fix: pip install 'pfsr[sentences]', or use {TF_IDF!r}."
         ) from None
     rows = SentenceTransformer(name, device="cpu").encode(list(texts), convert_to_numpy=True)
-    return _of_width(np.asarray(rows, np.float32), dim, name)
+    known = np.array([bool(text) for text in texts])  # a model has a vector of "" too
+    return _of_width(np.asarray(rows, np.float32) * known[:, None], dim, name)
 
 
 def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, str]:

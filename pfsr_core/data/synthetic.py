@@ -66,6 +66,8 @@ def generate(  # noqa: PLR0913 - the options of the data source
     cluster's items, drawn for it alone.
     Raises DataError when the numbers do not fit each other.
     """
+    if not 1 <= sold <= 100:
+        raise DataError(f"a market sells 1 to 100 per cent, not {sold}. Fix: change sold.")
     here = items * sold // 100
     _check(users, here, clusters, markets, mean_length, shortest)
     _check_sizes(users, markets, sizes)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
 
 FEWEST_SHARED = 3
@@ -28,8 +29,14 @@ def variant_groups(log: Interactions, jaccard: float, markets: Codes) -> Codes:
     """For every item code the code of the item it becomes, itself where it has no variant: (V+1,).
 
     ``markets`` (N,) numbers the market of each row: nothing is compared across markets, but what
-    any of them joins is joined.
+    any of them joins is joined. Raises DataError for a log without times, in which no two reviews
+    are alike.
     """
+    if not log.has_times:
+        raise DataError(
+            f"{log.source} has no times, and variants are known by reviews of one time. Fix: "
+            f"data.join-variants = 0.0, or data with times."
+        )
     reviews = _numbered(log.users, log.timestamps, *_ratings(log))
     pairs = [
         _similar_pairs(reviews[markets == market], log.items[markets == market], jaccard)

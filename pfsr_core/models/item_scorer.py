@@ -15,7 +15,8 @@ from pfsr_core.models.next_item import ITEMS
 from pfsr_core.params import Params
 
 WEIGHT, BIAS = "score.weight", "score.bias"
-ROWS, CODES = "personal/items", "personal/codes"  # a client's own view of the items it drew last
+ROWS, CODES = "personal/items", "personal/codes"
+"""In a client's state: the rows (n, D) of its own view of the table, and their item codes (n,)."""
 
 
 class ItemScorer(nn.Module):

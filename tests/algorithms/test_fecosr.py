@@ -18,8 +18,9 @@ from pfsr_core.params import Params
 from pfsr_core.personal_evaluation import evaluate_models, split_means
 from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer
-from pfsr_core.settings import Value
-from tests.tiny import tiny_world
+from pfsr_core.setting_checks import algorithm_names
+from pfsr_core.settings import SettingsError, Value
+from tests.tiny import tiny_settings, tiny_world
 
 VALID = "valid/excluded/ndcg@10"
 
@@ -47,6 +48,18 @@ def finetuned(
 def valid(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> float:
     (found,) = evaluate_models(assembly, 10, shared, {data.client: state}, [data])
     return split_means({split: [one] for split, one in found.items()})[VALID]
+
+
+def of_both(
+    assembly: Assembly, shared: Params, state: Params, data: ClientDataset
+) -> dict[str, float]:
+    """What the federated and the local result reach on validation."""
+    algorithm = assembly.algorithm
+    ways = {way: replace(algorithm, personalize=view) for way, view in algorithm.views.items()}
+    return {
+        way: valid(replace(assembly, algorithm=one), shared, state, data)
+        for way, one in ways.items()
+    }
 
 
 def test_an_untouched_adapter_changes_no_score() -> None:
@@ -109,14 +122,10 @@ def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
     federation, assembly, shared, states = after(rounds)
     algorithm = assembly.algorithm
     found = finetuned(algorithm, shared, states, federation)
-    ways = {
-        way: replace(assembly, algorithm=replace(algorithm, personalize=view, views={}))
-        for way, view in algorithm.views.items()
-    }
     shipped = 0
     for data in federation.clients:
         state = found[data.client]
-        reached = {way: valid(one, shared, state, data) for way, one in ways.items()}
+        reached = of_both(assembly, shared, state, data)
         federated = reached[FEDERATED] > reached[LOCAL]
         assert valid(assembly, shared, state, data) == max(reached.values())
         assert algorithm.outcome(state) == {SHIPPED: float(federated)}
@@ -142,6 +151,28 @@ def test_the_model_alone_knows_nothing_of_the_others() -> None:
         assert torch.equal(found[f"{LOCAL}/{name}"], tensor)
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_market_that_cannot_train(left: int) -> None:
+    """A user with one training item, or nobody: nothing moves. Where both are alike, its own."""
+    federation, assembly, shared, states = after(1, federation__catalogues="own")
+    data = federation.clients[0]
+    lone = replace(data.users[0], train=data.users[0].train[:1])
+    market = replace(data, users=(lone,)[:left])
+    algorithm = assembly.algorithm
+    fresh = algorithm.init_client(market)
+    update = algorithm.client_update(algorithm.init().broadcast(), fresh, market)
+    assert all(torch.equal(update.params[name], algorithm.init().params[name]) for name in shared)
+    (ended,) = finetuned(algorithm, shared, {}, replace(federation, clients=(market,))).values()
+    start = assembly.task.init_shared()
+    local = algorithm.views[LOCAL](shared, ended)
+    assert all(torch.equal(local[name], start[name]) for name in start)
+    federated = algorithm.views[FEDERATED](shared, ended)
+    assert all(torch.equal(federated[name], shared[name]) for name in shared)
+    reached = of_both(assembly, shared, ended, market) if left else {}
+    beats = bool(left) and reached[FEDERATED] > reached[LOCAL]
+    assert algorithm.outcome(ended) == {SHIPPED: float(beats)}
+
+
 def test_without_the_rule_nobody_trains_alone() -> None:
     federation, assembly, shared, states = after(1, algorithm__safety_rule=False)
     assert not assembly.algorithm.views
@@ -149,3 +180,29 @@ def test_without_the_rule_nobody_trains_alone() -> None:
     for state in [*states.values(), *found.values()]:
         assert not any(name.startswith(("alone", LOCAL)) for name in state)
         assert not assembly.algorithm.outcome(state)
+
+
+def test_a_rule_without_a_second_stage_is_refused() -> None:
+    settings = tiny_settings(algorithm__name="fecosr")
+    algorithm = replace(settings.algorithm, finetune=False)
+    with pytest.raises(SettingsError, match=r"compares finetuned models.*finetune = true, or"):
+        algorithm_names(replace(settings, algorithm=algorithm))
+    unseen = replace(algorithm, safety_rule=False)
+    assert algorithm_names(replace(settings, algorithm=unseen)) == ["fecosr"]
+
+
+def test_rows_of_users_that_no_stage_trains_are_refused() -> None:
+    memory: dict[str, Value] = {
+        "algorithm__name": "fecosr",
+        "model__encoder": "sasrec",
+        "model__compressor": "tokens",
+        "model__personal_memory": True,
+    }
+    assert algorithm_names(tiny_settings(**memory)) == ["fecosr"]
+    with pytest.raises(SettingsError, match="personal-memory with fecosr.*'all'"):
+        algorithm_names(tiny_settings(**memory, algorithm__finetune_mode="all"))
+
+
+def test_the_model_alone_has_no_head_start() -> None:
+    with pytest.raises(SettingsError, match="go on from there while the shared one begins anew"):
+        algorithm_names(tiny_settings(algorithm__name="fecosr", run__warm_start="before"))

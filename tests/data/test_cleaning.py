@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv as pa_csv
 import pytest
 
 from pfsr_core.assembly import load_federation
+from pfsr_core.cli_answers import cleaning_text
 from pfsr_core.data.cleaning import Cleaned, Cleaning, clean, market_facts
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.filters import take
@@ -147,6 +149,23 @@ def test_a_variant_of_the_history_as_target_is_counted() -> None:
     assert market_facts(joined, "", 0.3)["all"] == before
 
 
+def test_a_market_without_a_test_item_is_counted_and_stops_nobody() -> None:
+    rows = [*reviews("a", "b", "c"), ("z", "a", 0.0), ("z", "b", 1.0)]
+    facts = market_facts(log_of(rows, market=["x"] * 9 + ["y"] * 2), "market", 0.3)
+    assert facts["x"]["variant_targets"] == 1.0
+    assert (facts["y"]["users"], facts["y"]["interactions"]) == (1, 2)
+    assert facts["y"]["variant_targets"] is facts["y"]["tied_last_pair"] is None
+    line = next(line for line in cleaning_text(facts, {}).splitlines() if line.startswith("y"))
+    assert line.split() == ["y", "before", "1", "2", "2", "1", "–", "–"]
+
+
+def test_variants_are_not_looked_for_without_times() -> None:
+    log = replace(in_market(reviews("a", "b")), has_times=False)
+    with pytest.raises(DataError, match="has no times.*join-variants = 0.0"):
+        clean(log, Cleaning(join_variants=0.3))
+    assert clean(log, Cleaning(user_core=1)).item_map == {}
+
+
 def test_the_clean_copy_is_read_as_what_a_run_cleans_itself(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     items = [f"i{code}" for code in range(8)]
@@ -180,6 +199,17 @@ def test_the_clean_copy_is_read_as_what_a_run_cleans_itself(tmp_path: Path) -> N
     assert [data.client for data in cleaned.clients] == ["market-x", "market-y"]
     raw = load_federation(parse_settings({**common, "data.path": str(source)}))
     assert raw.split.digest != cleaned.split.digest
+
+
+def test_a_copy_that_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(table: object, place: Path) -> None:
+        Path(place).write_text('"user","item","timestamp"\n"u","a",1\n')
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pa_csv, "write_csv", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        clean_copy("synthetic", "users=20,items=40", Cleaning(join_variants=0.3), tmp_path)
+    assert not (tmp_path / "interactions.csv").exists()
 
 
 def test_xmarket_has_the_size_it_is_known_to_have() -> None:

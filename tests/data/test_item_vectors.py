@@ -121,6 +121,8 @@ def test_sentences_are_a_models_rows_of_its_width(monkeypatch: pytest.MonkeyPatc
     assert asked == [("tiny", "cpu", list(TEXTS))]
     np.testing.assert_array_equal(found.rows, np.eye(4, DIM, dtype=np.float32))
     assert found.method == f"sentence:tiny, {DIM}" != made("sentence:other").method
+    wordless = made("sentence:tiny", ("", *TEXTS[1:])).rows
+    assert not wordless[0].any() and wordless[1:].any(1).all()
     with pytest.raises(DataError, match=r"tiny has vectors of 8 numbers.*text-dim = 8"):
         item_vectors("sentence:tiny", IDS, TEXTS, 64)
 

@@ -187,6 +187,8 @@ def test_titles_carry_the_cluster_into_text_vectors() -> None:
         ({"sizes": (40,)}, "sizes are of 1 and 40"),
         ({"sizes": (40, 0)}, "no market without users"),
         ({"sold": 10}, "at least 20 items, not 12"),
+        ({"sold": 0}, "sells 1 to 100 per cent, not 0"),
+        ({"sold": 101}, "sells 1 to 100 per cent, not 101"),
     ],
 )
 def test_markets_that_do_not_fit(changes: dict[str, object], problem: str) -> None:
