@@ -33,6 +33,11 @@ CLAIMS: tuple[tuple[str, Part, Part], ...] = (
     ("federated, not local", ("fecosr", FEDERATED), ("fecosr", LOCAL)),
     ("shipped, not local", ("fecosr", SHIPS), ("fecosr", LOCAL)),
     ("many to many, not one to one", ("fecosr", FEDERATED), ("one to one", SHIPS)),
+    (
+        "many to many, not one to one, hard targets",
+        ("fecosr, cross-entropy", FEDERATED),
+        ("one to one", SHIPS),
+    ),
     ("soft targets, not hard ones", ("fecosr", FEDERATED), ("fecosr, cross-entropy", FEDERATED)),
     (
         "soft targets, not hard ones, pretrained",
