@@ -16,7 +16,6 @@ from pfsr_core.settings import Value
 Overrides = dict[str, Value]
 
 LONG, RECENT = 200, 50  # items read of a history; those of them that stay uncompressed
-FROM = 200  # items from which on a history is a long one
 
 READS_ALL: Overrides = {"model.max-length": LONG}
 READS_RECENT: Overrides = {"model.max-length": RECENT}
@@ -65,6 +64,13 @@ PLACES: dict[str, Overrides] = {
     "histories, central": CENTRAL,
     "histories, fed-avg": FEDERATED,
     "histories, central, oldest decide": {**CENTRAL, **OLDEST_DECIDE},
+}
+
+# Items from which on a history is a long one.
+FROM = {
+    "histories, central": 200,
+    "histories, fed-avg": 200,
+    "histories, central, oldest decide": 0,
 }
 
 

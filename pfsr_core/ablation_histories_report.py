@@ -16,8 +16,7 @@ Records = Mapping[str, Mapping[int, Record]]
 
 METRIC = "ndcg@10"
 HEADER = (
-    f"| where | reads | seeds | NDCG@10 | NDCG@10, users with {FROM} items or more "
-    "| HR@10, the same | CPU s |",
+    "| where | reads | seeds | NDCG@10 | NDCG@10, long histories (users) | HR@10, long | CPU s |",
     "|---|---|---|---|---|---|---|",
 )
 PAIRS = (
@@ -52,7 +51,7 @@ def histories_table(records: Records) -> list[str]:
 def histories_pairs(records: Records) -> list[str]:
     """Differences among users with long histories; intervals of 95 %, seeds averaged first."""
     lines = [
-        f"| {place.removeprefix('histories, ')}: {a} minus {b} | {_difference(left, right)} |"
+        f"| {_short(place)}: {a} minus {b} | {_difference(place, left, right)} |"
         for place in PLACES
         for a, b in PAIRS
         if (left := records.get(f"{place}, {a}")) and (right := records.get(f"{place}, {b}"))
@@ -60,17 +59,17 @@ def histories_pairs(records: Records) -> list[str]:
     return ["| NDCG@10, long histories | difference [interval] |", "|---|---|", *lines]
 
 
-def long_users(record: Record) -> list[str]:
+def long_users(place: str, record: Record) -> list[str]:
     """Raw ids of the users with at least FROM items before the test item, sorted."""
-    return sorted(user for user, length in record["lengths"].items() if length >= FROM)
+    return sorted(user for user, length in record["lengths"].items() if length >= FROM[place])
 
 
 def _row(place: str, kind: str, by_seed: Mapping[int, Record]) -> str:
     records = [record for _, record in sorted(by_seed.items())]
     everybody = [list(record["lengths"]) for record in records]
-    chosen = [long_users(record) for record in records]
+    chosen = [long_users(place, record) for record in records]
     cells = [
-        place.removeprefix("histories, "),
+        _short(place),
         kind,
         str(len(records)),
         f"{_mean(records, everybody, METRIC):.4f}",
@@ -79,6 +78,10 @@ def _row(place: str, kind: str, by_seed: Mapping[int, Record]) -> str:
         f"{np.mean([record['cpu_seconds'] for record in records]):.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _short(place: str) -> str:
+    return place.removeprefix("histories, ")
 
 
 def _mean(records: Sequence[Record], users: Sequence[Sequence[str]], metric: str) -> float:
@@ -90,11 +93,11 @@ def _values(record: Record, users: Sequence[str], metric: str) -> np.ndarray[Any
     return per_user(np.array([record["ranks"][user] for user in users]), metric)
 
 
-def _difference(a: Mapping[int, Record], b: Mapping[int, Record]) -> str:
+def _difference(place: str, a: Mapping[int, Record], b: Mapping[int, Record]) -> str:
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return "no seed in common"
-    users = long_users(a[seeds[0]])
+    users = long_users(place, a[seeds[0]])
     left, right = (np.stack([_values(arm[s], users, METRIC) for s in seeds]) for arm in (a, b))
     found = paired_bootstrap(left, right)
     return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"

@@ -244,8 +244,9 @@ def report(records: Records) -> str:
     rows = histories_table(records)
     if rows:
         parts += [
-            "Long histories. *Reads*: how many items, or what stands for the older ones. "
-            "Users with few items are read whole in every row.",
+            "Long histories. *Reads*: how many items, or what stands for the older ones. Users "
+            "with few items are read whole in every row; long are 200 items or more, and all "
+            "histories where the oldest items decide.",
             "\n".join(rows),
             "\n".join(histories_pairs(records)),
         ]

@@ -184,9 +184,10 @@ def test_item_arms_have_a_table_of_their_own() -> None:
 
 def history_record(ranks: dict[str, int]) -> dict[str, object]:
     """The records of two users with long histories and one with a short one."""
+    least = FROM["histories, central"]
     return {
         "ranks": ranks,
-        "lengths": {"a": FROM, "b": FROM + 9, "c": FROM - 1},
+        "lengths": {"a": least, "b": least + 9, "c": least - 1},
         "cpu_seconds": 60.0,
     }
 
@@ -199,11 +200,15 @@ def test_long_histories_have_a_table_of_their_own() -> None:
             0: history_record({"a": 1, "b": 99, "c": 1}),
             1: history_record({"a": 1, "b": 99, "c": 99}),
         },
+        "histories, central, oldest decide, gru4rec's state": {
+            0: history_record({"a": 1, "b": 1, "c": 99})
+        },
         "pfsr": {},
     }
     assert histories_table(records)[2:] == [
         "| central | sasrec reads 50 | 2 | 0.5000 | 0.5000 (2) | 0.500 | 60 |",
         "| central | sasrec with tokens | 1 | 0.6667 | 1.0000 (2) | 1.000 | 60 |",
+        "| central, oldest decide | gru4rec's state | 1 | 0.6667 | 0.6667 (3) | 0.667 | 60 |",
     ]
     (row,) = histories_pairs(records)[2:]
     assert row.startswith("| central: sasrec with tokens minus sasrec reads 50 | +0.5000 [")
