@@ -217,11 +217,18 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
+def _count(text: str) -> int:
+    """A whole number from 1. Raises argparse's error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server_app.launch", description=__doc__)
     parser.add_argument("--recipe", type=Path, help="TOML file, e.g. recipes/pfsr.toml")
     parser.add_argument("--resume", default="", metavar="RUN", help="continue this run")
-    parser.add_argument("--nodes", type=int, default=2, help="simulated nodes (default 2)")
+    parser.add_argument("--nodes", type=_count, default=2, help="simulated nodes (default 2)")
     parser.add_argument(
         "--run-config", nargs="*", default=[], metavar="KEY=VALUE", help="settings on top"
     )

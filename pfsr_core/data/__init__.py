@@ -18,7 +18,7 @@ from typing import Any
 
 from pfsr_core.data.errors import DataError, DataUnavailableError
 from pfsr_core.data.fetch import fetch_ml_1m, fetch_ml_100k
-from pfsr_core.data.files import read_file
+from pfsr_core.data.files import READERS, read_file
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_data
 from pfsr_core.data.recbole import read_inter
@@ -41,6 +41,11 @@ LONG = {"users": 400, "length": 200, "seed": 0}
 
 def load_dataset(name: str, path: str = "") -> Interactions:
     """The dataset ``name`` of DATASETS; raises DataError for an unknown name."""
+    if name not in DATASETS and Path(name).suffix.lower() in READERS:
+        raise DataError(
+            f"{name!r} is no dataset but a path. Fix: read it as the dataset 'file' with its path: "
+            f"file --path {name}, or data.source=file and data.path={name}."
+        )
     if name not in DATASETS:
         raise DataError(f"unknown dataset {name!r}. Fix: choose one of {', '.join(DATASETS)}.")
     return DATASETS[name](path)
