@@ -138,7 +138,6 @@ def superlink(
     from server_app.deployment import split_address, superlink_command
 
     split_address(fleet)
-    split_address(control)
     _need(directory / "server.crt", f"pfsr deploy init {directory} --host NAME")
     kept = database or directory / "superlink.db"
     command = superlink_command(directory, fleet=fleet, control=control, database=kept)
