@@ -81,7 +81,8 @@ def _synthetic_long(path: str) -> Interactions:
 
 
 def _local(name: str, path: str, file_name: str) -> Path:
-    place = Path(path).expanduser() / file_name if Path(path).is_dir() else Path(path)
+    place = Path(path).expanduser()
+    place = place / file_name if place.is_dir() else place
     if not path or not place.is_file():
         reason = "no such file" if path else "no path was given"
         fix = f"give the path of {file_name} or of its directory"
@@ -97,7 +98,8 @@ def _options(text: str, generator: Callable[..., Interactions]) -> dict[str, Any
         key, _, value = (word.strip() for word in part.partition("="))
         numbers = value.split("/") if key == "sizes" else [value]
         if key not in known or not all(map(str.isdecimal, numbers)):
-            fix = f"write key=whole number with the keys {', '.join(known)}, or sizes=800/300"
+            several = ", or sizes=800/300" if "sizes" in known else ""
+            fix = f"write key=whole number with the keys {', '.join(known)}{several}"
             raise DataError(f"synthetic: cannot read the option {part!r}. Fix: {fix}.")
         options[key] = tuple(map(int, numbers)) if key == "sizes" else int(value)
     return options

@@ -114,6 +114,15 @@ def test_local_sets_need_their_path(
         load_dataset(name, path)
 
 
+@pytest.mark.parametrize("path", ["~", "~/ratings.csv"])
+def test_local_sets_are_found_at_home(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n")
+    assert rows_of(load_dataset("ml-latest-small", path)) == [("1", "2", 4.0)]
+
+
 def test_ml_1m_reads_the_file_it_is_given(tmp_path: Path) -> None:
     write(tmp_path / "ratings.dat", "1::1193::5::978300760\n")
     assert rows_of(load_dataset("ml-1m", str(tmp_path))) == [("1", "1193", 978_300_760.0)]
