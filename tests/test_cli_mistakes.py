@@ -110,6 +110,16 @@ def test_a_path_that_cannot_be_written_is_named(
     assert result.stderr.startswith("error: file") and "Fix: give a path" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["prepare", "clean"])
+def test_a_result_replaces_no_source(command: str, tmp_path: Path) -> None:
+    source = tmp_path / "interactions.csv"
+    source.write_text("user,item,timestamp\n" + "".join(f"u,{i},{i}\n" for i in range(6)))
+    before = source.read_bytes()
+    words = ("data", command, "file", "--path", source, "--out")
+    assert "Fix: give --out another directory" in fail(*words, tmp_path)
+    assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+
+
 def test_a_path_in_place_of_a_dataset_says_how_to_read_it() -> None:
     assert "file --path shop.csv" in fail("data", "describe", "shop.csv")
 

@@ -33,9 +33,9 @@ def ml_100k() -> str:
 
 
 def test_ml_100k(ml_100k: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     log = load_dataset("ml-100k", ml_100k)
-    assert time.perf_counter() - start < 2.0  # 0.3 s on an idle machine
+    assert time.process_time() - start < 2.0  # 0.3 s on an idle machine
     assert sizes(log) == (943, 1682, 100_000)
     assert len(log.titles) == 1682
     assert rows_of(log)[0] == ("196", "242", 881_250_949.0)
@@ -69,9 +69,9 @@ def test_ml_latest_small() -> None:
 
 def test_amazon_beauty() -> None:
     path = shared_data("amazon-beauty")
-    start = time.perf_counter()
+    start = time.process_time()
     log = load_dataset("amazon-beauty", str(path))
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
     assert sizes(log) == (22_363, 12_101, 198_502)
     split = leave_one_out(log)
     assert (len(split.users), split.num_skipped) == (22_363, 0)
