@@ -139,7 +139,7 @@ def _title(record: RunRecord) -> str:
 def ranked_among(record: RunRecord) -> str:
     """Which items a held-out one competes with."""
     own = record.config.get("federation.catalogues") == "own"
-    return "its client's own catalogue" if own else "the whole catalogue"
+    return "the client's own catalogue" if own else "the whole catalogue"
 
 
 def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:

@@ -172,7 +172,7 @@ def test_a_run_that_is_going_on(run: Path) -> None:
     ("changes", "words"),
     [
         ({}, ["ranked among the whole catalogue", "Cross-entropy of the next item"]),
-        ({"federation.catalogues": "own"}, ["ranked among its client's own catalogue"]),
+        ({"federation.catalogues": "own"}, ["ranked among the client's own catalogue"]),
         ({"algorithm.name": "pfedrec"}, ["Binary cross-entropy of items and sampled negatives"]),
     ],
 )
