@@ -308,7 +308,7 @@ def recommend(
     given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
     if add is not None:
-        check_question(served, k, client)  # a question without an answer keeps nothing
+        check_question(served, k, client)  # before anything is kept
         add_items(served, user, _listed(add), int(time.time()))
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
