@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfsr_core.algorithms.row_clipping import with_row_clipping
 from pfsr_core.data import load_dataset
@@ -36,7 +36,7 @@ from pfsr_core.models.next_item import (
 from pfsr_core.params import Params, Partition, Shapes, clone, fingerprint, shapes_of
 from pfsr_core.registries import ALGORITHMS, COMPRESSORS, ENCODERS, IDENTITY, TASKS
 from pfsr_core.setting_checks import check_settings
-from pfsr_core.settings import Settings, SettingsError
+from pfsr_core.settings import FederationSettings, ModelSettings, Settings, SettingsError
 from pfsr_core.soft_targets import SoftTargetsOf, semantic_targets
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
@@ -89,6 +89,7 @@ class Assembly:
 
 def load_federation(settings: Settings) -> Federation:
     """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
+    _check_column(settings.federation)
     data = settings.data
     interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
@@ -97,6 +98,18 @@ def load_federation(settings: Settings) -> Federation:
         clients = tuple(replace(one, sampled=True) for one in clients)
     clients = tuple(with_catalogue(settings, one) for one in clients)
     return Federation(clients, split, interactions)
+
+
+def _check_column(federation: FederationSettings) -> None:
+    """Raises SettingsError where a column is needed and none is named."""
+    needed = {"partition = 'column'": federation.partition == "column"}
+    needed[f"values = {federation.values!r}"] = bool(federation.values.strip(" ,"))
+    for setting, asked in needed.items():
+        if asked and not federation.column:
+            raise SettingsError(
+                f"federation.{setting} needs the column that tells clients apart. "
+                f"Fix: federation.column = 'market', or as it is called in your data."
+            )
 
 
 def with_catalogue(settings: Settings, data: ClientDataset) -> ClientDataset:
@@ -246,11 +259,21 @@ def _soft_targets(
     return lambda candidates: targets()(candidates)
 
 
+def _encoder(model: ModelSettings) -> nn.Module:
+    """The encoder of the settings; what its constructor objects to is a SettingsError."""
+    try:
+        return ENCODERS[model.encoder](model)
+    except ValueError as error:
+        raise SettingsError(
+            f"model.encoder = {model.encoder!r}: {error}. Fix: change that setting of the model."
+        ) from None
+
+
 def make_model(settings: Settings, num_items: int) -> NextItemModel:
     """The module, started from the run's seed; the global generator is left as it was."""
     model = settings.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.run.seed, "model"))
-        encoder = ENCODERS[model.encoder](model)
+        encoder = _encoder(model)
         compressor = COMPRESSORS[model.compressor](model, encoder)
         return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout, compressor)

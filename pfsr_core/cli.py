@@ -2,6 +2,9 @@
 
 What a person can put right ends with one line on standard error and exit status 2, without a
 traceback. Heavy imports wait until a command needs them, so that ``--help`` is immediate.
+
+What an argument means stands in the docstring of its command: typer 0.20 loses the ``help`` of
+arguments where click is 8.5 or newer.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ State = Annotated[
     typer.Option("--state", help="Store of a node, or a directory of them; else .pfsr/state here."),
 ]
 Run = Annotated[str, typer.Option("--run", help="Run to serve; without it the last one.")]
-Source = Annotated[str, typer.Argument(help="Dataset: ml-100k, ml-1m, file, synthetic, ...")]
+Source = Annotated[str, typer.Argument()]
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
 
 
@@ -54,7 +57,7 @@ def plain_errors(
             except (ValueError, RuntimeError, OSError) as error:
                 if not isinstance(error, expected()):
                     raise
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {_told(error)}", err=True)
                 raise typer.Exit(2) from None
 
         return wrapped  # type: ignore[return-value]
@@ -62,8 +65,19 @@ def plain_errors(
     return decorate
 
 
+def _told(error: Exception) -> str:
+    """What is said of an error: those of files do not say themselves what to do."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename}: {error.strerror}. Fix: give a path that is right, and that you may "
+        f"read and write."
+    )
+
+
 def _core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.data.errors import DataError
+    from pfsr_core.evaluation.ranking import DivergedError
     from pfsr_core.item_views import ItemViewsError
     from pfsr_core.recommend import RecommendationError
     from pfsr_core.run_files import RunError
@@ -71,18 +85,20 @@ def _core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.store_file import NodeStoreError
 
     errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
-    return (*errors, ItemViewsError)
+    return (*errors, ItemViewsError, DivergedError)
 
 
 @data_app.command("fetch")
 @plain_errors(_core_errors)
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="ml-100k or ml-1m")],
+    name: Annotated[str, typer.Argument()],
     path: Annotated[
         str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
     ] = "",
 ) -> None:
     """Download a public dataset into the cache, or check the copy that is there.
+
+    NAME is ml-100k or ml-1m.
 
     Example: `pfsr data fetch ml-100k`, or offline `pfsr data fetch ml-100k --path ml-100k.zip`
     """
@@ -100,6 +116,8 @@ def data_fetch(
 @plain_errors(_core_errors)
 def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
     """Print the facts about a dataset and its split, as JSON.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
 
     Example: `pfsr data describe file --path purchases.csv`
     """
@@ -119,6 +137,8 @@ def data_prepare(
     path: DataPath = "",
 ) -> None:
     """Check a dataset and write it as Parquet, with its vocabulary and its facts.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
 
     The result is read with `data.source = "file"` and the path of `interactions.parquet`.
 
@@ -148,6 +168,8 @@ def data_clean(
     ] = None,
 ) -> None:
     """Join items that are variants of one product; print what that changes in every market.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
 
     A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
     and `federation.column`. With `--out` the clean copy is written, and which item became which.
@@ -236,7 +258,7 @@ def _bench_errors() -> tuple[type[Exception], ...]:
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="scan, encoder, serve, history, round, scale; or all."),
+        typer.Argument(),
     ] = None,
     out: Annotated[
         Path | None,
@@ -244,6 +266,8 @@ def bench(
     ] = None,
 ) -> None:
     """Time ours against peers, in pairs on this machine: one JSON line for every case.
+
+    NAMES are of scan, encoder, serve, history, round and scale; without one it is all of them.
 
     Peers that are packages come with `pip install "pfsr[bench]"`; a missing one is named.
 
@@ -265,8 +289,9 @@ def recommend(
         typer.Option(help="Item ids, oldest first, with commas: instead of the stored history."),
     ] = None,
     add: Annotated[
-        str, typer.Option(help="Item ids, oldest first, with commas: the user's newest, kept.")
-    ] = "",
+        str | None,
+        typer.Option(help="Item ids, oldest first, with commas: the user's newest, kept."),
+    ] = None,
     client: Annotated[str, typer.Option(help="Whose model answers a new user.")] = "",
     run: Run = "",
 ) -> None:
@@ -277,16 +302,17 @@ def recommend(
     """
     from pfsr_core import cli_answers
     from pfsr_core.node_store import default_state_directory
-    from pfsr_core.recommend import RecommendationError, add_items, find_served
+    from pfsr_core.recommend import RecommendationError, add_items, check_question, find_served
     from pfsr_core.recommend import recommend as answer
 
-    if add and items is not None:
+    if add is not None and items is not None:
         raise RecommendationError(
             "--items stand in place of the history that --add goes on from. Fix: give one of them."
         )
     given = None if items is None else _listed(items)
     served = find_served(state or default_state_directory(), user, run)
-    if add:
+    if add is not None:
+        check_question(served, k, client)  # before anything is kept
         add_items(served, user, _listed(add), int(time.time()))
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
@@ -348,8 +374,10 @@ def _listed(text: str) -> list[str]:
 
 @app.command()
 @plain_errors(_core_errors)
-def report(run: Annotated[Path, typer.Argument(help="Directory of a run.")]) -> None:
+def report(run: Annotated[Path, typer.Argument()]) -> None:
     """Write the page of a run again and print its final table; also while it is going on.
+
+    RUN is the directory of a run.
 
     Example: `pfsr report runs/pfsr-20250131-120000`
     """

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pfsr_core.assembly import Federation, load_federation
+from pfsr_core.assembly import Federation, assemble, load_federation
 from pfsr_core.central import central_values
 from pfsr_core.final_table import clients_text, methods_text
-from pfsr_core.plain_run import simulate, train_and_evaluate
+from pfsr_core.plain_run import Experiment, simulate, train_and_evaluate
 from pfsr_core.report import final_table, write_report
 from pfsr_core.run_files import Method, RunError, method_of, new_directories
 from pfsr_core.run_rows import Row, baseline_rows
 from pfsr_core.setting_checks import algorithm_names
-from pfsr_core.settings import Settings, parse_settings
+from pfsr_core.settings import Settings, SettingsError, parse_settings
 from pfsr_core.settings_file import load_recipe, with_overrides
 
 Tell = Callable[[str], None]
@@ -32,15 +32,32 @@ def simulate_run(
 ) -> None:
     """A run in one process. Raises RunError when ``out`` is there already."""
     settings = read_settings(recipe, overrides)
+    _refuse_continuing(settings)
     names = algorithm_names(settings)
     directory = out or next(path for path in new_directories(settings.run) if not path.exists())
     if directory.exists():
         raise RunError(f"{directory} exists already. Fix: name a new directory with --out.")
     federation = load_federation(settings)
     tell(f"run {directory.name}: {' '.join(names)}; {_who(federation)}; files in {directory}")
-    simulate(settings, federation, directory, tell)
+    try:
+        simulate(settings, federation, directory, tell)
+    except KeyboardInterrupt:
+        tell(f"stopped; what is there: pfsr report {directory}")
+        raise
     tell(final_table(directory))
     tell(f"report: {write_report(directory)}")
+
+
+def _refuse_continuing(settings: Settings) -> None:
+    """Raises SettingsError for a run that would begin anew where it was told to continue."""
+    for key in ("resume", "warm_start"):
+        value = getattr(settings.run, key)
+        if value:
+            raise SettingsError(
+                f"run.{key.replace('_', '-')} = {value!r}, but a run in one process keeps nothing "
+                f"to continue from. Fix: leave it out, or run through Flower "
+                f"(python -m server_app.launch)."
+            )
 
 
 def central(
@@ -52,10 +69,12 @@ def central(
 ) -> None:
     """The encoder of the settings, trained on all data in one place, and the baselines so."""
     settings = central_settings(recipe, overrides, seed, rounds)
+    _refuse_continuing(settings)
     federation = load_federation(settings)
     tell(f"central training of {settings.model.encoder}: {_who(federation)}")
+    experiment = Experiment(settings, federation, assemble(settings, federation.catalogue))
     outcome = train_and_evaluate(
-        settings, federation, lambda line: tell(line.replace(settings.algorithm.name, CENTRAL, 1))
+        experiment, lambda line: tell(line.replace(experiment.name, CENTRAL, 1))
     )
     rows = [method_of({**outcome.row, "method": CENTRAL, "bytes_down": 0, "bytes_up": 0})]
     if settings.run.baselines:

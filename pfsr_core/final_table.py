@@ -129,11 +129,17 @@ def vectors_note(record: RunRecord) -> str:
 
 def _title(record: RunRecord) -> str:
     users = record.summary.get("users") or record.data.get("split_users")
-    state = "" if record.finished else ", still running"
+    state = "" if record.finished else ", not finished"
     people = f", {users:,} users" if users else ""
     protocol = record.summary.get("protocol", STRICT.name)
     other = "" if protocol == STRICT.name else f", protocol {protocol}"
-    return f"{record.name}{people}{state}: test items among the whole catalogue{other}"
+    return f"{record.name}{people}{state}: test items among {ranked_among(record)}{other}"
+
+
+def ranked_among(record: RunRecord) -> str:
+    """Which items a held-out one competes with."""
+    own = record.config.get("federation.catalogues") == "own"
+    return "the client's own catalogue" if own else "the whole catalogue"
 
 
 def methods_text(title: str, rows: Sequence[Method], width: int = 120) -> str:

@@ -90,9 +90,13 @@ class Outcome:
 
 
 def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
-    """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files."""
+    """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files.
+
+    Raises SettingsError and DataError before anything is written.
+    """
     started = time.perf_counter()
     names = algorithm_names(settings)
+    first = _experiment(settings, names[0], federation)
     directory.mkdir(parents=True)
     _write_facts(settings, federation, directory)
     baselines, clients = baseline_rows(federation) if settings.run.baselines else ([], [])
@@ -101,11 +105,11 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
         write_json(directory / "baselines.json", best)
     methods = []
     for name in names:
-        chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
-        outcome = train_and_evaluate(chosen, federation, tell, directory / "metrics.jsonl")
+        experiment = first if name == names[0] else _experiment(settings, name, federation)
+        outcome = train_and_evaluate(experiment, tell, directory / "metrics.jsonl")
         methods.append(outcome.row)
         clients += outcome.clients
-        if name == settings.algorithm.name:
+        if experiment is first:
             _write_item_views(outcome, directory)
     write_clients(directory / "clients.csv", clients)
     summary = {
@@ -121,12 +125,15 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     write_json(directory / "summary.json", summary)
 
 
-def train_and_evaluate(
-    settings: Settings, federation: Federation, tell: Tell, metrics: Path | None = None
-) -> Outcome:
+def _experiment(settings: Settings, name: str, federation: Federation) -> Experiment:
+    chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
+    return Experiment(chosen, federation, assemble(chosen, federation.catalogue))
+
+
+def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None = None) -> Outcome:
     """One algorithm, evaluated after each round, which is told and added to ``metrics``."""
-    assembly = assemble(settings, federation.catalogue)
-    experiment = Experiment(settings, federation, assembly)
+    settings, federation = experiment.settings, experiment.federation
+    assembly = experiment.assembly
     selected_by = SELECTORS[settings.run.selected_by]
     served: list[ServerState] = []
     lines: list[Row] = []

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pfsr_core.data import load_dataset
 from pfsr_core.data.cleaning import Cleaned, Cleaning, Facts, clean, market_facts
 from pfsr_core.data.describe import describe
+from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.vocabulary import save_vocabulary
@@ -23,6 +24,7 @@ def prepare(source: str, path: str, directory: Path) -> Path:
 
     Rows keep their order, which decides ties in time. Raises DataError.
     """
+    _check_apart(path, directory)
     interactions = load_dataset(source, path)
     facts = describe(interactions, leave_one_out(interactions))
     directory.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,8 @@ def clean_copy(
     With ``directory`` it writes ``interactions.csv``, which the dataset ``file`` reads,
     ``items.csv`` with the item that each joined one has become, and ``cleaning.json``.
     """
+    if directory is not None:
+        _check_apart(path, directory)
     raw = load_dataset(source, path)
     cleaned = clean(raw, rules)
     before, after = (
@@ -59,6 +63,16 @@ def _write(table: pa.Table, file: Path) -> None:
     stage = file.with_name(f".{file.name}")
     (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
     stage.replace(file)
+
+
+def _check_apart(path: str, directory: Path) -> None:
+    """Raises DataError where files of the result could replace files of the source."""
+    source = Path(path).expanduser().resolve()
+    if path and source.exists() and directory.resolve() in (source, source.parent):
+        raise DataError(
+            f"{directory} holds the data that are read, and what is written there has common names "
+            f"as interactions.csv. Fix: give --out another directory."
+        )
 
 
 def _item_map(cleaned: Cleaned) -> pa.Table:

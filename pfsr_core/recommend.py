@@ -117,7 +117,10 @@ def forget_everywhere(place: Path, user: str) -> int:
     """
     count = sum(NodeStore(path).forget(user) for path in _stores(place))
     if not count:
-        raise RecommendationError(f"{place} serves no user {user!r}: nothing was deleted.")
+        raise RecommendationError(
+            f"{place} serves no user {user!r}: nothing was deleted. Fix: write the id as it is in "
+            f"the data, and give the store of the node that holds the user."
+        )
     return count
 
 
@@ -150,8 +153,7 @@ def recommend(
     ``items`` (raw ids, oldest first) replace the stored history; then the user may be unknown.
     Raises RecommendationError for an unknown user without items, an unknown client, or k < 1.
     """
-    if k < 1:
-        raise RecommendationError(f"k = {k}: ask for at least one item")
+    check_question(served, k, client)
     asker = _asker(served, user, items, client)
     data = served_data(served, asker.client)
     asker = _sold(data, asker)
@@ -164,12 +166,18 @@ def recommend(
     return Answer(user, asker.client, source, _best(served, scores, k), asker.skipped)
 
 
+def check_question(served: Served, k: int, client: str) -> None:
+    """Raises RecommendationError for k < 1 and for a ``client`` that is not here; "" is any."""
+    if k < 1:
+        raise RecommendationError(f"k = {k}. Fix: ask for at least one item.")
+    if client and client not in served.clients:
+        known = some(served.clients)
+        raise RecommendationError(f"unknown client {client!r}. Fix: choose one of {known}.")
+
+
 def _asker(served: Served, user: str, items: Sequence[str] | None, client: str) -> Asker:
     home = _home(served, user)
     name = client or home or _largest(served)
-    if name not in served.clients:
-        known = some(served.clients)
-        raise RecommendationError(f"unknown client {name!r}. Fix: choose one of {known}.")
     if items is not None:
         codes = {raw: code for code, raw in enumerate(served.item_ids, start=1)}
         known_codes = [codes[item] for item in items if item in codes]
@@ -200,9 +208,11 @@ def add_items(served: Served, user: str, items: Sequence[str], seconds: int) -> 
     """New interactions of a user of the node, raw item ids, oldest first, kept in its store.
 
     ``seconds``: when they were, as in the data. The next model that is installed begins anew with
-    the histories of the node's data. Raises RecommendationError for an unknown user or item, and
-    for a model that is in no store.
+    the histories of the node's data. Raises RecommendationError for an unknown user or item,
+    for no item at all, and for a model that is in no store.
     """
+    if not items:
+        raise RecommendationError("no item to add. Fix: give item ids, as --add ID,ID.")
     home, codes = _home(served, user), {raw: code for code, raw in enumerate(served.item_ids, 1)}
     unknown = [item for item in items if item not in codes]
     if unknown:

@@ -23,6 +23,7 @@ from pfsr_core.final_table import (
     cell,
     duration,
     final_table,
+    ranked_among,
     sampled_rows,
     share,
     vectors_note,
@@ -35,6 +36,7 @@ from pfsr_core.run_views import ALONE, main_algorithm, wins
 HR = "test/excluded/hr@10"
 NDCG = "test/excluded/ndcg@10"
 FILE_NAME = "report.html"
+PAIRWISE = ("pfedrec",)  # algorithms that tell items from negatives and predict no next item
 TABLE_NOTE = (
     "Test items; the round is selected on validation NDCG@10 only. History excluded: what a user "
     "would see. History kept: items already used compete too, as in some published tables. "
@@ -76,7 +78,7 @@ def render(record: RunRecord) -> str:
             ),
             html.section(
                 "Training loss",
-                "Cross-entropy over the items that the client knows, mean of a round.",
+                _loss_note(record),
                 plots.losses(record),
                 pair=True,
             ),
@@ -121,7 +123,7 @@ def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
 
 def _header(record: RunRecord, rows: Sequence[Method]) -> str:
     done = max((line["round"] for line in record.rounds), default=0)
-    tag = "" if record.finished else f"still running: {done} rounds so far"
+    tag = "" if record.finished else f"not finished: {done} rounds so far"
     lead = f"{_lead(record, rows)} {vectors_note(record)}".strip()
     return html.header(_eyebrow(record), headline(record, rows), lead, tag)
 
@@ -144,8 +146,8 @@ def _lead(record: RunRecord, rows: Sequence[Method]) -> str:
         main.version, f", the model of {main.version}"
     )
     best = max((row for row in rows if row.kind == "baseline"), key=_hr, default=None)
-    against = f" The best baseline, {best.name}, reaches {share(_hr(best))}." if best else ""
-    return f"{sentence} last items, ranked among the whole catalogue{version}.{against}"
+    against = f" The best baseline, {best.name}, has HR@10 {share(_hr(best))}." if best else ""
+    return f"{sentence} last items, ranked among {ranked_among(record)}{version}.{against}"
 
 
 def _hr(row: Method) -> float:
@@ -246,6 +248,13 @@ def _clients_note(record: RunRecord) -> str:
     if not compared:
         return note
     return f"{note} {main} is ahead of {ALONE} on {better} of {compared} clients."
+
+
+def _loss_note(record: RunRecord) -> str:
+    """What the loss of each algorithm is a mean of; pairs have another loss than next items."""
+    if main_algorithm(record) in PAIRWISE:
+        return "Binary cross-entropy of items and sampled negatives, mean of a round."
+    return "Cross-entropy of the next item among those that the client ranks, mean of a round."
 
 
 def _details(record: RunRecord) -> dict[str, dict[str, object]]:

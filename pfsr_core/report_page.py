@@ -19,7 +19,7 @@ h1 { font-size: 30px; line-height: 1.25; margin: 0 0 10px; letter-spacing: -0.01
 .lead { font-size: 17px; color: var(--soft); margin: 0; max-width: 84ch; }
 .tag { display: inline-block; padding: 1px 10px; border-radius: 99px; font-size: 13px;
   background: #fff4d6; color: #7a4d00; margin-left: 8px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px;
   margin: 24px 0 0; padding: 0; list-style: none; }
 .facts li { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: 12px 16px; }

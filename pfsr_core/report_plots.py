@@ -35,7 +35,13 @@ from pfsr_core.run_views import pairs as client_pairs
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
+DASHES = (
+    (0, (6, 2)),
+    (0, (2, 2)),
+    (0, (6, 2, 1, 2)),
+    (0, (1, 1)),
+    (0, (6, 2, 1, 2, 1, 2)),
+)
 FEW_CLIENTS = 40  # more of them are drawn as a curve over ranks
 
 

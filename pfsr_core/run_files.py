@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfsr_core.settings import RunSettings, runs_directory
+from pfsr_core.settings import RunSettings, SettingsError, runs_directory
 
 Json = dict[str, Any]
 
@@ -117,8 +117,14 @@ class RunRecord:
 def new_directories(run: RunSettings) -> Iterator[Path]:
     """Names for a new run: ``<run.name>-<time>`` where runs are kept, then with -2, -3, ... after.
 
-    The first one that is free is the run's. Nothing is made here.
+    The first one that is free is the run's. Nothing is made here. Raises SettingsError for a name
+    that would lie elsewhere.
     """
+    if not run.name or run.name.startswith(".") or {"/", "\\", "\0"} & set(run.name):
+        raise SettingsError(
+            f"run.name = {run.name!r} is no name of a directory. Fix: choose one without slashes "
+            f"that begins with no dot; run.directory says where runs are written."
+        )
     root, name = runs_directory(run), f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return (root / (f"{name}-{n}" if n > 1 else name) for n in range(1, 1000))
 
@@ -133,10 +139,10 @@ def read_run(directory: Path) -> RunRecord:
         )
     return RunRecord(
         directory=directory,
-        config=_read_json(directory / "config.json"),
+        config=_read_config(directory / "config.json"),
         environment=_read_json(directory / "environment.json"),
         data=_read_json(directory / "data.json"),
-        summary=_read_json(directory / "summary.json"),
+        summary=_read_summary(directory / "summary.json"),
         rounds=_read_rounds(directory / "metrics.jsonl"),
         clients=_read_clients(directory / "clients.csv"),
         baselines=_read_json(directory / "baselines.json"),
@@ -270,11 +276,48 @@ def _read_json(path: Path) -> Json:
     return content
 
 
+def _read_config(path: Path) -> Json:
+    """The settings of a run; only what is read of them here is checked."""
+    config = _read_json(path)
+    if config.get("run.selected-by", "users") not in SELECTORS:
+        raise RunError(
+            f"{path}: run.selected-by = {config['run.selected-by']!r} is not known. "
+            f"Fix: write one of {', '.join(SELECTORS)}."
+        )
+    return config
+
+
+def _read_summary(path: Path) -> Json:
+    """The figures of a finished run. Raises RunError unless its methods have names and numbers."""
+    summary = _read_json(path)
+    methods = summary.get("methods", [])
+    if not isinstance(methods, list) or not all(_is_method(entry) for entry in methods):
+        raise RunError(
+            f"{path}: methods is no list of objects with a method and its figures. "
+            f"Fix: run again, or remove the file."
+        )
+    return summary
+
+
+def _is_method(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+        return False
+    views = entry.get("views") or {}
+    if not isinstance(views, dict):
+        return False
+    figures = [entry.get("best") or {}, entry.get("finetuned") or {}, *views.values()]
+    return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in figures)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 def _read_rounds(path: Path) -> tuple[Json, ...]:
     """The lines by algorithm and round; a resumed run may write a round twice: the last counts."""
     if not path.is_file():
         return ()
-    lines = path.read_text("utf-8").split("\n")
+    lines = path.read_text("utf-8", errors="replace").split("\n")
     found: dict[tuple[str, int], Json] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -7,6 +7,7 @@ and map one to one to fields, ``settings.algorithm.mask_mode``. The defaults are
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -309,6 +310,8 @@ def _fields(section: str) -> dict[str, Any]:
 def _check(key: str, value: Value, item: Any) -> Value:
     value = _convert(key, value, type(item.default))
     limits = item.metadata
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{key} = {value!r}: write a finite number")
     if "choices" in limits and value not in limits["choices"]:
         raise SettingsError(f"{key} = {value!r}. Choose one of: {', '.join(limits['choices'])}")
     if "low" in limits and not value >= limits["low"]:

@@ -126,7 +126,7 @@ def _authority(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certif
         key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
         certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
     except (OSError, ValueError) as error:
-        fix = f"make_authority or `pfsr deploy init {directory}`"
+        fix = f"`pfsr deploy init {directory} --host NAME`"
         raise DeploymentError(f"no authority in {directory} ({error}). Fix: {fix}.") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != (
         certificate.public_key()
@@ -160,4 +160,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 def refuse_overwriting(*paths: Path) -> None:
     for path in paths:
         if path.exists():
-            raise DeploymentError(f"{path} exists already. Fix: another place, or remove it.")
+            raise DeploymentError(
+                f"{path} exists already. Fix: choose another place, or move it away. What was made "
+                f"with it, registrations and certificates, ends with it."
+            )

@@ -63,6 +63,8 @@ def doctor(
     Example: `pfsr doctor --superlink server:9092 --root-certificates ca.crt --key node.key`
     """
     if superlink is None:
+        if root_certificates or key or insecure:
+            raise typer.BadParameter("it says how a node calls: give --superlink HOST:PORT too")
         _examine()
         return
     from server_app.probe import diagnose

@@ -26,19 +26,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""A federation over the network: certificates, keys, registration, SuperLink, nodes.
 
-    on the server   pfsr deploy init tls --host server.example
-                    pfsr deploy superlink tls
-    on a node       pfsr deploy key node.key             (only node.key.pub travels)
-    on the server   pfsr deploy register node.key.pub
-    on the node     pfsr deploy node --superlink server.example:9092 --ca ca.crt
-                        --key node.key --state state --name shop-1 --data shop.csv
-    on the server   flwr run . pfsr --stream
+docs/deployment.md has the whole story. In short:
 
-docs/deployment.md has the whole story.
+```
+on the server   pfsr deploy init tls --host server.example
+                pfsr deploy superlink tls
+on a node       pfsr deploy key node.key             (only node.key.pub travels)
+on the server   pfsr deploy register node.key.pub
+on the node     pfsr deploy node --superlink server.example:9092 --ca ca.crt
+                    --key node.key --state state --name shop-1 --data shop.csv
+on the server   flwr run . pfsr --stream
+```
 """,
 )
 
-Directory = Annotated[Path, typer.Argument(help="Where ca.key, ca.crt, server.key, server.crt are")]
+Directory = Annotated[Path, typer.Argument()]
 Hosts = Annotated[
     list[str],
     typer.Option("--host", help="Name or IP address by which nodes reach it; may be repeated."),
@@ -69,6 +71,8 @@ def init(
 ) -> None:
     """Make the certificate authority, the server's certificate and a connection profile.
 
+    DIRECTORY is where ca.key, ca.crt, server.key and server.crt are written.
+
     Example: `pfsr deploy init tls --host server.example --host 10.0.0.7`
     """
     from server_app.certificates import alternative_names
@@ -89,6 +93,8 @@ def init(
 @plain
 def certificate(directory: Directory, host: Hosts) -> None:
     """Make the server's certificate again: renewed, or with other names. Nodes notice nothing.
+
+    DIRECTORY is that of pfsr deploy init.
 
     Example: `pfsr deploy certificate tls --host server.example`
     """
@@ -125,10 +131,13 @@ def superlink(
 ) -> None:
     """Start the SuperLink with TLS; it admits registered nodes only.
 
+    DIRECTORY is that of pfsr deploy init.
+
     Example: `pfsr deploy superlink tls`
     """
-    from server_app.deployment import superlink_command
+    from server_app.deployment import split_address, superlink_command
 
+    split_address(fleet)
     _need(directory / "server.crt", f"pfsr deploy init {directory} --host NAME")
     kept = database or directory / "superlink.db"
     command = superlink_command(directory, fleet=fleet, control=control, database=kept)
@@ -138,9 +147,11 @@ def superlink(
 @app.command()
 @plain
 def key(
-    path: Annotated[Path, typer.Argument(help="Of the private key; PATH.pub beside it.")],
+    path: Annotated[Path, typer.Argument()],
 ) -> None:
     """Make a node's key, on the node. The private half never leaves it.
+
+    PATH is where the private key is written; PATH.pub is written beside it.
 
     Example: `pfsr deploy key node.key`
     """
@@ -155,17 +166,20 @@ def key(
 @app.command()
 @plain
 def register(
-    public_key: Annotated[Path, typer.Argument(help="The .pub of the node.")],
+    public_key: Annotated[Path, typer.Argument()],
     connection: Connection = CONNECTION,
     print_only: PrintOnly = False,
 ) -> None:
     """Admit a node, while the SuperLink runs.
 
+    PUBLIC_KEY is the .pub of the node.
+
     Example: `pfsr deploy register node.key.pub`
     """
-    from server_app.deployment import register_command
+    from server_app.deployment import check_public_key, register_command
 
     _need(public_key, "pfsr deploy key PATH on the node, then bring PATH.pub here")
+    check_public_key(public_key)
     _run(register_command(public_key, connection), {}, print_only)
 
 
@@ -183,8 +197,9 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
     ] = 0,
     part: Annotated[str, typer.Option(help="Or its part of a public set: 0/3, 1/3, 2/3.")] = "",
     port: Annotated[
-        int | None, typer.Option(help="On loopback, for its own processes; else any free one.")
-    ] = None,
+        int,
+        typer.Option(help="On loopback, for its own processes; 0: any free one.", min=0, max=65535),
+    ] = 0,
     print_only: PrintOnly = False,
 ) -> None:
     """Start a node. It calls the SuperLink; nothing has to reach it from outside.
@@ -192,11 +207,18 @@ def node(  # noqa: PLR0913, PLR0917 - an option each
     Example: `pfsr deploy node --superlink server.example:9092 --ca ca.crt --key node.key
     --state state --name shop-1 --data shop.csv`
     """
-    from server_app.deployment import free_port, node_command, node_data, split_address
+    from server_app.deployment import (
+        check_private_key,
+        free_port,
+        node_command,
+        node_data,
+        split_address,
+    )
 
     split_address(superlink)
     _need(ca, "copy ca.crt from the server")
     _need(key, f"pfsr deploy key {key}")
+    check_private_key(key)
     config = {**node_data(name, data, part, clients), "state-dir": str(state.absolute())}
     command = node_command(
         superlink,

@@ -161,6 +161,27 @@ def tool(name: str) -> str:
     return str(path)
 
 
+def check_public_key(path: Path) -> None:
+    """Raises DeploymentError for a private key: it is not to leave its node."""
+    if _is_private(path):
+        raise DeploymentError(
+            f"{path} is a private key, which never leaves its node. Fix: give its public half, "
+            f"{public_key_path(path).name}."
+        )
+
+
+def check_private_key(path: Path) -> None:
+    """Raises DeploymentError for anything else than a private key."""
+    if not _is_private(path):
+        raise DeploymentError(
+            f"{path} is no private key. Fix: give the file that pfsr deploy key made, without .pub."
+        )
+
+
+def _is_private(path: Path) -> bool:
+    return b"PRIVATE KEY-----" in path.read_bytes()[:100]
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT, an IPv6 address in brackets. Raises DeploymentError."""
     host, colon, port = address.rpartition(":")
@@ -182,7 +203,7 @@ def node_data(
     if (data is None) == (not part):
         raise DeploymentError("which data? Fix: either --data FILE with --name, or --part I/N.")
     if data is not None:
-        if not data.exists():
+        if not data.is_file():
             raise DeploymentError(f"{data}: no such file. Fix: give the node's own data.")
         if not _PLAIN_NAME.fullmatch(name):
             fix = "give --name, of letters, digits, - and _, different for every node"
@@ -191,6 +212,11 @@ def node_data(
             )
         own = {"name": name, "data-path": str(data.absolute()), "data-source": "file"}
         return {**own, "clients": clients} if clients else dict(own)
+    if clients:
+        raise DeploymentError(
+            "--clients groups the users of a node's own file. Fix: leave it out; with --part the "
+            "run's federation.clients says how many there are."
+        )
     number, _, of = part.partition("/")
     if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)) or name:
         raise DeploymentError(

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfsr_core.settings import SettingsError, Value, flat_settings, parse_settings
+from pfsr_core.settings import Settings, SettingsError, Value, parse_settings
 from pfsr_core.settings_file import load_recipe, toml_value, with_overrides
 from server_app.deployment import DeploymentError, free_port, tool
 from server_app.processes import APP, STOP_SECONDS, environment, stop
@@ -83,12 +83,29 @@ def resolve(recipe: Path | None, overrides: Sequence[str], resume: str = "") -> 
     flat = with_overrides(load_recipe(recipe) if recipe else {}, overrides)
     if resume:
         flat = {**_settings_of(_root(flat) / resume), **flat, "run.resume": resume}
-    settings = flat_settings(parse_settings(flat))
+    settings = parse_settings(flat)
+    _check(settings)
     config = {**flat, "run.directory": str(_root(flat))}
-    data = str(settings["data.path"])
-    if data and Path(data).expanduser().exists():
-        config["data.path"] = str(Path(data).expanduser().absolute())
+    # The app runs in another directory than the one that paths are written from.
+    data, vectors = Path(settings.data.path).expanduser(), settings.model.item_vectors
+    if settings.data.path and data.exists():
+        config["data.path"] = str(data.absolute())
+    if Path(vectors).suffix and Path(vectors).expanduser().is_file():
+        config["model.item-vectors"] = str(Path(vectors).expanduser().absolute())
     return config
+
+
+def _check(settings: Settings) -> None:
+    """What the apps would refuse only after a minute of starting, and with a traceback."""
+    data = settings.data
+    if data.source == "file" and not Path(data.path).expanduser().is_file():
+        raise SettingsError(f"data.path = {data.path!r}: no such file. Fix: give the data's path.")
+    # Only here: these load torch, which starting needs for nothing else.
+    from pfsr_core.run_files import new_directories
+    from pfsr_core.setting_checks import algorithm_names
+
+    algorithm_names(settings)
+    next(new_directories(settings.run))
 
 
 def _draw_items(directory: Path) -> None:
@@ -217,11 +234,18 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
+def _count(text: str) -> int:
+    """A whole number from 1. Raises argparse's error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server_app.launch", description=__doc__)
     parser.add_argument("--recipe", type=Path, help="TOML file, e.g. recipes/pfsr.toml")
     parser.add_argument("--resume", default="", metavar="RUN", help="continue this run")
-    parser.add_argument("--nodes", type=int, default=2, help="simulated nodes (default 2)")
+    parser.add_argument("--nodes", type=_count, default=2, help="simulated nodes (default 2)")
     parser.add_argument(
         "--run-config", nargs="*", default=[], metavar="KEY=VALUE", help="settings on top"
     )

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.final_table import duration, final_table, share, size
 from pfsr_core.report import headline, write_report
+from pfsr_core.report_plots import DASHES
 from pfsr_core.run_files import (
     RunError,
     append_line,
@@ -161,9 +163,30 @@ def test_a_run_that_is_going_on(run: Path) -> None:
     for name in ("summary.json", "clients.csv", "baselines.json"):
         (run / name).unlink()
     page = parse(write_report(run)).text
-    assert "still running: 3 rounds so far" in page
+    assert "not finished: 3 rounds so far" in page
     assert plots_of(run / "report.html") == [name for name in ALL_PLOTS if name != "Clients"]
-    assert "still running" in final_table(run)
+    assert "not finished" in final_table(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["ranked among the whole catalogue", "Cross-entropy of the next item"]),
+        ({"federation.catalogues": "own"}, ["ranked among the client's own catalogue"]),
+        ({"algorithm.name": "pfedrec"}, ["Binary cross-entropy of items and sampled negatives"]),
+    ],
+)
+def test_the_page_says_what_its_figures_are_of(
+    run: Path, changes: dict[str, str], words: list[str]
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, **changes}))
+    page = parse(write_report(run)).text
+    assert [text for text in words if text not in page] == []
+
+
+def test_every_baseline_has_dashes_of_its_own() -> None:
+    assert len(set(DASHES)) == len(DASHES) >= len(BASELINES)
 
 
 def test_baselines_stand_in_the_table_before_the_run_ends(run: Path) -> None:

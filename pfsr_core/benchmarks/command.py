@@ -36,12 +36,14 @@ def run(names: Sequence[str], out: Path | None, tell: Callable[[str], None]) -> 
         )
     facts = {"date": date.today().isoformat(), "commit": commit(), "machine": machine()}
     lines: list[dict[str, Any]] = []
+    if out is not None:  # what cannot be written is said before minutes of timing
+        out.mkdir(parents=True, exist_ok=True)
+        old = report.read_lines(out / "performance.jsonl")
     for name in names or BENCHMARKS:
         for measured in _measure(name):
             lines.append({**measured.as_json(), **facts})
             tell(json.dumps(lines[-1]))
     if out is not None:
-        old = report.read_lines(out / "performance.jsonl")
         tell(f"page: {report.write(report.merge(old, lines), out)}")
 
 

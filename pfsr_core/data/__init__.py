@@ -18,7 +18,7 @@ from typing import Any
 
 from pfsr_core.data.errors import DataError, DataUnavailableError
 from pfsr_core.data.fetch import fetch_ml_1m, fetch_ml_100k
-from pfsr_core.data.files import read_file
+from pfsr_core.data.files import READERS, read_file
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.movielens import read_ratings_csv, read_ratings_dat, read_u_data
 from pfsr_core.data.recbole import read_inter
@@ -41,6 +41,11 @@ LONG = {"users": 400, "length": 200, "seed": 0}
 
 def load_dataset(name: str, path: str = "") -> Interactions:
     """The dataset ``name`` of DATASETS; raises DataError for an unknown name."""
+    if name not in DATASETS and Path(name).suffix.lower() in READERS:
+        raise DataError(
+            f"{name!r} is no dataset but a path. Fix: read it as the dataset 'file' with its path: "
+            f"file --path {name}, or data.source=file and data.path={name}."
+        )
     if name not in DATASETS:
         raise DataError(f"unknown dataset {name!r}. Fix: choose one of {', '.join(DATASETS)}.")
     return DATASETS[name](path)
@@ -76,7 +81,8 @@ def _synthetic_long(path: str) -> Interactions:
 
 
 def _local(name: str, path: str, file_name: str) -> Path:
-    place = Path(path).expanduser() / file_name if Path(path).is_dir() else Path(path)
+    place = Path(path).expanduser()
+    place = place / file_name if place.is_dir() else place
     if not path or not place.is_file():
         reason = "no such file" if path else "no path was given"
         fix = f"give the path of {file_name} or of its directory"
@@ -92,7 +98,8 @@ def _options(text: str, generator: Callable[..., Interactions]) -> dict[str, Any
         key, _, value = (word.strip() for word in part.partition("="))
         numbers = value.split("/") if key == "sizes" else [value]
         if key not in known or not all(map(str.isdecimal, numbers)):
-            fix = f"write key=whole number with the keys {', '.join(known)}, or sizes=800/300"
+            several = ", or sizes=800/300" if "sizes" in known else ""
+            fix = f"write key=whole number with the keys {', '.join(known)}{several}"
             raise DataError(f"synthetic: cannot read the option {part!r}. Fix: {fix}.")
         options[key] = tuple(map(int, numbers)) if key == "sizes" else int(value)
     return options

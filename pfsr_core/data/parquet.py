@@ -38,6 +38,9 @@ def _check_column(path: Path, role: str, name: str, column: pa.ChunkedArray) -> 
     if column.null_count:
         row = column.is_null().index(True).as_py() + 1
         raise MalformedFileError(path, row, f"{name} is missing", "fill it in or delete the row")
+    if pa.types.is_nested(column.type):
+        problem = f"the cells of column {name!r} are of type {column.type}"
+        raise MalformedFileError(path, None, problem, "store one value a cell")
     # An id read as 7.0 would not be the id 7 of another file.
     if role != "timestamp" and pa.types.is_floating(column.type):
         problem = f"the ids in column {name!r} are stored as {column.type}"

@@ -226,6 +226,7 @@ def _check(
     users: int, items: int, clusters: int, markets: int, mean_length: int, shortest: int
 ) -> None:
     demands = (
+        (users >= 1 and items >= 1, f"users and items, not {users} and {items}"),
         (1 <= markets <= users, f"1 to {users} markets for {users} users, not {markets}"),
         (1 <= clusters <= items, f"1 to {items} clusters for {items} items, not {clusters}"),
         (shortest >= SHORTEST, f"a shortest length of at least {SHORTEST}, not {shortest}"),

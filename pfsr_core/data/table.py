@@ -19,6 +19,7 @@ from pfsr_core.data.errors import DataUnavailableError, MalformedFileError
 from pfsr_core.data.interactions import Interactions
 
 LONGEST_KEPT_VALUE = 256
+MISSING_IDS = frozenset({"nan", "NaN", "<NA>"})  # as pandas writes them
 SEPARATOR_NAMES = {"\t": "a tab", ",": "a comma", " ": "a space", "::": "'::'", "|": "'|'"}
 
 
@@ -159,6 +160,8 @@ def _codes(table: Table, name: str, positive: bool) -> tuple[NDArray[np.int64], 
 def _id_fault(raw: str, positive: bool) -> tuple[str, str] | None:
     if not raw:
         return "is empty", "give every row an id, or delete the line"
+    if raw in MISSING_IDS:
+        return f"is {raw!r}, which stands for a missing value", "fill it in, or delete the line"
     if positive and not (raw.isascii() and raw.isdigit() and int(raw) > 0):
         return f"{raw!r} is not a whole number from 1 on", "number ids from 1; 0 means padding"
     return None

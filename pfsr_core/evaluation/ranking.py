@@ -21,7 +21,11 @@ METRICS = (*(f"hr@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr"
 Ranks = Tensor | NDArray[np.int64]
 ItemCodes = NDArray[np.int64]
 
-_DIVERGED = "the model has diverged; lower the learning rate or clip its gradients"
+_DIVERGED = "the model has diverged. Fix: lower train.learning-rate and the step sizes beside it."
+
+
+class DivergedError(ValueError):
+    """Scores that are not numbers: nothing can be ranked by them."""
 
 
 def ranks(scores: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
@@ -32,7 +36,8 @@ def ranks(scores: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
     competes and the target always does, even when it is excluded. A tie counts against the
     target, so a constant score, or minus infinity, ranks it last.
 
-    Raises ValueError on shapes that disagree, on a target outside 1..V and on NaN scores.
+    Raises ValueError on shapes that disagree, on a target outside 1..V and its subclass
+    DivergedError on NaN scores.
     """
     _check_shapes(scores, targets, excluded)
     _check_values(scores, targets)
@@ -51,11 +56,11 @@ def rank_among(
     """:func:`ranks` of one user without and with the items of the history, in O(candidates).
 
     ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue, which
-    has ``size`` items, those of the history among them, have minus infinity. Raises ValueError on
-    NaN scores.
+    has ``size`` items, those of the history among them, have minus infinity. Raises
+    DivergedError on NaN scores.
     """
     if np.isnan(scores).any():
-        raise ValueError(_DIVERGED)
+        raise DivergedError(_DIVERGED)
     place = int(np.searchsorted(items, target))
     if place == len(items) or items[place] != target:  # last, behind everything that competes
         return size - len(set(history.tolist()) - {target}), size
@@ -153,7 +158,7 @@ def _check_values(scores: Tensor, targets: Tensor) -> None:
         )
     broken = scores.isnan().any(1)
     if broken.any():
-        raise ValueError(
+        raise DivergedError(
             f"the scores of {int(broken.sum())} of {len(broken)} users contain NaN (first: row "
             f"{int(broken.nonzero()[0])}): {_DIVERGED}"
         )

