@@ -9,19 +9,16 @@ arguments where click is 8.5 or newer.
 
 from __future__ import annotations
 
-import functools
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from pfsr_core.cli_data import data_app
+from pfsr_core.cli_errors import core_errors, plain_errors
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
 app.add_typer(data_app, name="data")
 
 Recipe = Annotated[
@@ -37,159 +34,10 @@ State = Annotated[
     typer.Option("--state", help="Store of a node, or a directory of them; else .pfsr/state here."),
 ]
 Run = Annotated[str, typer.Option("--run", help="Run to serve; without it the last one.")]
-Source = Annotated[str, typer.Argument()]
-DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
-
-
-def plain_errors(
-    expected: Callable[[], tuple[type[Exception], ...]],
-) -> Callable[[Command], Command]:
-    """Turns the errors that name their own fix into one line and exit status 2.
-
-    ``expected`` names them when one occurs, so that their modules are not imported before.
-    """
-
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return command(*args, **kwargs)
-            except (ValueError, RuntimeError, OSError) as error:
-                if not isinstance(error, expected()):
-                    raise
-                typer.echo(f"error: {_told(error)}", err=True)
-                raise typer.Exit(2) from None
-
-        return wrapped  # type: ignore[return-value]
-
-    return decorate
-
-
-def _told(error: Exception) -> str:
-    """What is said of an error: those of files do not say themselves what to do."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
-    return (
-        f"{error.filename}: {error.strerror}. Fix: give a path that is right, and that you may "
-        f"read and write."
-    )
-
-
-def _core_errors() -> tuple[type[Exception], ...]:
-    from pfsr_core.data.errors import DataError
-    from pfsr_core.evaluation.ranking import DivergedError
-    from pfsr_core.item_views import ItemViewsError
-    from pfsr_core.recommend import RecommendationError
-    from pfsr_core.run_files import RunError
-    from pfsr_core.settings import SettingsError
-    from pfsr_core.store_file import NodeStoreError
-
-    errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
-    return (*errors, ItemViewsError, DivergedError)
-
-
-@data_app.command("fetch")
-@plain_errors(_core_errors)
-def data_fetch(
-    name: Annotated[str, typer.Argument()],
-    path: Annotated[
-        str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
-    ] = "",
-) -> None:
-    """Download a public dataset into the cache, or check the copy that is there.
-
-    NAME is ml-100k or ml-1m.
-
-    Example: `pfsr data fetch ml-100k`, or offline `pfsr data fetch ml-100k --path ml-100k.zip`
-    """
-    from pfsr_core.data.errors import DataError
-    from pfsr_core.data.fetch import fetch_ml_1m, fetch_ml_100k
-
-    known = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
-    if name not in known:
-        fix = f"fetch {' or '.join(known)}; other datasets are read from the path you give"
-        raise DataError(f"{name!r} cannot be fetched. Fix: {fix}.")
-    typer.echo(str(known[name](path)))
-
-
-@data_app.command("describe")
-@plain_errors(_core_errors)
-def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
-    """Print the facts about a dataset and its split, as JSON.
-
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
-
-    Example: `pfsr data describe file --path purchases.csv`
-    """
-    from pfsr_core.data import load_dataset
-    from pfsr_core.data.describe import describe
-    from pfsr_core.data.splits import leave_one_out
-
-    log = load_dataset(source, path)
-    typer.echo(json.dumps(describe(log, leave_one_out(log)), indent=2, ensure_ascii=False))
-
-
-@data_app.command("prepare")
-@plain_errors(_core_errors)
-def data_prepare(
-    source: Source,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
-    path: DataPath = "",
-) -> None:
-    """Check a dataset and write it as Parquet, with its vocabulary and its facts.
-
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
-
-    The result is read with `data.source = "file"` and the path of `interactions.parquet`.
-
-    Example: `pfsr data prepare file --path purchases.csv --out data/purchases`
-    """
-    from pfsr_core.prepare import prepare
-
-    file = prepare(source, path, out)
-    typer.echo(f'{file}\nUse it with --set data.source=file --set data.path="{file}"')
-
-
-@data_app.command("clean")
-@plain_errors(_core_errors)
-def data_clean(
-    source: Source,
-    path: DataPath = "",
-    column: Annotated[str, typer.Option(help="Column that tells markets apart.")] = "",
-    join_variants: Annotated[
-        float, typer.Option(help="Jaccard index of the reviews of variants.", min=0.01, max=1.0)
-    ] = 0.3,
-    user_core: Annotated[int, typer.Option(help="Fewest interactions of a user.", min=0)] = 5,
-    item_core: Annotated[
-        int, typer.Option(help="Fewest interactions of an item in a market.", min=0)
-    ] = 3,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
-    ] = None,
-) -> None:
-    """Join items that are variants of one product; print what that changes in every market.
-
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
-
-    A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
-    and `federation.column`. With `--out` the clean copy is written, and which item became which.
-
-    Example: `pfsr data clean xmarket --path data/xmarket --column market`
-    """
-    from pfsr_core.cli_answers import cleaning_text
-    from pfsr_core.data.cleaning import Cleaning
-    from pfsr_core.prepare import clean_copy
-
-    rules = Cleaning(
-        column=column, join_variants=join_variants, user_core=user_core, item_core=item_core
-    )
-    typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
-    if out is not None:
-        typer.echo(f'Use it with --set data.source=file --set data.path="{out}/interactions.csv"')
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def simulate(
     recipe: Recipe = None,
     settings: Set = None,
@@ -209,7 +57,7 @@ def simulate(
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def central(
     recipe: Recipe = None,
     settings: Set = None,
@@ -230,7 +78,7 @@ def central(
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def baselines(
     recipe: Recipe = None,
     settings: Set = None,
@@ -279,7 +127,7 @@ def bench(
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def recommend(
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
     state: State = None,
@@ -318,7 +166,7 @@ def recommend(
 
 
 @app.command("item-views")
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def item_views(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")
@@ -349,7 +197,7 @@ def item_views(
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def forget(
     user: Annotated[str, typer.Option("--user", "-u", help="User id as in the data.")],
     state: State = None,
@@ -373,7 +221,7 @@ def _listed(text: str) -> list[str]:
 
 
 @app.command()
-@plain_errors(_core_errors)
+@plain_errors(core_errors)
 def report(run: Annotated[Path, typer.Argument()]) -> None:
     """Write the page of a run again and print its final table; also while it is going on.
 

@@ -12,7 +12,8 @@ from typing import Any
 from pfsr_core.client_table import client_table
 from pfsr_core.data.item_vectors import CO_OCCURRENCE, COLLABORATIVE
 from pfsr_core.data.protocols import STRICT
-from pfsr_core.run_files import Method, RunRecord, methods, read_run
+from pfsr_core.run_files import Method, RunRecord, methods
+from pfsr_core.run_reading import read_run
 
 UNKNOWN = "–"
 LEGEND = (

@@ -30,7 +30,8 @@ from pfsr_core.final_table import (
 )
 from pfsr_core.item_views import read_item_views
 from pfsr_core.report_style import colour
-from pfsr_core.run_files import Method, RunRecord, methods, read_run
+from pfsr_core.run_files import Method, RunRecord, methods
+from pfsr_core.run_reading import read_run
 from pfsr_core.run_views import ALONE, main_algorithm, wins
 
 HR = "test/excluded/hr@10"

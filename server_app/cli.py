@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfsr_core.cli import app as core
-from pfsr_core.cli import plain_errors
+from pfsr_core.cli_errors import plain_errors
 from server_app.deploy_cli import app as deploy
 from server_app.deploy_cli import deployment_errors
 

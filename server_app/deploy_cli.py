@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pfsr_core.cli import plain_errors
+from pfsr_core.cli_errors import plain_errors
 
 CONNECTION = "pfsr"
 FLEET = "0.0.0.0:9092"

@@ -15,7 +15,8 @@ from pfsr_core.node_store import NodeStore
 from pfsr_core.node_views import add_item_views, stored_item_views
 from pfsr_core.recommend import RecommendationError, forget_everywhere
 from pfsr_core.report import write_report
-from pfsr_core.run_files import ITEM_VIEWS, read_run
+from pfsr_core.run_files import ITEM_VIEWS
+from pfsr_core.run_reading import read_run
 from pfsr_core.settings import Value
 from pfsr_core.simulation import run
 from tests.command_line import fail, succeed

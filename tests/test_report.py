@@ -23,9 +23,9 @@ from pfsr_core.run_files import (
     best_line,
     method_of,
     methods,
-    read_run,
     write_clients,
 )
+from pfsr_core.run_reading import read_run
 from pfsr_core.run_views import kept_of, pairs, wins
 from tests.runs import write_run
 
