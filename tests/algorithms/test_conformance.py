@@ -81,12 +81,6 @@ def test_soft_targets_need_a_next_item(own: str) -> None:
         tiny_world(algorithm__name=own, train__semantic_share=0.3)
 
 
-@pytest.mark.parametrize("own", TASKS)
-def test_a_compressor_needs_a_history(own: str) -> None:
-    with pytest.raises(SettingsError, match=r"reads no history.*compressor = 'identity'"):
-        tiny_world(algorithm__name=own, model__compressor="tokens")
-
-
 def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     partition = assembly.task.partition.check(assembly.shapes)
