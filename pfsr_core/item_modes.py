@@ -148,6 +148,7 @@ def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
         table=lambda params, rows: table_rows(params[ITEMS], rows),
         own_rows=False,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+        averaged=frozenset({ITEMS}),
     )
 
 
@@ -165,7 +166,6 @@ def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
         table=lambda params, rows: _add_residual(
             shared.table(params, rows), params, rows[OWN_ROWS]
         ),
-        averaged=frozenset({ITEMS}),
     )
 
 

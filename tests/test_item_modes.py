@@ -161,7 +161,7 @@ def test_the_projection_has_a_step_size_of_its_own() -> None:
 
 
 def test_pfsr_masks_the_encoder_and_never_what_makes_item_vectors() -> None:
-    for items, tensor in (("dual", ITEMS), ("semantic", PROJECTION)):
+    for items, tensor in (("shared", ITEMS), ("dual", ITEMS), ("semantic", PROJECTION)):
         _, federation, assembly = tiny_world(model__items=items)
         update, _ = sent(assembly, federation.clients[0])
         data, server = federation.clients[0], assembly.algorithm.init()
