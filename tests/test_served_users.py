@@ -158,7 +158,8 @@ def test_a_state_reads_what_is_new_alone(
     assert sum(read) == len(served.clients[client].histories[user])
     read.clear()
     for items in (served.item_ids[:1], served.item_ids[1:2], served.item_ids[2:5], []):
-        add_items(served, user, items, NOW)
+        if items:
+            add_items(served, user, items, NOW)
         recommend(served, user)
     assert read == [1, 1, 3, 0]
 

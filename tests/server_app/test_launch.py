@@ -34,7 +34,8 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.delenv("PFSR_HOME", raising=False)
     (tmp_path / "mine.csv").touch()
     (tmp_path / "vectors.npz").touch()
-    files = ["data.source=file", "data.path=mine.csv", "model.item-vectors=vectors.npz"]
+    files = ["data.source=file", "data.path=mine.csv"]
+    files += ["model.items=semantic", "model.item-vectors=vectors.npz"]
     config = launch.resolve(None, files)
     assert config["run.directory"] == str(tmp_path / "runs")
     assert config["data.path"] == str(tmp_path / "mine.csv")
@@ -44,7 +45,7 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
 def test_a_name_of_item_vectors_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hashed").touch()
-    config = launch.resolve(None, ["model.item-vectors=hashed"])
+    config = launch.resolve(None, ["model.items=semantic", "model.item-vectors=hashed"])
     assert config["model.item-vectors"] == "hashed"
 
 
