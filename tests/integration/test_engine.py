@@ -83,6 +83,8 @@ def test_no_process_is_left(engine_runs):
 
 def test_a_run_that_fails_is_an_error_although_flower_ends_well(tmp_path, monkeypatch):
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
-    overrides = ["data.source=file", "data.path=/nowhere/log.csv", "federation.start-timeout=60"]
+    log = tmp_path / "log.csv"
+    log.write_text("colour,taste\nred,sweet\n", "utf-8")
+    overrides = ["data.source=file", f"data.path={log}", "federation.start-timeout=60"]
     with pytest.raises(launch.LaunchError, match="finished:failed"):
         launch.launch(launch.resolve(None, overrides), 1)
