@@ -12,7 +12,6 @@ files into a table with paired bootstrap intervals.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -43,6 +42,7 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.federated import ServerState
 from pfsr_core.params import Params
+from pfsr_core.run_files import write_json
 from pfsr_core.run_rows import Evaluations, evaluate_splits
 from pfsr_core.settings import Settings, Value, parse_settings
 from pfsr_core.settings_file import load_recipe, with_overrides
@@ -296,9 +296,7 @@ def _work(options: argparse.Namespace) -> int:
     facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": told}
     record = {**facts, "cpu_seconds": time.process_time() - started, **result}
     target = options.out / file_name(arm, seed)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(record), "utf-8")
-    partial.replace(target)
+    write_json(target, record, indent=None)
     return 0
 
 

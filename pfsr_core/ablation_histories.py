@@ -10,6 +10,8 @@ decide.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pfsr_core.central import ALL_DATA, ONE_CLIENT
 from pfsr_core.settings import Value
 
@@ -60,38 +62,38 @@ OLDEST_DECIDE: Overrides = {
     "train.learning-rate": 0.004,
     "train.item-learning-rate": 0.004,
 }
-PLACES: dict[str, Overrides] = {
-    "histories, central": CENTRAL,
-    "histories, fed-avg": FEDERATED,
-    "histories, central, oldest decide": {**CENTRAL, **OLDEST_DECIDE},
-}
 
-# Items from which on a history is a long one.
-FROM = {
-    "histories, central": 200,
-    "histories, fed-avg": 200,
-    "histories, central, oldest decide": 0,
+
+@dataclass(frozen=True)
+class Place:
+    """Where models read histories. ``batch``: windows of LONG items in a batch.
+
+    ``long_from``: items from which on a history is a long one.
+    """
+
+    settings: Overrides
+    batch: int
+    long_from: int = LONG
+
+
+# Few windows in a batch on a client that has few, and where many steps are wanted.
+PLACES: dict[str, Place] = {
+    "histories, central": Place(CENTRAL, batch=16),
+    "histories, fed-avg": Place(FEDERATED, batch=4),
+    "histories, central, oldest decide": Place({**CENTRAL, **OLDEST_DECIDE}, batch=8, long_from=0),
 }
 
 
 def history_arms() -> dict[str, Overrides]:
     """``histories, <central or fed-avg>[, oldest decide], <kind>``: settings by arm."""
     return {
-        f"{place}, {kind}": {**of_place, **of_kind, **_batch(place, of_kind)}
+        f"{place}, {kind}": {**of_place.settings, **of_kind, **_batch(of_place, of_kind)}
         for place, of_place in PLACES.items()
         for kind, of_kind in KINDS.items()
     }
 
 
-# Windows of 200 in a batch: few on a client that has few, and where many steps are wanted. A window
-# of 200 items is four of 50: batches of as many positions take steps as often.
-BATCHES = {
-    "histories, central": 16,
-    "histories, fed-avg": 4,
-    "histories, central, oldest decide": 8,
-}
-
-
-def _batch(place: str, of_kind: Overrides) -> Overrides:
+def _batch(place: Place, of_kind: Overrides) -> Overrides:
+    """A window of LONG items is four of 50: batches of as many positions take steps as often."""
     windows = LONG // int(of_kind["model.max-length"])
-    return {"train.batch-size": BATCHES[place] * windows}
+    return {"train.batch-size": place.batch * windows}

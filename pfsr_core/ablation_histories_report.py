@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pfsr_core.ablation_histories import FROM, KINDS, PLACES
+from pfsr_core.ablation_histories import KINDS, PLACES
 from pfsr_core.evaluation.bootstrap import paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
 
@@ -60,8 +60,9 @@ def histories_pairs(records: Records) -> list[str]:
 
 
 def long_users(place: str, record: Record) -> list[str]:
-    """Raw ids of the users with at least FROM items before the test item, sorted."""
-    return sorted(user for user, length in record["lengths"].items() if length >= FROM[place])
+    """Raw ids of the users with at least ``long_from`` items before the test item, sorted."""
+    least = PLACES[place].long_from
+    return sorted(user for user, length in record["lengths"].items() if length >= least)
 
 
 def _row(place: str, kind: str, by_seed: Mapping[int, Record]) -> str:

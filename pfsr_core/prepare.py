@@ -17,6 +17,7 @@ from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.vocabulary import save_vocabulary
 from pfsr_core.run_files import write_json
+from pfsr_core.whole_files import staged
 
 
 def prepare(source: str, path: str, directory: Path) -> Path:
@@ -60,9 +61,8 @@ def clean_copy(
 
 def _write(table: pa.Table, file: Path) -> None:
     """Whole or not at all: a part of a log reads like a log."""
-    stage = file.with_name(f".{file.name}")
-    (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
-    stage.replace(file)
+    with staged(file) as stage:
+        (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
 
 
 def _check_apart(path: str, directory: Path) -> None:

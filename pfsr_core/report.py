@@ -6,7 +6,6 @@ What is not known yet is left out, so the page of a run that is still going on i
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -33,6 +32,7 @@ from pfsr_core.report_style import colour
 from pfsr_core.run_files import Method, RunRecord, methods
 from pfsr_core.run_reading import read_run
 from pfsr_core.run_views import ALONE, main_algorithm, wins
+from pfsr_core.whole_files import staged
 
 HR = "test/excluded/hr@10"
 NDCG = "test/excluded/ndcg@10"
@@ -48,9 +48,8 @@ TABLE_NOTE = (
 def write_report(run_dir: Path) -> Path:
     """Writes ``report.html`` into ``run_dir`` at one stroke. Raises RunError."""
     path = run_dir / FILE_NAME
-    stage = run_dir / f".{FILE_NAME}.{os.getpid()}"
-    stage.write_text(render(read_run(run_dir)), "utf-8")
-    stage.replace(path)
+    with staged(path) as stage:
+        stage.write_text(render(read_run(run_dir)), "utf-8")
     return path
 
 

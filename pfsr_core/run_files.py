@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pfsr_core.settings import RunSettings, SettingsError, runs_directory
+from pfsr_core.whole_files import staged
 
 Json = dict[str, Any]
 
@@ -180,9 +180,8 @@ def _of_the_model(means: Mapping[str, float]) -> dict[str, float]:
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Writes at one stroke: a reader finds the old file or the new one."""
-    stage = path.with_name(f".{path.name}.{os.getpid()}")
-    stage.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
-    stage.replace(path)
+    with staged(path) as stage:
+        stage.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
 
 
 def append_line(path: Path, content: object) -> None:

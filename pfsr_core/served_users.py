@@ -121,16 +121,17 @@ def forget_user(store: StoreFile, user: str) -> int:
             file.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
         query = "SELECT number, client, histories, settings "
         query += "FROM served_clients JOIN served USING (number)"
-        homes = [row for row in file.execute(query) if user in read_histories(row[2])[0]]
-        for number, client, histories, settings in homes:
+        rows = ((*row[:2], *read_histories(row[2]), row[3]) for row in file.execute(query))
+        homes = [row for row in rows if user in row[2]]
+        for number, client, histories, times, settings in homes:
             key, items = (number, client), json.loads(settings)["model.items"]
-            if len(read_histories(histories)[0]) == 1:
+            if len(histories) == 1:
                 file.execute("DELETE FROM served_clients WHERE (number, client) = (?, ?)", key)
                 continue
             digest, blob = file.execute(
                 "SELECT digest, tensors FROM served_clients WHERE (number, client) = (?, ?)", key
             ).fetchone()
-            left = _without(user, *read_histories(histories), store.tensors(blob, digest), items)
+            left = _without(user, histories, times, store.tensors(blob, digest), items)
             file.execute(
                 "UPDATE served_clients SET histories = ?, digest = ?, tensors = ? "
                 "WHERE (number, client) = (?, ?)",

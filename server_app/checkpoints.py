@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from pfsr_core.federated import ServerState
 from pfsr_core.params import Params
+from pfsr_core.whole_files import staged
 
 CHECKPOINT = "checkpoint.safetensors"
 PARAMS, SLOTS, SERVED = "params/", "slots/", "served/"
@@ -101,12 +102,10 @@ def save_model(directory: Path, params: Params, facts: Mapping[str, Any]) -> Non
 def write_atomically(path: Path, content: bytes) -> None:
     """A reader, or a process after a power cut, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{os.getpid()}")
-    with stage.open("wb") as file:
+    with staged(path) as stage, stage.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    stage.replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -87,11 +87,13 @@ def resolve(recipe: Path | None, overrides: Sequence[str], resume: str = "") -> 
     _check(settings)
     config = {**flat, "run.directory": str(_root(flat))}
     # The app runs in another directory than the one that paths are written from.
-    data, vectors = Path(settings.data.path).expanduser(), settings.model.item_vectors
+    data, vectors = (
+        Path(given).expanduser() for given in (settings.data.path, settings.model.item_vectors)
+    )
     if settings.data.path and data.exists():
         config["data.path"] = str(data.absolute())
-    if Path(vectors).suffix and Path(vectors).expanduser().is_file():
-        config["model.item-vectors"] = str(Path(vectors).expanduser().absolute())
+    if vectors.suffix and vectors.is_file():
+        config["model.item-vectors"] = str(vectors.absolute())
     return config
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pfsr_core.ablation import ARMS, arm_settings, file_name, recipe_of, run_arm, run_baselines
-from pfsr_core.ablation_histories import FROM, KINDS
+from pfsr_core.ablation_histories import KINDS, PLACES
 from pfsr_core.ablation_histories_report import (
     histories_pairs,
     histories_table,
@@ -184,7 +184,7 @@ def test_item_arms_have_a_table_of_their_own() -> None:
 
 def history_record(ranks: dict[str, int]) -> dict[str, object]:
     """The records of two users with long histories and one with a short one."""
-    least = FROM["histories, central"]
+    least = PLACES["histories, central"].long_from
     return {
         "ranks": ranks,
         "lengths": {"a": least, "b": least + 9, "c": least - 1},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -111,18 +110,22 @@ def test_answers_are_those_of_the_whole_model_however_much_is_new(kind: str, pat
     assert stored(path, "events") == 9
 
 
-@pytest.fixture
-def compressed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many items were compressed, call by call."""
+def items_read_by(monkeypatch: pytest.MonkeyPatch, compressor: type, method: str) -> list[int]:
+    """How many items the method is given, call by call."""
     lengths: list[int] = []
-    original = LearnedTokens.compress
+    original = getattr(compressor, method)
 
-    def counting(self: LearnedTokens, encoder: object, x: torch.Tensor, *rest: object) -> object:
+    def counting(self: object, encoder: object, x: torch.Tensor, *rest: object) -> object:
         lengths.append(x.shape[1])
         return original(self, encoder, x, *rest)
 
-    monkeypatch.setattr(LearnedTokens, "compress", counting)
-    yield lengths
+    monkeypatch.setattr(compressor, method, counting)
+    return lengths
+
+
+@pytest.fixture
+def compressed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return items_read_by(monkeypatch, LearnedTokens, "compress")
 
 
 @pytest.mark.parametrize("kind", ["tokens"], indirect=False)
@@ -144,14 +147,7 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
 def test_a_state_reads_what_is_new_alone(
     kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    original = RecurrentState.recall
-
-    def counting(self: RecurrentState, encoder: object, x: torch.Tensor, *rest: object) -> object:
-        read.append(x.shape[1])
-        return original(self, encoder, x, *rest)
-
-    monkeypatch.setattr(RecurrentState, "recall", counting)
+    read = items_read_by(monkeypatch, RecurrentState, "recall")
     served = open_served(path)
     client, user = somebody(served)
     recommend(served, user)

@@ -24,6 +24,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from pfsr_core.data.errors import DataUnavailableError
+from pfsr_core.whole_files import staged
 
 Files = dict[str, bytes]
 
@@ -219,7 +220,6 @@ def _write_all(files: Files, main: str, target: Path) -> Path:
     # The main file comes last: whoever finds it finds the others complete.
     target.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda name: name == main):
-        stage = target / f".{name}.{os.getpid()}"
-        stage.write_bytes(files[name])
-        stage.replace(target / name)
+        with staged(target / name) as stage:
+            stage.write_bytes(files[name])
     return target / main

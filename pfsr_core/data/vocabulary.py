@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pfsr_core.data.errors import MalformedFileError
 from pfsr_core.data.table import read_text
+from pfsr_core.whole_files import staged
 
 FILE_NAME = "vocabulary.json"
 
@@ -40,9 +40,8 @@ def save_vocabulary(
     digest = vocabulary_digest(item_ids)
     content = {"digest": digest, "item_ids": list(item_ids), "titles": dict(titles or {})}
     directory.mkdir(parents=True, exist_ok=True)
-    stage = directory / f".{FILE_NAME}.{os.getpid()}"
-    stage.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
-    stage.replace(directory / FILE_NAME)
+    with staged(directory / FILE_NAME) as stage:
+        stage.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
     return digest
 
 
