@@ -53,6 +53,13 @@ FEDERATED: Overrides = {
     "train.round-decay": 0.9,
     "algorithm.name": "fed-avg",
 }
+# HLLM: items are what a language model makes of their text, seen through one projection; no vector
+# of an item is learnt. And the same from counted words.
+TEXT: Overrides = {
+    "model.items": "semantic",
+    "model.id-dim": 0,
+    "train.residual-learning-rate": 0.0,
+}
 # Histories of 160 to 192 items, all read; many steps, large enough that what is rare is learnt.
 OLDEST_DECIDE: Overrides = {
     "data.source": "synthetic-long",
@@ -80,12 +87,16 @@ class Place:
 PLACES: dict[str, Place] = {
     "histories, central": Place(CENTRAL, batch=16),
     "histories, fed-avg": Place(FEDERATED, batch=4),
+    "histories, central, tf-idf": Place({**CENTRAL, **TEXT}, batch=16),
+    "histories, central, wordllama": Place(
+        {**CENTRAL, **TEXT, "model.item-vectors": "wordllama"}, batch=16
+    ),
     "histories, central, oldest decide": Place({**CENTRAL, **OLDEST_DECIDE}, batch=8, long_from=0),
 }
 
 
 def history_arms() -> dict[str, Overrides]:
-    """``histories, <central or fed-avg>[, oldest decide], <kind>``: settings by arm."""
+    """``<one of PLACES>, <one of KINDS>``: settings by arm."""
     return {
         f"{place}, {kind}": {**of_place.settings, **of_kind, **_batch(of_place, of_kind)}
         for place, of_place in PLACES.items()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pfsr_core.assembly import Assembly, Federation
+from pfsr_core.data.item_vectors import WORDLLAMA
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated import FULL, ServerState
@@ -87,6 +88,7 @@ STEPS: dict[str, Overrides] = {
     },
 }
 ID_DIMS = (448, 192, 64, 0)  # numbers of the id beside the default's 960: less told, less learnt
+LANGUAGE_ID_DIMS = (960, 0)  # and those where a language model has read the words
 METHODS: dict[str, Overrides] = {"pfsr": {}, "fed-avg": {"algorithm.name": "fed-avg"}}
 
 
@@ -104,7 +106,12 @@ def item_arms() -> dict[str, Overrides]:
         for method, of_method in METHODS.items()
     }
     usual = arms[item_arm("fed-avg", "semantic", 1)]
-    return {**arms, **{id_arm(dim): {**usual, "model.id-dim": dim} for dim in ID_DIMS}}
+    read = {**usual, "model.item-vectors": WORDLLAMA}
+    return {
+        **arms,
+        **{id_arm(dim): {**usual, "model.id-dim": dim} for dim in ID_DIMS},
+        **{language_arm(dim): {**read, "model.id-dim": dim} for dim in LANGUAGE_ID_DIMS},
+    }
 
 
 def item_arm(method: str, mode: str, users: int) -> str:
@@ -117,6 +124,11 @@ def item_arm(method: str, mode: str, users: int) -> str:
 def id_arm(dim: int) -> str:
     """The arm of FedAvg with semantic items that differ in ``dim`` random numbers, a user each."""
     return f"fed-avg, semantic items, {dim} numbers of the id, clients of 1"
+
+
+def language_arm(dim: int) -> str:
+    """The arm of :func:`id_arm` with the vectors of a language model for counted words."""
+    return f"fed-avg, semantic items, {WORDLLAMA} and {dim} numbers of the id, clients of 1"
 
 
 def evaluate_all(

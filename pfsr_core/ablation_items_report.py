@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from pfsr_core.ablation_items import CLIENTS, ID_DIMS, ITEMS, METHODS, PRIVATE, id_arm, item_arm
+from pfsr_core.ablation_items import (
+    CLIENTS,
+    ID_DIMS,
+    ITEMS,
+    LANGUAGE_ID_DIMS,
+    METHODS,
+    PRIVATE,
+    id_arm,
+    item_arm,
+    language_arm,
+)
 from pfsr_core.federated import FULL, GLOBAL, WITH_PRIVATE
 
 Record = Mapping[str, Any]
@@ -25,6 +35,8 @@ PAIRS = (
         for method in METHODS
         for mode in ("semantic", "dual")
     ),
+    (language_arm(960), item_arm("fed-avg", "semantic", 1)),
+    (language_arm(0), id_arm(0)),
     ("fed-avg, semantic items, clients of 47", "fed-avg"),
     ("fed-avg, semantic items, clients of 47", "fed-avg, shared table"),
     ("fed-avg, semantic items, clients of 47", "central"),
@@ -47,6 +59,10 @@ def items_table(records: Records) -> list[str]:
         for mode in (PRIVATE, *ITEMS)
     }
     arms |= {id_arm(dim): ("fed-avg", f"semantic, id-dim {dim}", 1) for dim in ID_DIMS}
+    arms |= {
+        language_arm(dim): ("fed-avg", f"semantic, wordllama, id-dim {dim}", 1)
+        for dim in LANGUAGE_ID_DIMS
+    }
     lines = [_row(*what, records[arm]) for arm, what in arms.items() if records.get(arm)]
     return [*HEADER, *lines] if lines else []
 

@@ -90,8 +90,8 @@ class ModelSettings:
     )
     item_vectors: str = setting(
         "tf-idf",
-        "vectors of items semantic and adapted: tf-idf, hashed, sentence:<model>, a file, or "
-        "co-occurrence",
+        "vectors of items semantic and adapted: tf-idf, hashed, wordllama, sentence:<model>, a "
+        "file, or co-occurrence",
     )
     text_dim: int = setting(64, "width of an item's text vector", low=1)
     id_dim: int = setting(960, "random numbers beside it that tell items apart", low=0)

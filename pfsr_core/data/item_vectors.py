@@ -1,11 +1,13 @@
 """Vectors of items, of words about them where there are any: what "semantic" is made from.
 
-Three sources need nothing but the texts of the data (title, genres, categories):
+Four sources need nothing but the texts of the data (title, genres, categories):
 
     "tf-idf"            TF-IDF of the words, cut to ``dim`` by a singular value decomposition. The
                         fit is over the whole catalogue, so every node must have the same texts.
     "hashed"            every word has a random direction that follows from the word alone (random
                         indexing, Kanerva et al. 2000): the same on nodes with different catalogues.
+    "wordllama"         WordLlama, a small model of sentences that comes with its package: means of
+                        token vectors that were a language model's (64, 128 or 256 numbers).
     "sentence:<model>"  embeddings of sentence-transformers.
 
 Where the data have no texts there is one that is collaborative, not semantic, and that is made by
@@ -30,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.data.co_occurrence import co_occurrence_vectors
@@ -38,8 +40,9 @@ from pfsr_core.data.delimited import read_csv_table
 from pfsr_core.data.errors import DataError, MalformedFileError
 from pfsr_core.data.table import read_bytes
 
-TF_IDF, HASHED, SENTENCE = "tf-idf", "hashed", "sentence:"
+TF_IDF, HASHED, WORDLLAMA, SENTENCE = "tf-idf", "hashed", "wordllama", "sentence:"
 CO_OCCURRENCE = "co-occurrence"
+WORDLLAMA_DIMS = (64, 128, 256)
 COLLABORATIVE = (
     "Item vectors are co-occurrence: collaborative, not semantic, made by pooling the training "
     "histories of all clients. For simulation and experiments only."
@@ -80,6 +83,8 @@ def item_vectors(
         rows, method = tf_idf(_known(texts, source), dim), source
     elif source == HASHED:
         rows, method = hashed(_known(texts, source), dim), source
+    elif source == WORDLLAMA:
+        rows, method = wordllama(_known(texts, source), dim), source
     elif source.startswith(SENTENCE):
         rows, method = _sentences(source, _known(texts, source), dim), source
     elif source == CO_OCCURRENCE:
@@ -140,18 +145,48 @@ def _direction(word: str, dim: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal(dim)
 
 
+def wordllama(texts: Sequence[str], dim: int) -> Vectors:
+    """Vectors of sentences (V, dim) of WordLlama's 256 numbers, which it was trained to have cut.
+
+    Raises DataError without the package, and for a ``dim`` that is none of WORDLLAMA_DIMS.
+    """
+    try:
+        import wordllama as package
+    except ImportError:
+        raise _needs(WORDLLAMA, "wordllama") from None
+    if dim not in WORDLLAMA_DIMS:
+        *smaller, widest = WORDLLAMA_DIMS
+        raise DataError(
+            f"model.text-dim is {dim}, and {WORDLLAMA} has vectors of "
+            f"{', '.join(map(str, smaller))} or {widest} numbers. Fix: choose one of these."
+        )
+    # As a cache, the package's own folder is found whole, and nothing is asked of the network.
+    home = Path(package.__file__).parent
+    model = package.WordLlama.load(cache_dir=home, trunc_dim=dim, disable_download=True)
+    return _with_words(texts, model.embed(list(texts), norm=False))
+
+
 def _sentences(source: str, texts: Sequence[str], dim: int) -> Vectors:
     name = source.removeprefix(SENTENCE)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise DataError(
-            f"model.item-vectors = {source!r} needs sentence-transformers. "
-            f"Fix: pip install 'pfsr[sentences]', or use {TF_IDF!r}."
-        ) from None
+        raise _needs(source, "sentence-transformers", "sentences") from None
     rows = SentenceTransformer(name, device="cpu").encode(list(texts), convert_to_numpy=True)
-    known = np.array([bool(text) for text in texts])  # a model has a vector of "" too
-    return _of_width(np.asarray(rows, np.float32) * known[:, None], dim, name)
+    return _with_words(texts, _of_width(rows, dim, name))
+
+
+def _with_words(texts: Sequence[str], rows: ArrayLike) -> Vectors:
+    """``rows``, zero where there is no text: a model has a vector of "" too."""
+    known = np.array([bool(text) for text in texts])
+    return np.where(known[:, None], np.asarray(rows, np.float32), np.float32(0))
+
+
+def _needs(source: str, package: str, extra: str = "") -> DataError:
+    return DataError(
+        f"model.item-vectors = {source!r} needs {package}. "
+        f"Fix: pip install 'pfsr[{extra or package}]', or use {TF_IDF!r}."
+    )
 
 
 def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, str]:
@@ -159,8 +194,8 @@ def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, 
     if path.suffix.lower() not in readers:
         raise DataError(
             f"model.item-vectors = {str(path)!r}: neither a file of vectors ({', '.join(readers)}) "
-            f"nor one of {TF_IDF}, {HASHED}, {CO_OCCURRENCE}, {SENTENCE}<model>. Fix: choose one "
-            f"of these."
+            f"nor one of {TF_IDF}, {HASHED}, {WORDLLAMA}, {CO_OCCURRENCE}, {SENTENCE}<model>. Fix: "
+            f"choose one of these."
         )
     ids, found = readers[path.suffix.lower()](path)
     found = _of_width(found, dim, str(path))

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from pfsr_core.data.errors import DataError, MalformedFileError
-from pfsr_core.data.item_vectors import HASHED, TF_IDF, ItemVectors, item_vectors, words_of
+from pfsr_core.data.item_vectors import (
+    HASHED,
+    TF_IDF,
+    WORDLLAMA,
+    WORDLLAMA_DIMS,
+    ItemVectors,
+    item_vectors,
+    words_of,
+)
 from tests.data.helpers import write
 
 IDS = ("7", "a b", "9", "x")
@@ -127,19 +135,44 @@ def test_sentences_are_a_models_rows_of_its_width(monkeypatch: pytest.MonkeyPatc
         item_vectors("sentence:tiny", IDS, TEXTS, 64)
 
 
+@pytest.mark.parametrize("dim", WORDLLAMA_DIMS)
+def test_a_language_models_vectors_know_what_words_mean(dim: int) -> None:
+    """No word is shared by the first and the second, or the third and the fourth."""
+    texts = ("a spaceship among the stars", "astronauts leave their orbit", "", "a love story")
+    found = item_vectors(WORDLLAMA, IDS, (*texts[:2], "romance and a wedding", texts[3]), dim).rows
+    assert found.shape == (4, dim) and found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    near = found @ found.T
+    assert near[0, 1] > max(near[0, 2], near[0, 3]) and near[2, 3] > max(near[2, 0], near[2, 1])
+    wordless = item_vectors(WORDLLAMA, IDS, texts, dim).rows
+    assert not wordless[2].any()
+    few = item_vectors(WORDLLAMA, IDS[:2], texts[:2], dim)  # the same on nodes of their own
+    np.testing.assert_allclose(few.rows, found[:2], atol=1e-6)
+
+
+def test_a_language_models_widths() -> None:
+    with pytest.raises(DataError, match=r"text-dim is 8.*64, 128 or 256 numbers\. Fix: choose"):
+        made(WORDLLAMA)
+
+
 def test_another_file_has_another_digest(tmp_path: Path) -> None:
     one = made(str(npz(tmp_path / "a.npz", IDS, np.ones((4, DIM)))))
     other = made(str(npz(tmp_path / "b.npz", IDS, np.eye(4, DIM))))
     assert one.digest != other.digest and one.method != other.method
 
 
-def test_what_is_refused_names_the_place_and_the_fix(tmp_path: Path) -> None:
+def test_what_is_refused_names_the_place_and_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match="no titles.*Fix: give the data a column title"):
         made(TF_IDF, ("",) * 4)
     with pytest.raises(DataError, match=r"neither a file .*\.npz.* nor one of tf-idf, hashed"):
         made("tfidf")
     with pytest.raises(DataError, match="sentence-transformers.*Fix: pip install"):
         made("sentence:all-MiniLM-L6-v2")
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(DataError, match=r"needs wordllama\. Fix: pip install 'pfsr\[wordllama\]'"):
+        made(WORDLLAMA)
     with pytest.raises(DataError, match=r"no vector of 2 items, among them 9, x\. Fix"):
         made(str(npz(tmp_path / "few.npz", IDS[:2], np.ones((2, DIM)))))
     with pytest.raises(DataError, match=r"3 numbers, model\.text-dim is 8.*text-dim = 3"):
