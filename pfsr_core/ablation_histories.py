@@ -4,8 +4,8 @@ Attention over 200 items, over the latest 50, and over 50 with tokens in place o
 them, the tokens the same for everybody or with a part of each user's own; recurrent encoders that
 read the latest 50, or all that there is, trained on windows of 200 or of 50. A window begins with
 an empty state, so the last two differ in how far gradients reach back, and in cost. All data in one
-place, and averaged over 20 clients; on the recipe's data, and on a world in which the oldest items
-decide.
+place, and averaged over 20 clients; on the recipe's data, also with items made from words about
+them, and on a world in which the oldest items decide.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pfsr_core.central import ALL_DATA, ONE_CLIENT
+from pfsr_core.data.item_vectors import WORDLLAMA
 from pfsr_core.settings import Value
 
 Overrides = dict[str, Value]
@@ -53,13 +54,16 @@ FEDERATED: Overrides = {
     "train.round-decay": 0.9,
     "algorithm.name": "fed-avg",
 }
-# HLLM: items are what a language model makes of their text, seen through one projection; no vector
-# of an item is learnt. And the same from counted words.
+# HLLM: a language model reads the words about an item, or they are counted; one projection of that
+# is the item, together with a vector that is learnt, or alone.
 TEXT: Overrides = {
     "model.items": "semantic",
+    "model.text-dim": 256,
     "model.id-dim": 0,
-    "train.residual-learning-rate": 0.0,
+    "train.residual-learning-rate": 0.002,
 }
+READ: Overrides = {**TEXT, "model.item-vectors": WORDLLAMA}
+ALONE: Overrides = {"train.residual-learning-rate": 0.0}
 # Histories of 160 to 192 items, all read; many steps, large enough that what is rare is learnt.
 OLDEST_DECIDE: Overrides = {
     "data.source": "synthetic-long",
@@ -88,9 +92,9 @@ PLACES: dict[str, Place] = {
     "histories, central": Place(CENTRAL, batch=16),
     "histories, fed-avg": Place(FEDERATED, batch=4),
     "histories, central, tf-idf": Place({**CENTRAL, **TEXT}, batch=16),
-    "histories, central, wordllama": Place(
-        {**CENTRAL, **TEXT, "model.item-vectors": "wordllama"}, batch=16
-    ),
+    "histories, central, tf-idf alone": Place({**CENTRAL, **TEXT, **ALONE}, batch=16),
+    "histories, central, wordllama": Place({**CENTRAL, **READ}, batch=16),
+    "histories, central, wordllama alone": Place({**CENTRAL, **READ, **ALONE}, batch=16),
     "histories, central, oldest decide": Place({**CENTRAL, **OLDEST_DECIDE}, batch=8, long_from=0),
 }
 

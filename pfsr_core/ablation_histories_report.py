@@ -30,6 +30,11 @@ PAIRS = (
     ("associative state", "associative state, trained on 50"),
     ("associative state", "sasrec with tokens"),
 )
+TEXT_PAIRS = (  # places, of the same kind
+    ("histories, central, wordllama", "histories, central"),
+    ("histories, central, wordllama", "histories, central, tf-idf"),
+    ("histories, central, wordllama alone", "histories, central, tf-idf alone"),
+)
 
 
 def is_history_arm(arm: str) -> bool:
@@ -49,14 +54,24 @@ def histories_table(records: Records) -> list[str]:
 
 
 def histories_pairs(records: Records) -> list[str]:
-    """Differences among users with long histories; intervals of 95 %, seeds averaged first."""
-    lines = [
-        f"| {_short(place)}: {a} minus {b} | {_difference(place, left, right)} |"
+    """Differences, intervals of 95 %, seeds averaged first.
+
+    Between kinds among users with long histories, between places among all.
+    """
+    kinds = [
+        f"| {_short(place)}: {a} minus {b} | {_difference(left, right, place)} |"
         for place in PLACES
         for a, b in PAIRS
         if (left := records.get(f"{place}, {a}")) and (right := records.get(f"{place}, {b}"))
     ]
-    return ["| NDCG@10, long histories | difference [interval] |", "|---|---|", *lines]
+    texts = [
+        f"| {kind}, all users: {_short(a)} minus {_short(b)} | {_difference(left, right)} |"
+        for kind in KINDS
+        for a, b in TEXT_PAIRS
+        if (left := records.get(f"{a}, {kind}")) and (right := records.get(f"{b}, {kind}"))
+    ]
+    heading = "| NDCG@10, long histories where nothing else is said | difference [interval] |"
+    return [heading, "|---|---|", *kinds, *texts]
 
 
 def long_users(place: str, record: Record) -> list[str]:
@@ -94,11 +109,12 @@ def _values(record: Record, users: Sequence[str], metric: str) -> np.ndarray[Any
     return per_user(np.array([record["ranks"][user] for user in users]), metric)
 
 
-def _difference(place: str, a: Mapping[int, Record], b: Mapping[int, Record]) -> str:
+def _difference(a: Mapping[int, Record], b: Mapping[int, Record], place: str = "") -> str:
+    """Among the long histories of ``place``, or all."""
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return "no seed in common"
-    users = long_users(place, a[seeds[0]])
+    users = long_users(place, a[seeds[0]]) if place else sorted(a[seeds[0]]["lengths"])
     left, right = (np.stack([_values(arm[s], users, METRIC) for s in seeds]) for arm in (a, b))
     found = paired_bootstrap(left, right)
     return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"

@@ -203,15 +203,21 @@ def test_long_histories_have_a_table_of_their_own() -> None:
         "histories, central, oldest decide, gru4rec's state": {
             0: history_record({"a": 1, "b": 1, "c": 99})
         },
+        "histories, central, wordllama, sasrec with tokens": {
+            0: history_record({"a": 1, "b": 1, "c": 1})
+        },
         "pfsr": {},
     }
     assert histories_table(records)[2:] == [
         "| central | sasrec reads 50 | 2 | 0.5000 | 0.5000 (2) | 0.500 | 60 |",
         "| central | sasrec with tokens | 1 | 0.6667 | 1.0000 (2) | 1.000 | 60 |",
+        "| central, wordllama | sasrec with tokens | 1 | 1.0000 | 1.0000 (2) | 1.000 | 60 |",
         "| central, oldest decide | gru4rec's state | 1 | 0.6667 | 0.6667 (3) | 0.667 | 60 |",
     ]
-    (row,) = histories_pairs(records)[2:]
-    assert row.startswith("| central: sasrec with tokens minus sasrec reads 50 | +0.5000 [")
+    kinds, places = histories_pairs(records)[2:]
+    assert kinds.startswith("| central: sasrec with tokens minus sasrec reads 50 | +0.5000 [")
+    text = "| sasrec with tokens, all users: central, wordllama minus central | +0.3333 ["
+    assert places.startswith(text)
     assert histories_table({"pfsr": {}}) == []
     assert is_history_arm(tokens) and not is_history_arm("central, sasrec")
 
