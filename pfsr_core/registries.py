@@ -15,8 +15,9 @@ from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.algorithms.fed_prox import fed_prox
 from pfsr_core.algorithms.local_only import local_only
 from pfsr_core.algorithms.pfedrec import pfedrec
-from pfsr_core.algorithms.pfsr import Magnitude, Response, pfsr
+from pfsr_core.algorithms.pfsr import Magnitude, pfsr
 from pfsr_core.algorithms.server_step import ServerStep, server_step
+from pfsr_core.algorithms.variable_response import Response
 from pfsr_core.federated import FederatedAlgorithm
 from pfsr_core.local_training import LocalTraining, Task
 from pfsr_core.models.associative_mamba import associative_encoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pfsr_core import batched_fisher
-from pfsr_core.algorithms.pfsr import Response, _log_probability, _sampled
+from pfsr_core.algorithms.variable_response import Response, client_samples, target_log_probability
 from pfsr_core.assembly import Assembly
 from pfsr_core.batched_fisher import GRADIENTS, Sampled, client_fishers
 from pfsr_core.data.client_dataset import ClientDataset
@@ -33,12 +33,12 @@ def sampled(
     settings: Settings, assembly: Assembly, clients: list[ClientDataset], count: int
 ) -> list[Sampled]:
     task, training = assembly.task, local_training(settings)
-    found = []
+    found, response = [], Response(fisher_samples=count)
     for seed, data in enumerate(clients):
         private = task.init_private(data)
         job = Job({**task.init_shared(), **private}, data, seed)
         moved_whole = moved(job.params, seed)
-        found.append(_sampled(task, training, moved_whole, job, Response(fisher_samples=count)))
+        found.append(client_samples(task, training, response, moved_whole, job))
     return found
 
 
@@ -50,7 +50,7 @@ def test_together_equals_alone(monkeypatch: pytest.MonkeyPatch, items: str, boun
     settings, federation, assembly = tiny_world(**USERS, model__items=items)
     clients = sampled(settings, assembly, list(federation.clients[:5]), 7)
     clients += sampled(settings, assembly, list(federation.clients[5:8]), 20)
-    log_probability = _log_probability(assembly.task)
+    log_probability = target_log_probability(assembly.task)
     alone, together = (
         client_fishers(log_probability, clients, engine) for engine in ("loop", "batched")
     )
@@ -62,4 +62,4 @@ def test_together_equals_alone(monkeypatch: pytest.MonkeyPatch, items: str, boun
 
 def test_nobody_has_no_information() -> None:
     _, _, assembly = tiny_world()
-    assert client_fishers(_log_probability(assembly.task), [], "batched") == []
+    assert client_fishers(target_log_probability(assembly.task), [], "batched") == []

@@ -13,7 +13,7 @@ import torch
 
 from client_app.hosting import Node, make_node
 from client_app.node import finish
-from pfsr_core.algorithms.pfsr import Response, _log_probability, _sampled
+from pfsr_core.algorithms.variable_response import Response, client_samples, target_log_probability
 from pfsr_core.assembly import Assembly, assemble
 from pfsr_core.batched_evaluation import evaluate_together
 from pfsr_core.batched_fisher import client_fishers
@@ -138,8 +138,8 @@ def test_times_change_what_reads_them_and_nothing_else(encoder: str) -> None:
     for data in (federation.clients[0], without_times(federation.clients[0])):
         job = Job(started(task, data), data, 1)
         trained, _ = train(task, training, job)
-        sampled = _sampled(task, training, job.params, job, Response(fisher_samples=9))
-        fisher = client_fishers(_log_probability(task), [sampled], "loop")[0]
+        found = client_samples(task, training, Response(fisher_samples=9), job.params, job)
+        fisher = client_fishers(target_log_probability(task), [found], "loop")[0]
         score = make_scorer(task, job.params, data, training.max_length)
         user = data.users[0]
         scores = {"scores": score([user.train], [user.history_times("valid")])}
@@ -156,10 +156,9 @@ def test_fisher_information_of_clients_together() -> None:
     for data in federation.clients[:4]:
         start = {name: tensor.double() for name, tensor in started(task, data).items()}
         job = Job(start, data, 1)
-        clients.append(_sampled(task, training, job.params, job, Response(fisher_samples=7)))
-    alone, together = (
-        client_fishers(_log_probability(task), clients, engine) for engine in ("loop", "batched")
-    )
+        clients.append(client_samples(task, training, Response(fisher_samples=7), job.params, job))
+    target = target_log_probability(task)
+    alone, together = (client_fishers(target, clients, engine) for engine in ("loop", "batched"))
     for expected, found in zip(alone, together, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
 

@@ -32,61 +32,20 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
 from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_fisher import ROWS, Sampled, client_fishers
+from pfsr_core.algorithms.variable_response import Response, response_masks
 from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
-from pfsr_core.fisher import (
-    LogProbability,
-    Masks,
-    Samples,
-    empty_masks,
-    kept_share,
-    merge_by_mask,
-    minmax_mask,
-    quantile_mask,
-)
-from pfsr_core.local_training import (
-    ExtraLoss,
-    Job,
-    LocalTraining,
-    LossSum,
-    Task,
-    client_rows,
-    stream_seed,
-)
+from pfsr_core.fisher import Masks, empty_masks, kept_share, merge_by_mask
+from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
 from pfsr_core.losses import keep_local, magnitude
-from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
-from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, Shapes, distance, select
-from pfsr_core.windows import prefix_samples
+from pfsr_core.params import Params, Shapes, distance
 
+FISHER_MASK = Response()
 PERSONAL = "personal/"
 MASK = "mask/"
 UNMASKED = "unmasked/"
 TARGET_NORM = "target-norm"
-
-
-@dataclass(frozen=True)
-class Response:
-    """The variable response mechanism. ``rho``: kept share of a tensor; ``tau``: FedDPA's bar.
-
-    ``mask_mode``: "quantile" (by rho), "minmax" (by tau) or "none".
-    ``serve``: what a client recommends with, its encoder as the next round would start from it
-    ("merged": ``M * theta_k + (1 - M) * theta_g``) or as its last training left it ("personal").
-    """
-
-    mask_mode: str = "quantile"
-    rho: float = 0.25
-    tau: float = 0.4
-    fisher_samples: int = 256
-    serve: str = "merged"
-
-    def mask(self, fisher: Params) -> Masks:
-        """The mask of one client's Fisher information, by quantile or by FedDPA's bar."""
-        if self.mask_mode == "minmax":
-            return minmax_mask(fisher, self.tau)
-        return quantile_mask(fisher, self.rho)
 
 
 @dataclass(frozen=True)
@@ -123,7 +82,7 @@ def pfsr(
     task: Task,
     training: LocalTraining,
     *,
-    response: Response = Response(),
+    response: Response = FISHER_MASK,
     loss: Magnitude = Magnitude(),
     aggregation: str = "zero",
     step: ServerStep = average,
@@ -131,17 +90,6 @@ def pfsr(
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
     base, whole = fed_avg(task, training), response.serve == "personal"
-
-    def masks_of(trained: Sequence[Params], jobs: Sequence[Job]) -> list[Masks]:
-        masks = [empty_masks(task.partition.split(whole)[0]) for whole in trained]
-        if response.mask_mode == "none":
-            return masks
-        taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
-        sampled = [_sampled(task, training, trained[i], jobs[i], response) for i in taught]
-        fishers = client_fishers(_log_probability(task), sampled, training.engine)
-        for i, fisher in zip(taught, fishers, strict=True):
-            masks[i] |= response.mask(fisher)
-        return masks
 
     def local(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -160,7 +108,7 @@ def pfsr(
         train_all = partial(train_clients, task, training.in_round(broadcast.round))
         masks = [old.masks for old in olds]
         found = _phases(train_all, jobs, masks) if loss.two_phases else train_all(jobs)
-        next_masks = masks_of([whole for whole, _ in found], jobs)
+        next_masks = response_masks(task, training, response, [whole for whole, _ in found], jobs)
         return [
             (Personal(*task.partition.split(whole), next_mask), mask, losses)
             for (whole, losses), next_mask, mask in zip(found, next_masks, masks, strict=True)
@@ -291,62 +239,6 @@ def _magnitude_term(
         return total
 
     return term
-
-
-def can_be_sampled(data: ClientDataset) -> bool:
-    """Whether a user has an item to predict."""
-    return data.num_interactions > len(data.users)
-
-
-def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
-    """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
-    generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
-    samples = prefix_samples(
-        job.data, training.max_length, count, generator, with_times=task.reads_times
-    )
-    rows = task.candidates(job.data)
-    return samples._replace(
-        prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
-    )
-
-
-def _sampled(
-    task: Task, training: LocalTraining, whole: Params, job: Job, response: Response
-) -> Sampled:
-    """A client's Fisher samples, and which of its names may be masked."""
-    masked = select(whole, task.partition.shared - task.averaged)
-    return Sampled(
-        encoder=masked,
-        private={name: tensor for name, tensor in whole.items() if name not in masked},
-        samples=fisher_samples(task, training, job, response.fisher_samples),
-        items=len(task.candidates(job.data)) + 1,
-        rows=client_rows(task, job.data),
-    )
-
-
-def _log_probability(task: Task) -> LogProbability:
-    named = (OWN_ROWS, TABLE_ROWS)
-
-    def log_probability(
-        params: Params,
-        constants: Params,
-        prefix: Tensor,
-        length: Tensor,
-        target: Tensor,
-        *times: Tensor,
-    ) -> Tensor:
-        rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
-        rows = {name: constants[name] for name in named if name in constants}
-        model = task.effective({**params, **rest}, rows)
-        known = times[0][None] if times else None
-        hidden = task.apply(model, prefix[None], None, known)[0]
-        last = hidden.index_select(0, (length - 1).reshape(1))[0]
-        logits = model[ITEMS][1:] @ last
-        if ROWS in constants:
-            logits = logits + constants[ROWS]
-        return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
-
-    return log_probability
 
 
 def _server_update(

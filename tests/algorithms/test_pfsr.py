@@ -14,10 +14,10 @@ from pfsr_core.algorithms.pfsr import (
     TARGET_NORM,
     UNMASKED,
     Magnitude,
-    Response,
     pfsr,
     split_state,
 )
+from pfsr_core.algorithms.variable_response import Response
 from pfsr_core.assembly import make_task
 from pfsr_core.federated import FederatedAlgorithm, Reply, ServerState
 from pfsr_core.registries import local_training

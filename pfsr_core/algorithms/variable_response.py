@@ -1,0 +1,131 @@
+"""The variable response mechanism: what a client keeps local, by its Fisher information.
+
+After a client's training the diagonal Fisher information of its encoder is estimated from samples
+of its histories, and the mask says which coordinates it keeps at home in its next round. Sources of
+form and thresholds: :mod:`pfsr_core.algorithms.pfsr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfsr_core.batched_fisher import ROWS, Sampled, client_fishers
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.fisher import (
+    LogProbability,
+    Masks,
+    Samples,
+    empty_masks,
+    minmax_mask,
+    quantile_mask,
+)
+from pfsr_core.local_training import Job, LocalTraining, Task, client_rows, stream_seed
+from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
+from pfsr_core.models.next_item import ITEMS
+from pfsr_core.params import Params, select
+from pfsr_core.windows import prefix_samples
+
+
+@dataclass(frozen=True)
+class Response:
+    """The variable response mechanism. ``rho``: kept share of a tensor; ``tau``: FedDPA's bar.
+
+    ``mask_mode``: "quantile" (by rho), "minmax" (by tau) or "none".
+    ``serve``: what a client recommends with, its encoder as the next round would start from it
+    ("merged": ``M * theta_k + (1 - M) * theta_g``) or as its last training left it ("personal").
+    """
+
+    mask_mode: str = "quantile"
+    rho: float = 0.25
+    tau: float = 0.4
+    fisher_samples: int = 256
+    serve: str = "merged"
+
+    def mask(self, fisher: Params) -> Masks:
+        """The mask of one client's Fisher information, by quantile or by FedDPA's bar."""
+        if self.mask_mode == "minmax":
+            return minmax_mask(fisher, self.tau)
+        return quantile_mask(fisher, self.rho)
+
+
+def response_masks(
+    task: Task,
+    training: LocalTraining,
+    response: Response,
+    trained: Sequence[Params],
+    jobs: Sequence[Job],
+) -> list[Masks]:
+    """The mask of the next round for each client, from what its job has ``trained``.
+
+    Nothing is masked where the response is "none", and of a client without an item to predict.
+    """
+    masks = [empty_masks(task.partition.split(whole)[0]) for whole in trained]
+    if response.mask_mode == "none":
+        return masks
+    taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
+    found = [client_samples(task, training, response, trained[i], jobs[i]) for i in taught]
+    fishers = client_fishers(target_log_probability(task), found, training.engine)
+    for i, fisher in zip(taught, fishers, strict=True):
+        masks[i] |= response.mask(fisher)
+    return masks
+
+
+def can_be_sampled(data: ClientDataset) -> bool:
+    """Whether a user has an item to predict."""
+    return data.num_interactions > len(data.users)
+
+
+def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
+    """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
+    generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
+    samples = prefix_samples(
+        job.data, training.max_length, count, generator, with_times=task.reads_times
+    )
+    rows = task.candidates(job.data)
+    return samples._replace(
+        prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
+    )
+
+
+def client_samples(
+    task: Task, training: LocalTraining, response: Response, whole: Params, job: Job
+) -> Sampled:
+    """A client's Fisher samples, and which of its names may be masked."""
+    masked = select(whole, task.partition.shared - task.averaged)
+    return Sampled(
+        encoder=masked,
+        private={name: tensor for name, tensor in whole.items() if name not in masked},
+        samples=fisher_samples(task, training, job, response.fisher_samples),
+        items=len(task.candidates(job.data)) + 1,
+        rows=client_rows(task, job.data),
+    )
+
+
+def target_log_probability(task: Task) -> LogProbability:
+    """Of a target after a prefix, as a function of the encoder: what the information is of."""
+    named = (OWN_ROWS, TABLE_ROWS)
+
+    def of_target(
+        params: Params,
+        constants: Params,
+        prefix: Tensor,
+        length: Tensor,
+        target: Tensor,
+        *times: Tensor,
+    ) -> Tensor:
+        rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
+        rows = {name: constants[name] for name in named if name in constants}
+        model = task.effective({**params, **rest}, rows)
+        known = times[0][None] if times else None
+        hidden = task.apply(model, prefix[None], None, known)[0]
+        last = hidden.index_select(0, (length - 1).reshape(1))[0]
+        logits = model[ITEMS][1:] @ last
+        if ROWS in constants:
+            logits = logits + constants[ROWS]
+        return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]
+
+    return of_target
