@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from pfsr_core.assembly import Assembly, assemble
 from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.final_table import final_table
+from pfsr_core.final_table import final_table, share
 from pfsr_core.item_modes import Catalogue
 from pfsr_core.params import fingerprint
 from pfsr_core.report import write_report
@@ -131,9 +131,11 @@ def _close(run: Run, training: Training, progress: Progress, outcome: Finish) ->
     for what, count in outcome.outcome.items():
         say(f"{name}  {what}: {count:g} of {len(run.roster.clients)} clients")
     figures = outcome.finetuned or outcome.last
+    when = "as finetuned" if outcome.finetuned else "after the last round"
     say(
-        f"{name}  finished: test HR@10 {figures['test/excluded/hr@10']:.4f}, "
-        f"NDCG@10 {figures['test/excluded/ndcg@10']:.4f}"
+        f"{name}  finished; test {when}: "
+        f"HR@10 {share(figures['test/excluded/hr@10'])}, "
+        f"NDCG@10 {share(figures['test/excluded/ndcg@10'])}"
     )
     return result
 

@@ -106,11 +106,11 @@ def say(text: str) -> None:
 
 
 def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:
-    """``round 3/24  loss 5.93  HR@10 .112 ...``; the figures are of the round before."""
+    """``round 3/24  loss 5.93  valid HR@10 .112 ...``; the figures are of the round before."""
     parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
     if line.get("train-loss") is not None:
         parts.append(f"loss {line['train-loss']:.3f}")
-    for title, name in (("HR@10", "hr@10"), ("NDCG@10", "ndcg@10")):
+    for title, name in (("valid HR@10", "hr@10"), ("NDCG@10", "ndcg@10")):
         value = line.get(f"valid/excluded/{name}")
         if value is not None:
             parts.append(f"{title} {value:.4f}".replace(" 0.", " ."))
