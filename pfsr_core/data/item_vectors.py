@@ -29,6 +29,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def item_vectors(
     elif source == HASHED:
         rows, method = hashed(_known(texts, source), dim), source
     elif source == WORDLLAMA:
-        rows, method = wordllama(_known(texts, source), dim), source
+        rows = wordllama(_known(texts, source), dim)
+        method = f"{source} {version(source)}"  # whose weights come with it
     elif source.startswith(SENTENCE):
         rows, method = _sentences(source, _known(texts, source), dim), source
     elif source == CO_OCCURRENCE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,7 @@ def test_a_language_models_vectors_know_what_words_mean(dim: int) -> None:
     assert not wordless[2].any()
     few = item_vectors(WORDLLAMA, IDS[:2], texts[:2], dim)  # the same on nodes of their own
     np.testing.assert_allclose(few.rows, found[:2], atol=1e-6)
+    assert few.method == f"wordllama {version('wordllama')}, {dim}"
 
 
 def test_a_language_models_widths() -> None:
