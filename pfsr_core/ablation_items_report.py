@@ -41,7 +41,11 @@ PAIRS = (
     ("fed-avg, semantic items, clients of 47", "fed-avg, shared table"),
     ("fed-avg, semantic items, clients of 47", "central"),
     ("pfsr, semantic items, clients of 47", "pfsr"),
-    ("pfsr, semantic items, clients of 47", "fed-avg, semantic items, clients of 47"),
+    *(
+        (item_arm("pfsr", mode, users), item_arm("fed-avg", mode, users))
+        for users in CLIENTS
+        for mode in ITEMS
+    ),
 )
 
 
