@@ -22,8 +22,8 @@ h1 { font-size: 30px; line-height: 1.25; margin: 0 0 10px; letter-spacing: -0.01
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px;
   margin: 24px 0 0; padding: 0; list-style: none; }
 .facts li { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 12px 16px; }
-.facts b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; line-height: 1.3;
+  padding: 12px 14px; }
+.facts b { display: block; font-size: 19px; font-variant-numeric: tabular-nums; line-height: 1.3;
   white-space: nowrap; }
 .facts span { color: var(--soft); font-size: 13.5px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
