@@ -39,17 +39,19 @@ class AttentionEncoder(Encoder, Protocol):
         noise: Noise | None = None,
         *,
         arrangement: Arrangement | None = None,
-        memory: State | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D), causal without an ``arrangement``.
-
-        ``memory``: what :meth:`remember` gave of the S - L places before x.
-        """
+        """(B, L, D) to (B, L, D), causal without an ``arrangement``."""
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
         """What later places see of the first ``count`` of x, without dropout.
 
         Every tensor has the rows of x as its first dimension.
+        """
+
+    def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
+        """The last of x (B, L, D) alone, (B, D), without dropout.
+
+        ``memory``: what :meth:`remember` gave of the S - L places before x.
         """
 
 

@@ -178,7 +178,7 @@ class LearnedTokens(nn.Module):
     ) -> tuple[Tensor, State]:
         of_tokens = memory.get(TIME)
         arrangement = after_tokens(memory[COVERED], x.shape[1], self.places, of_tokens, times)
-        return encoder(x, arrangement=arrangement, memory=memory)[:, -1], memory
+        return encoder.follow(x, arrangement, memory), memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
         """(B, K, D)"""

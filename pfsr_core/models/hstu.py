@@ -57,6 +57,11 @@ class View:
     visible: Tensor
     buckets: Tensor | None
 
+    def of_last(self, places: int) -> View:
+        """How the last ``places`` see."""
+        buckets = None if self.buckets is None else self.buckets[:, -places:]
+        return View(self.back[..., -places:, :], self.visible[..., -places:, :], buckets)
+
 
 class HSTUBlock(nn.Module):
     """One block, (B, L, D) to (B, L, D); causal."""
@@ -78,14 +83,19 @@ class HSTUBlock(nn.Module):
         x: Tensor,
         view: View,
         noise: Noise | None = None,
-        memory: State | None = None,
     ) -> Tensor:
-        """``memory``: keys and values of the places that come before x in the ``view``."""
         u, v, q, k = self._project(x)
-        if memory is not None:
-            k, v = torch.cat([memory["keys"], k], 2), torch.cat([memory["values"], v], 2)
-        weights = self._weights(q @ k.mT, self._bias(view.back, view.buckets)) * view.visible
-        return self._after_attention(x, u, weights @ v, noise)
+        return self._after_attention(x, u, self._attend(q, k, v, view), noise)
+
+    def follow(self, x: Tensor, view: View, memory: State, places: int) -> Tensor:
+        """The last ``places`` of x alone, (B, places, D), without dropout.
+
+        ``memory``: keys and values of the places that come before x in the ``view``.
+        """
+        u, v, q, k = self._project(x)
+        k, v = torch.cat([memory["keys"], k], 2), torch.cat([memory["values"], v], 2)
+        attended = self._attend(q[:, :, -places:], k, v, view.of_last(places))
+        return self._after_attention(x[:, -places:], u[:, -places:], attended, None)
 
     def remember(self, x: Tensor) -> State:
         """What others see of places x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
@@ -133,6 +143,11 @@ class HSTUBlock(nn.Module):
             bias = by_position + by_time
         return bias if bias.dim() == 2 else bias.unsqueeze(1)
 
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+        """What heads (B, H, L, K) gather from S places: (B, H, L, K)."""
+        weights = self._weights(q @ k.mT, self._bias(view.back, view.buckets)) * view.visible
+        return weights @ v
+
     def _weights(self, products: Tensor, bias: Tensor) -> Tensor:
         return silu(products + bias) / len(self.position_bias)
 
@@ -171,7 +186,6 @@ class HSTU(nn.Module):
         times: Tensor | None = None,
         *,
         arrangement: Arrangement | None = None,
-        memory: State | None = None,
     ) -> Tensor:
         """``times`` (B, L) whole seconds; None for gaps of zero, as between equal times.
 
@@ -183,8 +197,8 @@ class HSTU(nn.Module):
             view = causal_view(x, times)
         else:
             view = view_of(arrangement, x.shape[1])
-        for index, block in enumerate(self.blocks):
-            x = block(x, view, noise, None if memory is None else of_prefix(memory, index))
+        for block in self.blocks:
+            x = block(x, view, noise)
         return cast(Tensor, self.norm(x))
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
@@ -194,6 +208,14 @@ class HSTU(nn.Module):
             memory |= with_prefix(block.remember(x[:, :count]), index)
             x = block(x, view)
         return memory
+
+    def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
+        """As an :class:`AttentionEncoder`: (B, D)."""
+        view = view_of(arrangement, x.shape[1])
+        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+            wanted = 1 if block is self.blocks[-1] else x.shape[1]
+            x = block.follow(x, view, of_prefix(memory, index), wanted)
+        return cast(Tensor, self.norm(x[:, -1]))
 
     def initial_state(self, batch_size: int) -> State:
         like = self.norm.weight

@@ -54,16 +54,18 @@ class AttentionBlock(nn.Module):
         x: Tensor,
         noise: Noise | None = None,
         visible: Tensor | None = None,
-        memory: State | None = None,
     ) -> Tensor:
-        """``visible`` (B, L, S) in place of causality; ``memory``: of the first S - L places."""
-        q = self.query_norm(x)
+        """``visible`` (B, L, L) in place of causality."""
+        return self._read(x, self.remember(x), visible, noise)
+
+    def follow(self, x: Tensor, visible: Tensor, memory: State, places: int) -> Tensor:
+        """The last ``places`` of x alone, (B, places, D), without dropout.
+
+        ``memory``: of the first S - L places; ``visible`` (B, L, S).
+        """
         seen = self.remember(x)
-        if memory is not None:
-            seen = {name: torch.cat([memory[name], part], dim=2) for name, part in seen.items()}
-        queries = self._heads(self.query(q))
-        mixed = self._attend(queries, seen["keys"], seen["values"], visible, noise)
-        return self._after_attention(q, mixed.transpose(1, 2).flatten(2), noise)
+        seen = {name: torch.cat([memory[name], part], dim=2) for name, part in seen.items()}
+        return self._read(x[:, -places:], seen, visible[:, -places:], None)
 
     def remember(self, x: Tensor) -> State:
         """What others see of places x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
@@ -83,6 +85,12 @@ class AttentionBlock(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return split_heads(x, self.num_heads)
+
+    def _read(self, x: Tensor, seen: State, visible: Tensor | None, noise: Noise | None) -> Tensor:
+        q = self.query_norm(x)
+        queries = self._heads(self.query(q))
+        mixed = self._attend(queries, seen["keys"], seen["values"], visible, noise)
+        return self._after_attention(q, mixed.transpose(1, 2).flatten(2), noise)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, noise: Noise | None
@@ -145,7 +153,6 @@ class SASRec(nn.Module):
         noise: Noise | None = None,
         *,
         arrangement: Arrangement | None = None,
-        memory: State | None = None,
     ) -> Tensor:
         """As an :class:`AttentionEncoder`.
 
@@ -153,8 +160,8 @@ class SASRec(nn.Module):
         """
         x, visible = self._placed(x, arrangement), arrangement and arrangement.visible
         x = self.dropout(x, noise)
-        for index, block in enumerate(self.blocks):
-            x = block(x, noise, visible, None if memory is None else of_prefix(memory, index))
+        for block in self.blocks:
+            x = block(x, noise, visible)
         return cast(Tensor, self.norm(x))
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
@@ -164,6 +171,14 @@ class SASRec(nn.Module):
             memory |= with_prefix(block.remember(x[:, :count]), index)
             x = block(x, None, arrangement.visible)
         return memory
+
+    def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
+        """As an :class:`AttentionEncoder`: (B, D)."""
+        x = self._placed(x, arrangement)
+        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+            wanted = 1 if block is self.blocks[-1] else x.shape[1]
+            x = block.follow(x, arrangement.visible, of_prefix(memory, index), wanted)
+        return cast(Tensor, self.norm(x[:, -1]))
 
     def _placed(self, x: Tensor, arrangement: Arrangement | None) -> Tensor:
         """x with its positions added."""
