@@ -101,7 +101,7 @@ def _against_reading(name: str, server: Server, items: Tensor) -> Iterator[Measu
         wanted = LEAST if length == FLAT[1] and peer.endswith("all") else None
         case = f"{name}, after {length} interactions"
         ours, size = partial(repeat, server.serve), float(length)
-        yield _per_call(compare(NAME, case, ours, peer, work, size=size), wanted)
+        yield per_call(compare(NAME, case, ours, peer, work, size=size), wanted)
 
 
 def repeat(work: Work) -> None:
@@ -110,8 +110,8 @@ def repeat(work: Work) -> None:
         work()
 
 
-def _per_call(measured: Measurement, target: float | None) -> Measurement:
-    """From CALLS of our calls to one."""
+def per_call(measured: Measurement, target: float | None = None) -> Measurement:
+    """Of a comparison with :func:`repeat`: from CALLS of our calls to one."""
     assert measured.ours_ms is not None and measured.ratio is not None
     ratio = measured.ratio * CALLS
     holds = None if target is None else ratio >= target

@@ -7,23 +7,29 @@ too, so that a single item is read. Each beside reading all of 2,000 interaction
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, relu, scaled_dot_product_attention
 
-from pfsr_core.benchmarks.history import ITEMS, RECENT, Server, server_of
+from pfsr_core.benchmarks.history import (
+    ITEMS,
+    NAME,
+    RECENT,
+    Server,
+    per_call,
+    repeat,
+    server_of,
+)
+from pfsr_core.benchmarks.timing import compare
 from pfsr_core.models.arrangement import after_tokens
 from pfsr_core.models.layers import of_prefix
 from pfsr_core.models.sasrec import AttentionBlock, SASRec
 
 LENGTH = 2000
-CALLS, REPEATS = 40, 15
 
 
 class Written(NamedTuple):
@@ -98,20 +104,7 @@ class Bare:
         return last @ self.model.items.weight[1:].T
 
 
-def per_call(work: Callable[[], Tensor], calls: int) -> float:
-    """Milliseconds, the median of REPEATS."""
-    work()
-    found = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        found.append((time.perf_counter() - started) / calls)
-    return 1e3 * statistics.median(found)
-
-
 def main() -> int:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
         items = torch.randint(1, ITEMS + 1, (1, LENGTH))
@@ -124,10 +117,11 @@ def main() -> int:
         }
         for name, work in ways.items():
             torch.testing.assert_close(work(), expected, rtol=1e-4, atol=1e-4)
-            ours, all_of_it = per_call(work, CALLS), per_call(lambda: server.read(items), 3)
+            ours, peer = partial(repeat, work), partial(server.read, items)
+            found = per_call(compare(NAME, name, ours, "reading all", peer))
             sys.stdout.write(
-                f"{name}: {ours:.3f} ms, reading all {all_of_it:.1f} ms, "
-                f"{all_of_it / ours:.0f} times\n"
+                f"{name}: {found.ours_ms:.3f} ms, {found.peer} {found.peer_ms:.1f} ms, "
+                f"{found.ratio:.0f} times\n"
             )
     return 0
 
