@@ -136,8 +136,8 @@ def test_a_view_that_is_the_served_model_is_evaluated_once(
 
     monkeypatch.setattr(personal_evaluation, "evaluate_together", counting)
     length = settings.model.max_length
-    models = ClientModels(assembly, length, server.params, states)
-    found = evaluate_models(models, federation.clients)
+    client_models = ClientModels(assembly, length, server.params, states)
+    found = evaluate_models(client_models, federation.clients)
     assert len(calls) == models
     for one in found:
         assert set(one["test"].ways) == set(assembly.algorithm.views)
