@@ -19,7 +19,7 @@ from pfsr_core.federated.protocol import (
     CONFIG,
     FACTS,
     FINISH,
-    HELLO,
+    REGISTER,
     METRICS,
     SHARED,
     TRAIN,
@@ -37,9 +37,9 @@ def limits(message: Message, context: Context) -> Limits:
     return Limits(**found)
 
 
-@app.query("hello", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
-def hello(message: Message, context: Context) -> Message:
-    answer = _ask(HELLO, message, context)
+@app.query("register", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
+def register(message: Message, context: Context) -> Message:
+    answer = _ask(REGISTER, message, context)
     return _reply(message, answer, {FACTS: ConfigRecord(dict(answer.facts))})
 
 

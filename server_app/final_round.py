@@ -14,7 +14,7 @@ from pfsr_core.federated.protocol import (
     FINISH,
     OUTCOME,
     TRAIN,
-    Order,
+    Instruction,
     ProtocolError,
     under,
 )
@@ -93,7 +93,7 @@ def _finishing(training: Training, progress: Progress, member: Member) -> Iterab
     return sorted(name for name in progress.last_rounds if name in member.clients)
 
 
-def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, Order]) -> Finish:
+def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, Instruction]) -> Finish:
     last: list[Sums] = []
     finetuned: list[Sums] = []
     outcomes: list[Sums] = []

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.federated.algorithm import FederatedAlgorithm
-from pfsr_core.federated.protocol import Order, ProtocolError, order_to_config
+from pfsr_core.federated.protocol import Instruction, ProtocolError, instruction_to_config
 from pfsr_core.params import Params, pack
 from pfsr_core.runs.files import SELECTORS
 from server_app.checkpoints import Progress
@@ -51,10 +51,10 @@ class Training:
 
 def order_of(
     training: Training, progress: Progress, concerned: Iterable[str], **parts: Any
-) -> Order:
+) -> Instruction:
     """What a node is asked about the clients that are ``concerned``; ``parts`` say what."""
     known = progress.last_rounds
-    return Order(
+    return Instruction(
         run=training.run,
         algorithm=training.name,
         round=progress.server.round + 1,
@@ -67,7 +67,7 @@ def order_of(
 def send(
     training: Training,
     kind: str,
-    orders: Mapping[Member, Order],
+    orders: Mapping[Member, Instruction],
     progress: Progress,
     timeout: float,
 ) -> Exchange:
@@ -75,7 +75,7 @@ def send(
     flat = pack(progress.server.broadcast().params)
     connected = set(training.grid.get_node_ids())
     contents: dict[int, RecordDict] = {
-        member.node: request(order_to_config(order), flat)
+        member.node: request(instruction_to_config(order), flat)
         for member, order in orders.items()
         if member.node in connected
     }
@@ -86,7 +86,7 @@ def send(
 
 
 def read_answers(
-    training: Training, result: Exchange, orders: Mapping[Member, Order], sent: Params
+    training: Training, result: Exchange, orders: Mapping[Member, Instruction], sent: Params
 ) -> tuple[dict[Member, TrainAnswer], list[Mapping[str, Any]]]:
     """The usable answers, and why others were dropped."""
     limits = training.settings.federation

@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from pfsr_core.federated.protocol import HELLO, ProtocolError
+from pfsr_core.federated.protocol import REGISTER, ProtocolError
 from server_app.messaging import pull, push, request
 from server_app.roster import FederationError, Member, Refusal, Roster, check, read_hello
 
@@ -70,7 +70,7 @@ def join(
     greeted = {message: n for message, n in roster.greeted.items() if n in connected}
     known = {member.node for member in roster.members} | {*refused, *greeted.values()}
     new = [node for node in connected if node not in known]
-    greeted |= push(grid, HELLO, {node: request(hello) for node in new}, ttl=ttl)
+    greeted |= push(grid, REGISTER, {node: request(hello) for node in new}, ttl=ttl)
     answers, problems = pull(grid, greeted, patience if new else 0.0)
     heard = {*answers, *problems}
     left = {message: node for message, node in greeted.items() if node not in heard}

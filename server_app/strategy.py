@@ -15,7 +15,7 @@ from typing import Any
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.federated.aggregation import merge_replies
 from pfsr_core.federated.algorithm import Reply, Sums
-from pfsr_core.federated.protocol import TRAIN, Order
+from pfsr_core.federated.protocol import TRAIN, Instruction
 from pfsr_core.federated.simulation import sample_clients
 from server_app.checkpoints import Progress
 from server_app.instructions import (
@@ -42,7 +42,7 @@ class Round:
     """What one exchange brought: usable answers by partition, and what was dropped."""
 
     asked: tuple[str, ...]
-    orders: Mapping[Member, Order]
+    orders: Mapping[Member, Instruction]
     answers: Mapping[Member, TrainAnswer]
     dropped: tuple[Mapping[str, Any], ...]
     bytes_down: int

@@ -4,7 +4,7 @@ Shared parameters travel as one flat float32 vector (:mod:`pfsr_core.params`); e
 numbers under names. Flower's own types appear in neither: the apps wrap what is made here. Nothing
 here loads torch: a node's process that only passes messages on does not need it.
 
-    query.hello      who are you: partition, clients, sizes, digests
+    query.register      who are you: partition, clients, sizes, digests
     query.baselines  sums of the model-free baselines
     train            one round: evaluate what was received, train, answer with the mean
     query.finish     after the last round: evaluate, finetune, evaluate, keep the model for serving
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HELLO = "query.hello"
+REGISTER = "query.register"
 BASELINES = "query.baselines"
 TRAIN = "train"
 FINISH = "query.finish"
@@ -38,8 +38,8 @@ FINETUNED = "finetuned/"  # prefix of the sums after finetuning
 OUTCOME = "outcome/"  # prefix of the sums of how it ended for the clients
 CLIENT = "client/"  # prefix of lists with one number a client
 
-PER_WAY = ("excluded/hr@10", "excluded/ndcg@10")
-PER_CLIENT = (*PER_WAY, "users", "covered")
+PER_VARIANT = ("excluded/hr@10", "excluded/ndcg@10")
+PER_CLIENT = (*PER_VARIANT, "users", "covered")
 
 Number = int | float
 Metrics = dict[str, Number | list[int] | list[float]]
@@ -51,7 +51,7 @@ class ProtocolError(ValueError):
 
 
 @dataclass(frozen=True)
-class Order:
+class Instruction:
     """What a node is asked to do in ``train`` and ``query.finish``.
 
     ``last_rounds``: the last round whose answer was aggregated of each client that the order
@@ -73,7 +73,7 @@ class Order:
     install: bool = False
 
 
-def order_to_config(order: Order) -> dict[str, Any]:
+def instruction_to_config(order: Instruction) -> dict[str, Any]:
     """An order as text, numbers and lists of one type each."""
     return {
         "run": order.run,
@@ -90,10 +90,10 @@ def order_to_config(order: Order) -> dict[str, Any]:
     }
 
 
-def order_from_config(config: Mapping[str, Any]) -> Order:
-    """Undoes :func:`order_to_config`; raises ProtocolError when something is missing."""
+def instruction_from_config(config: Mapping[str, Any]) -> Instruction:
+    """Undoes :func:`instruction_to_config`; raises ProtocolError when something is missing."""
     try:
-        return Order(
+        return Instruction(
             run=config["run"],
             algorithm=config["algorithm"],
             round=config["round"],

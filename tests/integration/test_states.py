@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from client_app import hosted_node as hosting
+from client_app.dispatch import NODES
 from pfsr_core.federated.protocol import FINISH, TRAIN
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.settings.fields import SettingsError
@@ -57,9 +57,8 @@ def test_a_client_that_was_absent_comes_back_with_its_state(tmp_path):
 def test_a_node_that_restarts_in_every_round_keeps_its_state(tmp_path):
     settings = settings_in(tmp_path)
 
-    def forget(_partition, _message):  # a new process has no caches and opens its store anew
-        hosting._federation.cache_clear()
-        hosting._assemble.cache_clear()
+    def forget(_partition, _message):  # a new process has no nodes and opens its store anew
+        NODES.clear()
 
     server, _states = plain_loop(settings, nodes=2)
     log, _grid = run_loopback(settings, tmp_path, nodes=2, before=forget)
