@@ -64,7 +64,7 @@ def test_a_mistake_in_an_algorithm_ends_at_the_gate(tmp_path, monkeypatch):
 
     monkeypatch.setattr(handlers, "pack", leaking)
     settings = settings_in(tmp_path, algorithm__name="fed-avg", federation__rounds=1)
-    from server_app.instructions import RoundsAbandonedError
+    from server_app.strategy import RoundsAbandonedError
 
     wire = []
     with pytest.raises(RoundsAbandonedError, match="GateError"):

@@ -209,7 +209,7 @@ def test_a_node_that_comes_back_under_another_id_takes_its_old_place(tmp_path):
     grid_ids: list[int] = []
     options = {"before": rename}
     from pfsr_core.assembly.settings import flat_settings
-    from server_app.app import run_federation
+    from server_app.run import run_federation
     from tests.integration.loopback import partitions
 
     class Renaming(LoopbackGrid):
