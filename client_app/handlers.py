@@ -101,7 +101,7 @@ class Assignment:
         }
 
 
-def assign(node: Node, instruction: Instruction, received: Flat) -> Assignment:
+def make_assignment(node: Node, instruction: Instruction, received: Flat) -> Assignment:
     """Unpacks what was received for the model that the instruction names.
 
     Raises:
@@ -157,7 +157,7 @@ def baselines(node: Node) -> Metrics:
 def train(node: Node, instruction: Instruction, received: Flat) -> tuple[Flat, Metrics]:
     """One round: evaluates what was received, trains the asked clients, saves their states."""
     started = time.perf_counter()
-    work = assign(node, instruction, received)
+    work = make_assignment(node, instruction, received)
     asked = node.named(instruction.clients)
     metrics: Metrics = {}
     if instruction.evaluate:
@@ -182,7 +182,7 @@ def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
     For the variant FULL clients are trained once more too, and what that gives is not kept.
     """
     started = time.perf_counter()
-    work = assign(node, instruction, received)
+    work = make_assignment(node, instruction, received)
     assembly, broadcast = work.assembly, work.broadcast
     clients = node.named(instruction.clients)
     again = instruction.finetune or shows_full(

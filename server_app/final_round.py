@@ -35,7 +35,7 @@ from server_app.roster import Member, Roster
 from server_app.strategy import (
     RoundsAbandonedError,
     Training,
-    instruct,
+    make_instruction,
     make_messages,
     to_arrays,
 )
@@ -69,7 +69,7 @@ def finish(grid: Grid, training: Training, roster: Roster, progress: Progress) -
     for member in roster.members:
         clients = tuple(_finishing(training, progress, member))
         if clients:
-            instructions[member] = instruct(
+            instructions[member] = make_instruction(
                 training,
                 progress,
                 clients,

@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 5.0  # how long a round is held up for a node that was just a
 RETRY_SECONDS = 60.0  # until a node that was refused is asked again
 
 
-def gather(
+def gather_nodes(
     grid: Grid,
     registration: Mapping[str, Any],
     *,
@@ -41,7 +41,7 @@ def gather(
     roster, changed = Roster(()), time.monotonic()
     while True:
         before = len(roster.members) + len(roster.refused)
-        roster = join(grid, roster, registration, patience=POLL_SECONDS, ttl=timeout)
+        roster = admit_nodes(grid, roster, registration, patience=POLL_SECONDS, ttl=timeout)
         if len(roster.members) + len(roster.refused) != before:
             changed = time.monotonic()
         settled = time.monotonic() - changed > settle
@@ -53,7 +53,7 @@ def gather(
         time.sleep(POLL_SECONDS)
 
 
-def join(
+def admit_nodes(
     grid: Grid,
     roster: Roster,
     registration: Mapping[str, Any],

@@ -21,7 +21,7 @@ from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table, share
 from server_app.checkpoints import Progress, load_checkpoint
 from server_app.final_round import Finish, finish
-from server_app.membership import gather
+from server_app.membership import gather_nodes
 from server_app.roster import Roster
 from server_app.run_log import RunLog, logger, open_run
 from server_app.strategy import (
@@ -62,7 +62,7 @@ def run_federation(grid: Grid, settings: Settings) -> RunLog:
     logger.info(f"run {log.run_id}: {' '.join(names)}; files in {log.directory}")
     registration = {"run": log.run_id, "warm-start": settings.run.warm_start}
     federation = settings.federation
-    roster = gather(
+    roster = gather_nodes(
         grid, registration, timeout=federation.start_timeout, min_nodes=federation.min_nodes
     )
     for node, refusal in roster.refused.items():

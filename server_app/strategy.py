@@ -41,7 +41,7 @@ from pfsr_core.federated.sampling import sample_clients
 from pfsr_core.params import pack
 from pfsr_core.runs.files import SELECTORS
 from server_app.checkpoints import Progress, save_checkpoint
-from server_app.membership import PATIENCE_SECONDS, join, newly_refused
+from server_app.membership import PATIENCE_SECONDS, admit_nodes, newly_refused
 from server_app.messaging import count_bytes, match_replies, request, send_and_receive
 from server_app.replies import (
     Expected,
@@ -261,7 +261,7 @@ class PersonalizedStrategy(Strategy):
             clients = tuple(name for name in asked if name in member.clients)
             if clients or everybody:
                 concerned = member.clients if everybody else clients
-                instructions[member] = instruct(
+                instructions[member] = make_instruction(
                     self.training, self.progress, concerned, clients=clients, evaluate=evaluate
                 )
         messages = make_messages(grid, TRAIN, instructions, arrays, config)
@@ -322,7 +322,7 @@ class PersonalizedStrategy(Strategy):
         Its round is the one after ``server_round``, at which such an evaluation arrives.
         """
         instructions = {
-            member: instruct(self.training, self.progress, member.clients, evaluate=True)
+            member: make_instruction(self.training, self.progress, member.clients, evaluate=True)
             for member in self.roster.members
         }
         messages = make_messages(grid, TRAIN, instructions, arrays, config)
@@ -349,7 +349,7 @@ class PersonalizedStrategy(Strategy):
     def _admit_late_nodes(self, grid: Grid, timeout: float) -> None:
         """Asks new nodes to register, and takes those in that have answered."""
         before, patience = self.roster, min(PATIENCE_SECONDS, REGISTRATION_SHARE * timeout)
-        self.roster = join(grid, before, self.training.registration, patience=patience)
+        self.roster = admit_nodes(grid, before, self.training.registration, patience=patience)
         for node, reason in newly_refused(before, self.roster).items():
             logger.info(f"node {node} cannot take part: {reason}")
         new = set(self.roster.members) - set(before.members)
@@ -420,7 +420,7 @@ class PersonalizedStrategy(Strategy):
         logger.info(progress_line({**(progress.pending or {}), **figures}, rounds, left))
 
 
-def instruct(
+def make_instruction(
     training: Training,
     progress: Progress,
     concerned: Iterable[str],

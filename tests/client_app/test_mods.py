@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client_app import handlers
 from client_app.messages import Limits
-from client_app.mods import GateError, check
+from client_app.mods import GateError, check_content
 from pfsr_core.federated.protocol import METRICS, SHARED
 from tests.integration.helpers import settings_in
 from tests.integration.loopback import run_loopback
@@ -24,7 +24,7 @@ def reply(array=None, metrics=None, **further):
 
 
 def test_what_the_protocol_names_passes():
-    check(reply(metrics={"norms": [1.0, 2.0]}), LIMITS, (SHARED, METRICS))
+    check_content(reply(metrics={"norms": [1.0, 2.0]}), LIMITS, (SHARED, METRICS))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_the_protocol_names_passes():
 )
 def test_anything_else_is_stopped(content, words):
     with pytest.raises(GateError, match=words):
-        check(content, LIMITS, (SHARED, METRICS))
+        check_content(content, LIMITS, (SHARED, METRICS))
 
 
 def test_a_second_array_and_another_name_are_stopped():
@@ -51,7 +51,7 @@ def test_a_second_array_and_another_name_are_stopped():
     other[SHARED] = ArrayRecord({"item_embedding.weight": Array(np.zeros(5, np.float32))})
     for content in (two, other):
         with pytest.raises(GateError, match="only shared leaves"):
-            check(content, LIMITS, (SHARED, METRICS))
+            check_content(content, LIMITS, (SHARED, METRICS))
 
 
 def test_a_mistake_in_an_algorithm_ends_at_the_gate(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pfsr_core.assembly.settings import flat_settings
-from server_app.membership import gather
+from server_app.membership import gather_nodes
 from server_app.roster import Roster
 from tests.helpers.tiny import tiny_settings
 from tests.integration.loopback import LoopbackGrid, partitions
@@ -16,7 +16,7 @@ def grid_of(tmp_path, configs, **options):
 
 
 def roster_of(tmp_path, configs, **options) -> Roster:
-    return gather(grid_of(tmp_path, configs), REGISTRATION, timeout=20, **options)
+    return gather_nodes(grid_of(tmp_path, configs), REGISTRATION, timeout=20, **options)
 
 
 def owners(tmp_path, *names, **more):

@@ -11,7 +11,7 @@ from pfsr_core.assembly.settings import flat_settings
 from pfsr_core.federated.protocol import CONFIG, SHARED
 from pfsr_core.params import pack
 from server_app.checkpoints import Progress, load_checkpoint
-from server_app.membership import gather
+from server_app.membership import gather_nodes
 from server_app.messaging import send_and_receive
 from server_app.run import server_model
 from server_app.run_log import open_run
@@ -35,7 +35,7 @@ def world(tmp_path, **changes):
     grid = LoopbackGrid(flat_settings(settings), partitions(NODES, tmp_path / "state"))
     log = open_run(settings)
     registration = {"run": log.run_id, "warm-start": ""}
-    roster = gather(grid, registration, timeout=20)
+    roster = gather_nodes(grid, registration, timeout=20)
     algorithm = server_model(settings, roster).algorithm
     training = Training(log, settings, algorithm, "fingerprint", registration)
     return grid, PersonalizedStrategy(training, roster, Progress(algorithm.init()))
