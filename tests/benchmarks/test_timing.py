@@ -6,13 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from pfsr_core.benchmarks.timing import (
-    against_limit,
-    compare,
-    compare_memory,
-    median_ms,
-    torch_threads,
-)
+from benchmarks.timing import against_limit, compare, compare_memory, median_ms, torch_threads
 
 
 def busy(seconds: float) -> None:
@@ -37,7 +31,7 @@ def test_without_a_target_nothing_holds_or_misses() -> None:
 
 
 def test_a_very_slow_pair_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfsr_core.benchmarks.timing.SECONDS", 0.01)
+    monkeypatch.setattr("benchmarks.timing.SECONDS", 0.01)
     calls = []
 
     def peer() -> None:
