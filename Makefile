@@ -68,7 +68,7 @@ bench: setup ## Time ours against peers: docs/performance.md and its plots, ten 
 
 docs: setup ## Build the manual in site/: reference pages from the sources, links checked
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## Remove caches (never runs, data or private state)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site
