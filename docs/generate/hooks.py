@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import api
@@ -9,8 +10,10 @@ import pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 SETTINGS = "reference/settings.md"
+SHORT_CELL = re.compile(r"<td>(?=[^<]{1,16}</td>)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -28,6 +31,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages.generated().items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Marks short cells of tables, which the style sheet keeps on one line."""
+    del page, config, files
+    return SHORT_CELL.sub('<td class="short">', html)
 
 
 def _fill(nav: list[Any], entries: list[dict[str, str]]) -> None:
