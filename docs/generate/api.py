@@ -1,4 +1,4 @@
-"""API pages: one a package, on which mkdocstrings renders the package's modules from their source."""
+"""API pages, one a package: mkdocstrings renders the modules from their source."""
 
 from __future__ import annotations
 
