@@ -99,9 +99,11 @@ def test_a_command_of_a_block_is_understood_as_it_is_printed(where: str, words: 
     if isinstance(command, Group):
         return  # a group, as pfsr deploy, shows its commands
     parsed = command.make_context("pfsr", arguments)
-    overrides = dict(parse_override(text) for text in parsed.params.get("settings") or [])
-    recipe = parsed.params.get("recipe")
-    parse_settings({**(load_recipe(ROOT / recipe) if recipe else {}), **overrides})
+    words: list[str] = parsed.params.get("settings") or []
+    flat = dict(parse_override(word) for word in words if "=" in word)
+    for recipe in (word for word in words if "=" not in word):
+        flat = {**load_recipe(ROOT / "recipes" / f"{recipe}.toml"), **flat}
+    parse_settings(flat)
 
 
 @pytest.mark.parametrize(("where", "words"), NAMED)
