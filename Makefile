@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 KERNEL_SOURCES := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml')
 
-.PHONY: help setup run test test-slow test-deployment test-docker check format ablation bench clean
+.PHONY: help setup run test test-slow test-deployment test-docker check format ablation bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,5 +66,9 @@ bench: setup ## Time ours against peers: docs/performance.md and its plots, ten 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
 	$(BIN)/pfsr bench --out docs
 
+docs: setup ## Build the manual in site/: reference pages from the sources, links checked
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean: ## Remove caches (never runs, data or private state)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site

@@ -156,7 +156,7 @@ def _find_ml_100k(path: Path) -> Path:
 
 
 def _find(path: Path, file_names: tuple[str, ...]) -> Path:
-    """``path`` itself if it is a file, else the first of ``file_names`` in or one level below it."""
+    """``path`` itself if it is a file, else the first of ``file_names`` in it or a level below."""
     if path.is_file():
         return path
     candidates = [folder / name for folder in (path, path / path.name) for name in file_names]
