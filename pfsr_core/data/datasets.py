@@ -43,8 +43,9 @@ def load_dataset(dataset_name: str, path: str = "") -> Interactions:
     """The dataset ``dataset_name`` of DATASETS; raises DataError for an unknown name."""
     if dataset_name not in DATASETS and Path(dataset_name).suffix.lower() in READERS:
         raise DataError(
-            f"{dataset_name!r} is no dataset but a path. Fix: read it as the dataset 'file' with "
-            f"its path: file --path {dataset_name}, or data.source=file and data.path={dataset_name}."
+            f"{dataset_name!r} is no dataset but a path. "
+            f"Fix: read it as the dataset 'file' with its path: file --path {dataset_name}, "
+            f"or data.source=file and data.path={dataset_name}."
         )
     if dataset_name not in DATASETS:
         raise DataError(
