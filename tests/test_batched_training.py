@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pfsr_core import batched_training
 from pfsr_core.assembly import Assembly
 from pfsr_core.batched_training import Lane, Size, _groups, _lane, train_clients
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import Broadcast, ClientUpdate
-from pfsr_core.local_training import Job, train
+from pfsr_core.local_training import Job, Task, train
 from pfsr_core.models.compressors import USERS
 from pfsr_core.params import Params
 from pfsr_core.registries import ALGORITHMS, ENCODERS, TASKS, local_training
@@ -27,7 +29,12 @@ SMALL_STEPS: dict[str, Value] = {
     "model__max_length": 6,
     "algorithm__fisher_samples": 4,
 }
-
+RATES = (
+    "train__learning_rate",
+    "train__item_learning_rate",
+    "train__residual_learning_rate",
+    "train__projection_learning_rate",
+)
 
 COMPRESSED = [
     *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in TASKS),
@@ -50,10 +57,29 @@ def double(params: Params) -> Params:
     return {n: t.double() if t.is_floating_point() else t for n, t in params.items()}
 
 
+def without_noise(task: Task) -> Task:
+    """The task with attention's key biases out of reach of gradients: none is theirs but rounding.
+
+    A key bias shifts all scores of a query alike. Its gradient is a sum that rounds to 1e-18 or so,
+    another one in every engine and on every processor, of which Adam, whose epsilon is 1e-8, and the
+    pull of the magnitude loss make 10,000 times as much with every step (learning rate * lambda2 /
+    epsilon), until it is as large as any other change. The sums over all coordinates, which are
+    a client's norm and that loss, would pass it on to everything else.
+    """
+
+    def apply(model: Params, *inputs: Any) -> Tensor:
+        biases = {n: t.detach() + 0 * t for n, t in model.items() if n.endswith("key.bias")}
+        return task.apply({**model, **biases}, *inputs)
+
+    return replace(task, apply=apply)
+
+
 def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientUpdate]]:
     """Rounds of all the clients in float64, each from the state that the one before it left."""
-    _, federation, assembly = tiny_world(**{**SMALL_STEPS, **changes, "train__engine": engine})
-    algorithm, clients = assembly.algorithm, some_clients(federation.clients)
+    chosen = {**SMALL_STEPS, **changes, "train__engine": engine}
+    settings, federation, assembly = tiny_world(**chosen)
+    algorithm = ALGORITHMS[settings.algorithm.name](without_noise(assembly.task), settings)
+    clients = some_clients(federation.clients)
     states = [double(algorithm.init_client(data)) for data in clients]
     shared, signals, done = double(algorithm.init().params), {"target-norm": 0.01}, []
     for round_ in range(1, rounds + 1):
@@ -63,12 +89,8 @@ def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientU
 
 
 def assert_close(found: Params, expected: Params, tolerance: float) -> None:
-    """But for what is left to rounding: no gradient reaches the bias of attention's keys, which
-    shifts all scores of a query alike, and so its Fisher information and its mask are noise."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        if name.endswith("key.bias"):
-            continue
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
@@ -84,7 +106,7 @@ def test_a_batch_equals_the_loop(algorithm: str, encoder: str, items: str) -> No
             assert_close(found.params, expected.params, 1e-7)
             assert_close(found.state, expected.state, 1e-7)
             assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
-            assert found.norm == pytest.approx(expected.norm, rel=1e-4)  # noise included
+            assert found.norm == pytest.approx(expected.norm, rel=1e-6)
 
 
 @pytest.mark.parametrize(("compressor", "encoder", "algorithm"), COMPRESSED)
@@ -137,14 +159,16 @@ def jobs_of(assembly: Assembly, clients: list[ClientDataset]) -> list[Job]:
 @pytest.mark.parametrize("items", ["private", "dual", "semantic"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_in_float32_the_difference_is_rounding(encoder: str, items: str) -> None:
+    """With plain gradients, whose rounding stays in proportion: Adam divides each coordinate by its
+    own size, so that the rounding of one that is nearly zero may move it by a whole step."""
     changes: dict[str, Value] = {"model__encoder": encoder, "train__engine": "batched"}
-    # Items that hardly differ leave attention without gradients, and Adam blows up their rounding.
-    changes |= {"model__items": items, "model__item_std": 0.2}
+    changes |= {"model__items": items, "model__item_std": 0.2, "train__optimizer": "sgd"}
+    changes |= dict.fromkeys(RATES, 0.1)
     settings, federation, assembly = tiny_world(**{**SMALL_STEPS, **changes})
     jobs, config = jobs_of(assembly, some_clients(federation.clients)), local_training(settings)
     before = [{n: t.clone() for n, t in job.params.items()} for job in jobs]
     for (found, _), job in zip(train_clients(assembly.task, config, jobs), jobs, strict=True):
-        assert_close(found, train(assembly.task, config, job)[0], 1e-5)
+        assert_close(found, train(assembly.task, config, job)[0], 4e-6)
     for job, params in zip(jobs, before, strict=True):
         assert all(torch.equal(job.params[name], params[name]) for name in params)
 
