@@ -1,8 +1,8 @@
 """One thread, no deadlines for hypothesis (machines are shared), and the paths tests may use.
 
 ``make test-arithmetic`` runs the numerical tests as another processor would compute them:
-``PFSR_TEST_THREADS`` sets how many threads torch has, ``PFSR_TEST_PERTURBED`` moves the last bits of
-random starts (``tests.perturbed``).
+``PFSR_TEST_THREADS`` sets how many threads torch has, and ``PFSR_TEST_PERTURBED`` moves the last
+bits of random starts (``tests.perturbed``).
 """
 
 from __future__ import annotations

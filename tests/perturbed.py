@@ -1,9 +1,9 @@
 """Random starts that differ in their last bits, as those of another processor's arithmetic would.
 
 No test may hang on rounding: which epoch a tiny validation set prefers, which of two nearly equal
-scores is larger, the sum of a gradient that is zero. ``PFSR_TEST_PERTURBED=1e-7`` moves every number
-that models and tests draw from torch, by up to that share of it. The same draw always becomes the
-same number, so runs still repeat and engines still start alike.
+scores is larger, the sum of a gradient that is zero. ``PFSR_TEST_PERTURBED=1e-7`` moves every
+number that models and tests draw from torch, by up to that share of it. The same draw always
+becomes the same number, so runs still repeat and engines still start alike.
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ def without_noise(task: Task) -> Task:
     """The task with attention's key biases out of reach of gradients: none is theirs but rounding.
 
     A key bias shifts all scores of a query alike. Its gradient is a sum that rounds to 1e-18 or so,
-    another one in every engine and on every processor, of which Adam, whose epsilon is 1e-8, and the
-    pull of the magnitude loss make 10,000 times as much with every step (learning rate * lambda2 /
-    epsilon), until it is as large as any other change. The sums over all coordinates, which are
-    a client's norm and that loss, would pass it on to everything else.
+    to another one in every engine and on every processor. Adam and the magnitude loss make up to
+    10,000 times as much of it with every step (learning rate * lambda2 / epsilon), until it is as
+    large as any other change; the sums over all coordinates, which a client's norm and that loss
+    are, would pass it on to everything else.
     """
 
     def apply(model: Params, *inputs: Any) -> Tensor:
