@@ -12,7 +12,10 @@ import os
 import torch
 from hypothesis import settings
 
+from tests.clock import clock
 from tests.perturbed import perturb_starts
+
+__all__ = ["clock"]
 
 torch.set_num_threads(int(os.environ.get("PFSR_TEST_THREADS", "1")))
 if share := float(os.environ.get("PFSR_TEST_PERTURBED", "0")):
