@@ -20,6 +20,7 @@ from pfsr_core.models.compressors import USERS
 from pfsr_core.params import Params
 from pfsr_core.registries import ALGORITHMS, ENCODERS, TASKS, local_training
 from pfsr_core.settings import Value
+from tests.float64 import double
 from tests.tiny import tiny_world
 
 SMALL_STEPS: dict[str, Value] = {
@@ -50,11 +51,6 @@ def some_clients(clients: tuple[ClientDataset, ...]) -> list[ClientDataset]:
     lonely = clients[5].users[0]
     empty = replace(clients[5], users=(replace(lonely, train=lonely.train[:1]),))
     return [*clients[:4], empty, clients[6]]
-
-
-def double(params: Params) -> Params:
-    """Adam blows up the rounding of gradients that are zero; in float64 it stays small."""
-    return {n: t.double() if t.is_floating_point() else t for n, t in params.items()}
 
 
 def without_noise(task: Task) -> Task:

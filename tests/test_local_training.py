@@ -26,6 +26,7 @@ from pfsr_core.params import Params
 from pfsr_core.registries import local_training
 from pfsr_core.scoring import make_scorer, with_unseen
 from pfsr_core.windows import batches, prefix_samples, training_windows
+from tests.float64 import double
 from tests.tiny import tiny_world
 
 
@@ -35,11 +36,6 @@ def client(*histories: list[int], items: int = 30) -> ClientDataset:
         for i, history in enumerate(histories)
     )
     return ClientDataset("c", users, tuple(map(str, range(1, items + 1))))
-
-
-def double(params: Params) -> Params:
-    """In float64, where Adam does not blow up the rounding of gradients that are zero."""
-    return {name: tensor.double() for name, tensor in params.items()}
 
 
 def whole_table_reference(
