@@ -33,7 +33,7 @@ $(VENV)/kernels: $(VENV)/installed $(KERNEL_SOURCES)
 	@touch $@
 
 run: setup ## Train PFSR on ML-100K through Flower and say what it is worth
-	$(BIN)/python -m server_app.launch --recipe $(RECIPE) --nodes $(NODES)
+	$(BIN)/python -m pfsr.cli.run --recipe $(RECIPE) --nodes $(NODES)
 
 test: setup ## Run the default test suite
 	$(BIN)/python -m pytest -q
@@ -58,9 +58,9 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 ablation: setup ## The ablation table of docs/results.md: hours on two cores, resumable
-	$(BIN)/python -m pfsr_core.ablation --seeds $(SEEDS) --jobs $(JOBS)
-	$(BIN)/python -m pfsr_core.ablation_report --out docs/results.md
-	$(BIN)/python -m pfsr_core.leak_plot
+	$(BIN)/python -m experiments.run --seeds $(SEEDS) --jobs $(JOBS)
+	$(BIN)/python -m experiments.tables.main --out docs/results.md
+	$(BIN)/python -m experiments.leakage.plot
 
 bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"

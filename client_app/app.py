@@ -14,7 +14,16 @@ from flwr.clientapp import ClientApp
 
 from client_app.messages import LIMITS, Answer, Limits, Request, nothing
 from client_app.mods import only_shared_leaves
-from pfsr_core.protocol import BASELINES, CONFIG, FACTS, FINISH, HELLO, METRICS, SHARED, TRAIN
+from pfsr_core.federated.protocol import (
+    BASELINES,
+    CONFIG,
+    FACTS,
+    FINISH,
+    HELLO,
+    METRICS,
+    SHARED,
+    TRAIN,
+)
 
 WITH_ARRAY = (TRAIN, FINISH)
 FLOWERS_PROCESS = "flwr-clientapp"  # it lives for one message
@@ -60,10 +69,10 @@ def _ask(kind: str, message: Message, context: Context) -> Answer:
         flat=content.array_records[SHARED][SHARED].numpy() if kind in WITH_ARRAY else nothing(),
     )
     if _short_lived() and context.node_config.get("worker", True):
-        from client_app.resident import ask
+        from client_app.worker_client import ask
 
         return ask(request, message.metadata.ttl)
-    from client_app.answering import answer
+    from client_app.dispatch import answer
 
     return answer(request)
 

@@ -1,7 +1,7 @@
 """What one message asks of a node and what the node answers, free of Flower and of torch.
 
 The process that Flower starts for every message needs no more than this module: the work is done in
-:mod:`client_app.answering`, there or in the node's resident worker.
+:mod:`client_app.dispatch`, there or in the node's resident worker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfsr_core.protocol import Flat, Metrics
+from pfsr_core.federated.protocol import Flat, Metrics
 
 LIMITS = "limits"  # asks what the answer to a message may hold; the answer's metrics say it
 
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """One message: its kind (:mod:`pfsr_core.protocol`), whom it is for, what it says.
+    """One message: its kind (:mod:`pfsr_core.federated.protocol`), whom it is for, what it says.
 
     ``run_config`` and ``node_config`` as Flower gives them. ``flat``: the shared array, empty
     where the kind has none.

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from client_app.messages import Limits
-from pfsr_core.protocol import METRICS, SHARED
+from pfsr_core.federated.protocol import METRICS, SHARED
 
 LimitsOf = Callable[[Message, Context], Limits]
 

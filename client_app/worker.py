@@ -19,13 +19,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from select import select
 
-from client_app.messages import (
-    Answer,
-    Request,
-    receive_request,
-    send_answer,
-    send_failure,
-)
+from client_app.messages import Answer, Request, receive_request, send_answer, send_failure
 
 STOP = "stop"
 IDLE_SECONDS = 900.0
@@ -65,7 +59,7 @@ def serve(connection: Connection, watch: Watch) -> bool:
 
 
 def _answer(request: Request) -> Answer:
-    from client_app.answering import answer  # after the socket is there: it loads torch
+    from client_app.dispatch import answer
 
     return answer(request)
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Params = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+Flat = NDArray[np.float32]
 
 
 class PartitionError(ValueError):
@@ -102,3 +107,21 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]], *facts: str) -> str:
     """Short hash of a model's names and shapes and of further facts: what a state belongs to."""
     text = repr(sorted(shapes.items())) + repr(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pack(params: Params) -> Flat:
+    """Parameters as one vector of float32, (sum of sizes,)."""
+    vector: Flat = flatten(params).numpy()
+    return vector
+
+
+def unpack(vector: NDArray[Any], shapes: Shapes) -> Params:
+    """Undoes :func:`pack`; raises ValueError on another dtype or size."""
+    if vector.dtype != np.float32:
+        raise ValueError(f"dtype {vector.dtype} instead of float32")
+    return unflatten(torch.from_numpy(np.array(vector)), shapes)
+
+
+def size_of(shapes: Shapes) -> int:
+    """Values in the flat vector of ``shapes``."""
+    return sum(prod(shape) for shape in shapes.values())

@@ -11,20 +11,21 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from pfsr_core.assembly import Assembly, assemble
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.compatibility import algorithm_names
+from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
 from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.final_table import final_table, share
-from pfsr_core.item_modes import Catalogue
+from pfsr_core.federated.model import Assembly
+from pfsr_core.items.modes import Catalogue
 from pfsr_core.params import fingerprint
-from pfsr_core.report import write_report
-from pfsr_core.setting_checks import algorithm_names
-from pfsr_core.settings import Settings, flat_settings, parse_settings
+from pfsr_core.reports.page import write_report
+from pfsr_core.reports.tables import final_table, share
 from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
-from server_app.ending import Finish, evaluate_last, finish
-from server_app.joining import gather
-from server_app.orders import Training
+from server_app.final_round import Finish, evaluate_last, finish
+from server_app.instructions import Training
+from server_app.membership import gather
+from server_app.roster import Roster
 from server_app.run_log import RunLog, open_run, progress_line, say, speak, write_model
-from server_app.sampling import Roster
 from server_app.strategy import Line, better, complete, run_rounds, users_to_evaluate
 from server_app.summary import ask_baselines, federated_result, write_summary
 

@@ -7,7 +7,6 @@ no instant at which the two belong to different rounds.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from pfsr_core.federated import ServerState
+from pfsr_core.federated.algorithm import ServerState
+from pfsr_core.files import write_atomically
 from pfsr_core.params import Params
-from pfsr_core.whole_files import staged
 
 CHECKPOINT = "checkpoint.safetensors"
 PARAMS, SLOTS, SERVED = "params/", "slots/", "served/"
@@ -97,20 +96,6 @@ def save_model(directory: Path, params: Params, facts: Mapping[str, Any]) -> Non
     tensors = {name: tensor.contiguous() for name, tensor in params.items()}
     write_atomically(directory / "model.safetensors", save_tensors(tensors))
     write_atomically(directory / "config.json", json.dumps(facts, indent=1).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader, or a process after a power cut, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path) as stage, stage.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:

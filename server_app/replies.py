@@ -11,10 +11,9 @@ from flwr.app import RecordDict
 
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.ranking import means, merge
-from pfsr_core.federated import Reply, Sums, reply_problem
-from pfsr_core.packing import unpack
-from pfsr_core.params import Params, Shapes
-from pfsr_core.protocol import (
+from pfsr_core.federated.aggregation import reply_problem, unpack_shared
+from pfsr_core.federated.algorithm import Reply, Sums
+from pfsr_core.federated.protocol import (
     CLIENT,
     FINETUNED,
     METRICS,
@@ -33,6 +32,7 @@ from pfsr_core.protocol import (
     scalar,
     under,
 )
+from pfsr_core.params import Params, Shapes
 
 EVALUATION = tuple(f"{split}/" for split in SPLITS)
 COST = (SECONDS, PEAK_MEMORY)
@@ -136,7 +136,7 @@ def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) 
     if list(arrays) != [SHARED]:
         raise ProtocolError(f"arrays {sorted(arrays)} instead of {SHARED!r}")
     reply = Reply(
-        params=unpack(arrays[SHARED].numpy(), expected.shapes),
+        params=unpack_shared(arrays[SHARED].numpy(), expected.shapes),
         weight=scalar(metrics, WEIGHT),
         metrics=under(TRAINING, metrics),
         norms=tuple(numbers(metrics, NORMS, count)),

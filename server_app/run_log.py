@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.vocabulary import save_vocabulary
-from pfsr_core.environment import environment
-from pfsr_core.run_files import append_line, new_directories
-from pfsr_core.settings import (
-    Settings,
-    SettingsError,
-    Value,
-    flat_settings,
-    runs_directory,
-)
-from server_app.checkpoints import save_model, write_atomically
+from pfsr_core.files import append_line, write_atomically
+from pfsr_core.runs.environment import environment
+from pfsr_core.runs.files import new_directories
+from pfsr_core.settings.fields import SettingsError, Value
+from pfsr_core.settings.sections import runs_directory
+from server_app.checkpoints import save_model
 
 MAY_CHANGE = (  # settings that a resumed run may have otherwise
     "run.resume",

@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from pfsr_core.federated import Reply, Sums, merge_replies
-from pfsr_core.protocol import (
-    TRAIN,
-    Order,
-)
-from pfsr_core.settings import Settings
-from pfsr_core.simulation import sample_clients
+from pfsr_core.assembly.settings import Settings
+from pfsr_core.federated.aggregation import merge_replies
+from pfsr_core.federated.algorithm import Reply, Sums
+from pfsr_core.federated.protocol import TRAIN, Order
+from pfsr_core.federated.simulation import sample_clients
 from server_app.checkpoints import Progress
-from server_app.joining import PATIENCE_SECONDS, join, newly_refused
-from server_app.orders import (
+from server_app.instructions import (
     RoundsAbandonedError,
     Training,
     order_of,
@@ -29,12 +26,10 @@ from server_app.orders import (
     reasons_of,
     send,
 )
-from server_app.replies import (
-    TrainAnswer,
-    evaluation_means,
-)
+from server_app.membership import PATIENCE_SECONDS, join, newly_refused
+from server_app.replies import TrainAnswer, evaluation_means
+from server_app.roster import Member, Roster
 from server_app.run_log import say
-from server_app.sampling import Member, Roster
 
 MOST_ABANDONED = 3  # rounds in a row
 HELLO_SHARE = 0.25  # of a round's time, at most, for a node that was just greeted

@@ -8,14 +8,14 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.protocol import BASELINES, ProtocolError
-from pfsr_core.run_files import write_clients
+from pfsr_core.federated.protocol import BASELINES, ProtocolError
+from pfsr_core.runs.files import write_clients
 from server_app.checkpoints import Progress
-from server_app.ending import Finish
-from server_app.exchange import exchange, request
+from server_app.final_round import Finish
+from server_app.messaging import exchange, request
 from server_app.replies import client_rows, evaluation_means, evaluation_sums, read_baselines
+from server_app.roster import ClientFacts, Roster
 from server_app.run_log import RunLog, say
-from server_app.sampling import ClientFacts, Roster
 
 Json = dict[str, Any]
 BASELINE_ROWS = "baseline-clients.json"

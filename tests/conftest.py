@@ -2,7 +2,7 @@
 
 ``make test-arithmetic`` runs the numerical tests as another processor would compute them:
 ``PFSR_TEST_THREADS`` sets how many threads torch has, and ``PFSR_TEST_PERTURBED`` moves the last
-bits of random starts (``tests.perturbed``).
+bits of random starts (``tests.helpers.perturbed``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import torch
 from hypothesis import settings
 
-from tests.clock import clock
-from tests.perturbed import perturb_starts
+from tests.helpers.clock import clock
+from tests.helpers.perturbed import perturb_starts
 
 __all__ = ["clock"]
 

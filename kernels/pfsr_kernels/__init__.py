@@ -1,6 +1,6 @@
 """The compiled associative Mamba block and products: a shared library, its ctypes signatures.
 
-Knows neither torch nor numpy: arrays are addresses. ``pfsr_core.models.kernels`` calls it; what
+Knows neither torch nor numpy: arrays are addresses. ``pfsr_core.models.ops.kernels`` calls it; what
 each function does stands in ``src/pfsr_kernels.h``.
 """
 

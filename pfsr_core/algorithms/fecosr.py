@@ -27,15 +27,23 @@ import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, update_of
-from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_training import Trained, train_clients
+from pfsr_core.algorithms.server_optimizers import ServerStep, average
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.client import evaluate_client, user_values
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Personalize, Sums
-from pfsr_core.fisher import Masks
-from pfsr_core.local_training import Job, LocalTraining, Task, stream_seed
+from pfsr_core.evaluation.scoring import make_scorer
+from pfsr_core.federated.algorithm import (
+    Broadcast,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Personalize,
+    Sums,
+)
 from pfsr_core.params import Params, select
-from pfsr_core.scoring import make_scorer
+from pfsr_core.randomness import stream_seed
+from pfsr_core.training.batched import Trained, train_clients
+from pfsr_core.training.fisher import Masks
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.task import Task
 
 FEDERATED, LOCAL = "federated", "local"  # views; in a finetuned state also prefixes
 ALONE, ALONE_BEST = "alone", "alone-best"  # prefixes: the model alone now, and at its best round

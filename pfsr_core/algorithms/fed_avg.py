@@ -12,10 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_training import Trained, train_clients
+from pfsr_core.algorithms.server_optimizers import ServerStep, average
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import (
+from pfsr_core.federated.algorithm import (
     GLOBAL,
     WITH_PRIVATE,
     Broadcast,
@@ -24,12 +23,15 @@ from pfsr_core.federated import (
     Personalize,
     ServerState,
 )
-from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
-from pfsr_core.losses import proximal
-from pfsr_core.models.adapter import SCALE
+from pfsr_core.items.adapter import SCALE
 from pfsr_core.models.compressors import USERS
-from pfsr_core.models.next_item import BIAS, FACTORS, RESIDUAL
+from pfsr_core.models.parameter_names import BIAS, FACTORS, RESIDUAL
 from pfsr_core.params import Params, distance, shapes_of
+from pfsr_core.randomness import stream_seed
+from pfsr_core.training.batched import Trained, train_clients
+from pfsr_core.training.local import ExtraLoss, Job, LocalTraining, LossSum
+from pfsr_core.training.losses import proximal
+from pfsr_core.training.task import Task
 
 ADDED = frozenset({RESIDUAL, USERS, SCALE, FACTORS, BIAS})
 """Private names that change nothing where they are zero."""

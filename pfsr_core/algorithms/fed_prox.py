@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pfsr_core.algorithms.fed_avg import fed_avg
-from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.federated import FederatedAlgorithm
-from pfsr_core.local_training import LocalTraining, Task
+from pfsr_core.algorithms.server_optimizers import ServerStep, average
+from pfsr_core.federated.algorithm import FederatedAlgorithm
+from pfsr_core.training.local import LocalTraining
+from pfsr_core.training.task import Task
 
 
 def fed_prox(

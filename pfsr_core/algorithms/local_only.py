@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pfsr_core.algorithms.fed_avg import loss_metrics
-from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, ServerState
-from pfsr_core.local_training import Job, LocalTraining, Task, stream_seed
+from pfsr_core.federated.algorithm import (
+    Broadcast,
+    ClientUpdate,
+    FederatedAlgorithm,
+    ServerState,
+)
 from pfsr_core.params import Params
+from pfsr_core.randomness import stream_seed
+from pfsr_core.training.batched import train_clients
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.task import Task
 
 
 def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:

@@ -29,10 +29,9 @@ from collections.abc import Sequence
 import torch
 
 from pfsr_core.algorithms.fed_avg import loss_metrics
-from pfsr_core.algorithms.server_step import ServerStep, average
-from pfsr_core.batched_scorer import Trained, train_scorers
+from pfsr_core.algorithms.server_optimizers import ServerStep, average
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import (
+from pfsr_core.federated.algorithm import (
     GLOBAL,
     WITH_PRIVATE,
     Broadcast,
@@ -40,11 +39,12 @@ from pfsr_core.federated import (
     FederatedAlgorithm,
     ServerState,
 )
-from pfsr_core.local_training import Task
 from pfsr_core.models.item_scorer import CODES, ROWS, head_of
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, shapes_of
-from pfsr_core.scorer_training import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
+from pfsr_core.training.batched_item_scorer import Trained, train_scorers
+from pfsr_core.training.item_scorer import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
+from pfsr_core.training.task import Task
 
 
 def pfedrec(

@@ -31,15 +31,23 @@ import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
-from pfsr_core.algorithms.server_step import ServerStep, average
+from pfsr_core.algorithms.server_optimizers import ServerStep, average
 from pfsr_core.algorithms.variable_response import Response, response_masks
-from pfsr_core.batched_training import train_clients
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.federated import Broadcast, ClientUpdate, FederatedAlgorithm, Reply, ServerState
-from pfsr_core.fisher import Masks, empty_masks, kept_share, merge_by_mask
-from pfsr_core.local_training import ExtraLoss, Job, LocalTraining, LossSum, Task, stream_seed
-from pfsr_core.losses import keep_local, magnitude
+from pfsr_core.federated.algorithm import (
+    Broadcast,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Reply,
+    ServerState,
+)
 from pfsr_core.params import Params, Shapes, distance
+from pfsr_core.randomness import stream_seed
+from pfsr_core.training.batched import train_clients
+from pfsr_core.training.fisher import Masks, empty_masks, kept_share, merge_by_mask
+from pfsr_core.training.local import ExtraLoss, Job, LocalTraining, LossSum
+from pfsr_core.training.losses import keep_local, magnitude
+from pfsr_core.training.task import Task
 
 FISHER_MASK = Response()
 PERSONAL = "personal/"

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfsr_core.batched_fisher import ROWS, Sampled, client_fishers
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.fisher import (
+from pfsr_core.items.tables import OWN_ROWS, TABLE_ROWS, row_numbers
+from pfsr_core.models.parameter_names import ITEMS
+from pfsr_core.params import Params, select
+from pfsr_core.randomness import stream_seed
+from pfsr_core.training.batched_fisher import ROWS, Sampled, client_fishers
+from pfsr_core.training.fisher import (
     LogProbability,
     Masks,
     Samples,
@@ -23,11 +27,9 @@ from pfsr_core.fisher import (
     minmax_mask,
     quantile_mask,
 )
-from pfsr_core.local_training import Job, LocalTraining, Task, client_rows, stream_seed
-from pfsr_core.models.item_tables import OWN_ROWS, TABLE_ROWS, row_numbers
-from pfsr_core.models.next_item import ITEMS
-from pfsr_core.params import Params, select
-from pfsr_core.windows import prefix_samples
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.windows import prefix_samples
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pfsr_core.data.errors import MalformedFileError
-from pfsr_core.data.table import read_text
-from pfsr_core.whole_files import staged
+from pfsr_core.data.readers.table import read_text
+from pfsr_core.files import staged
 
 FILE_NAME = "vocabulary.json"
 

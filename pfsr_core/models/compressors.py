@@ -19,20 +19,22 @@ Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pfsr_core.models.arrangement import (
+from pfsr_core.models.encoders.attention_masks import (
     AttentionEncoder,
     after_tokens,
     split_by_tokens,
     time_of_tokens,
 )
-from pfsr_core.models.dropout import Noise
-from pfsr_core.models.layers import Encoder, RecurrentEncoder, State
-from pfsr_core.models.layout import Layout
+from pfsr_core.models.encoders.base import Encoder, RecurrentEncoder, State
+from pfsr_core.models.ops.dropout import Noise
+from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.params import Params
 
 USERS = "compressor.users"  # a row for each user of a client, a stranger's first
 COVERED = "covered"  # (B,): of a memory, the items of the history that it stands for
@@ -250,3 +252,11 @@ class RecurrentState(nn.Module):
         parts = self.users[users].split(sizes, dim=1)
         pairs = zip(state.items(), parts, strict=True)
         return {name: part.view(zero.shape) for (name, zero), part in pairs}
+
+
+@dataclass(frozen=True)
+class UserMemory:
+    """A compressed history. ``covered``: how many of its first items it stands for."""
+
+    covered: int
+    tensors: Params

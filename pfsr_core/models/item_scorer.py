@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pfsr_core.models.next_item import ITEMS
+from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 
 WEIGHT, BIAS = "score.weight", "score.bias"

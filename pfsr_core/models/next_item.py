@@ -7,28 +7,18 @@ What of a history the encoder is given is the compressor's to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfsr_core.models.compressors import Compressor, Memory, Rows, WholeHistory
-from pfsr_core.models.dropout import Dropout, Noise, noise_width
-from pfsr_core.models.layers import State
-from pfsr_core.models.layout import layout_of
+from pfsr_core.models.encoders.base import State
+from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
+from pfsr_core.models.ops.packed_sequences import layout_of
 from pfsr_core.params import Params
-
-ITEMS = "items.weight"
-PROJECTION = "item_projection"  # (D, S): public item vectors to item vectors
-RESIDUAL = "item_residual"  # (n + 1, D): what a client adds to the rows of its own items
-FACTORS = "adapter.factors"  # (n + 1, r) and
-BIAS = "adapter.bias"  # (n + 1,): the rows of a market adapter, see models/adapter.py
-ROW_NAMES = (ITEMS, RESIDUAL, FACTORS, BIAS)  # a row for each item, the padding row first
-
 
 Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
 """(parameters, item codes (B, P), users (B,), times (B, P)) -> the memory"""
@@ -173,28 +163,3 @@ class _Method(nn.Module):
 
 def _inside(params: Params) -> Params:
     return {f"model.{name}": tensor for name, tensor in params.items()}
-
-
-def pad_right(histories: Sequence[NDArray[np.int64]], max_length: int) -> tuple[Tensor, Tensor]:
-    """The last ``max_length`` items of each history: codes (B, L) and lengths (B,).
-
-    L is the longest of them, at least 1, so that short batches stay cheap.
-    """
-    cut = [history[-max_length:] for history in histories]
-    lengths = torch.tensor([len(history) for history in cut])
-    items = torch.zeros(len(cut), max(1, *(len(history) for history in cut)), dtype=torch.long)
-    for row, history in enumerate(cut):
-        items[row, : len(history)] = torch.from_numpy(history)
-    return items, lengths
-
-
-def pad_times(times: Sequence[NDArray[np.int64]], items: Tensor) -> Tensor:
-    """Seconds of the last interactions of each history, where :func:`pad_right` put its items.
-
-    ``times``: of whole histories, or of none. ``items`` (B, L) as padded; (B, L) too, 0 elsewhere.
-    """
-    padded = torch.zeros_like(items)
-    for row, known in enumerate(times):
-        last = torch.from_numpy(known[-items.shape[1] :])
-        padded[row, : len(last)] = last
-    return padded

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from pfsr_core import simulation
-from pfsr_core.assembly import assemble, load_federation
-from pfsr_core.settings import parse_settings
-from pfsr_core.settings_file import load_recipe
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.federated import simulation
+from pfsr_core.settings.recipes import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pfsr.toml"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.benchmarks import encoder, history, rounds, scale, scan, serve, timing
-from pfsr_core.benchmarks.peers import Attention, step_by_step
-from pfsr_core.models.next_item import ITEMS
-from pfsr_core.models.selective_scan import selective_scan_reference
+from benchmarks import encoder, history, rounds, scale, scan, serve, timing
+from benchmarks.peers import Attention, step_by_step
+from pfsr_core.models.ops.selective_scan import selective_scan_reference
+from pfsr_core.models.parameter_names import ITEMS
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pfsr_core.benchmarks import command, report
-from pfsr_core.benchmarks.plots import series_of
-from pfsr_core.benchmarks.timing import Measurement
+from benchmarks import command, report
+from benchmarks.plots import series_of
+from benchmarks.timing import Measurement
 
 
 def line(benchmark: str = "encoder", case: str = "kernel, L = 50", **fields: object) -> dict:

@@ -5,14 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from pfsr_core.benchmarks.timing import (
-    against_limit,
-    compare,
-    compare_memory,
-    median_ms,
-    torch_threads,
-)
-from tests.clock import Clock
+from benchmarks.timing import against_limit, compare, compare_memory, median_ms, torch_threads
+from tests.helpers.clock import Clock
 
 
 def test_a_peer_of_three_times_the_cost(clock: Clock) -> None:
@@ -39,7 +33,7 @@ def test_without_a_target_nothing_holds_or_misses(clock: Clock) -> None:
 
 
 def test_a_very_slow_pair_is_not_repeated(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfsr_core.benchmarks.timing.SECONDS", 0.01)
+    monkeypatch.setattr("benchmarks.timing.SECONDS", 0.01)
     calls = []
 
     def peer() -> None:

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server_app.processes import APP
+from pfsr.deploy.processes import APP
 
 BUNDLED = (
     "pyproject.toml",

@@ -17,19 +17,12 @@ from typing import Any
 
 from safetensors import safe_open
 
-from pfsr_core.settings import Value
-from pfsr_core.settings_file import toml_value
-from server_app import deployment
-from server_app.processes import APP, environment, stop
+from pfsr.deploy import flower_commands as deployment
+from pfsr.deploy.processes import APP, environment, stop
+from pfsr_core.settings.fields import Value
+from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
-from tests.deployment.processes import (
-    MARK,
-    kill_family,
-    reachable,
-    start,
-    sweep,
-    wait_until,
-)
+from tests.deployment.processes import MARK, kill_family, reachable, start, sweep, wait_until
 
 NAME = "pfsr-test"
 PATIENCE = 300.0  # seconds for what happens by itself, on a machine that does other things too

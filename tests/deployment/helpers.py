@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pfsr_core.assembly import assemble, load_federation
-from pfsr_core.federated import ServerState, merge_replies
-from pfsr_core.settings import Value, parse_settings
-from pfsr_core.simulation import hosted_by, node_update
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.federated.aggregation import merge_replies
+from pfsr_core.federated.algorithm import ServerState
+from pfsr_core.federated.simulation import hosted_by, node_update
+from pfsr_core.settings.fields import Value
 from tests.deployment.federation import Run
-from tests.tiny import TINY
+from tests.helpers.tiny import TINY
 
 QUICK: dict[str, Value] = {**TINY, "run.baselines": False, "algorithm.finetune": False}
 """The tiny recipe without what takes time and is tested elsewhere."""

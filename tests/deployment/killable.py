@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
-from pfsr_core.settings import Settings
+from pfsr_core.assembly.settings import Settings
 from server_app.app import show
 from tests.integration.helpers import settings_in
 from tests.integration.loopback import run_loopback

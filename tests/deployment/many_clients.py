@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pfsr_core.settings import Value
-from pfsr_core.settings_file import toml_value
-from server_app.launch import launch, resolve
+from pfsr.cli.run import launch, resolve
+from pfsr_core.settings.fields import Value
+from pfsr_core.settings.recipes import toml_value
 
 Flat = dict[str, Value]
 TINY: Flat = {

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_app.processes import APP, descendants
+from pfsr.deploy.processes import APP, descendants
 from tests.deployment.faults import copy_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK

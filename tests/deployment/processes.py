@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from server_app.processes import descendants
+from pfsr.deploy.processes import descendants
 
 MARK = "PFSR_TEST_FEDERATION"
 

@@ -6,10 +6,10 @@ import sqlite3
 
 import pytest
 
-from pfsr_core.assembly import assemble, load_federation
-from pfsr_core.packing import size_of
-from pfsr_core.params import shapes_of
-from pfsr_core.settings import parse_settings
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.params import shapes_of, size_of
 from tests.deployment.federation import Federation, Run
 from tests.deployment.helpers import QUICK, figure
 

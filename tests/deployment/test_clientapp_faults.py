@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from server_app.processes import stop
+from pfsr.deploy.processes import stop
 from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, SLOWNESS, figure, replay

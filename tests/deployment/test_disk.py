@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from pfsr_core.node_store import NodeStore
-from pfsr_core.store_file import NodeStoreError
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.sqlite_file import NodeStoreError
 
 pytestmark = pytest.mark.deployment
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from pfsr_core.node_store import NodeStore
-from pfsr_core.recommend import recommend
-from pfsr_core.settings import parse_settings
-from pfsr_core.settings_file import toml_value
-from server_app import launch
-from server_app.processes import descendants
+from pfsr.cli import run as launch
+from pfsr.deploy.processes import descendants
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.recommend import recommend
+from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, figure, rows

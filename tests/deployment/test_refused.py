@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server_app import deployment
-from server_app.processes import stop
+from pfsr.deploy import flower_commands as deployment
+from pfsr.deploy.processes import stop
 from tests.deployment.federation import NAME, Federation
 from tests.deployment.helpers import figure
 from tests.deployment.processes import WaitError, start, wait_until

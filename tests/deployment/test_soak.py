@@ -13,11 +13,11 @@ from statistics import median
 import numpy as np
 import pytest
 
-from pfsr_core.settings import Value
-from pfsr_core.settings_file import toml_value
-from server_app.processes import APP, descendants, stop
+from pfsr.deploy.processes import APP, descendants, stop
+from pfsr_core.settings.fields import Value
+from pfsr_core.settings.recipes import toml_value
 from tests.deployment.helpers import figure
-from tests.tiny import TINY
+from tests.helpers.tiny import TINY
 
 pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(1800)]
 
@@ -75,7 +75,7 @@ def sample(pid: int, runs: Path) -> Sample | None:
 def samples(tmp_path_factory):
     """One sample a second, from a run that ended well."""
     home = tmp_path_factory.mktemp("soak")
-    command = [sys.executable, "-m", "server_app.launch", "--nodes", str(NODES), "--run-config"]
+    command = [sys.executable, "-m", "pfsr.cli.run", "--nodes", str(NODES), "--run-config"]
     command += [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
     environment = {**os.environ, "PFSR_HOME": str(home)}
     with (home / "log").open("wb") as log:

@@ -10,12 +10,7 @@ from tests.deployment.faults import Fault, faulty_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, figure, rows
 from tests.deployment.processes import wait_until
-from tests.integration.helpers import (
-    assert_same_server,
-    final_server,
-    settings_in,
-    without_times,
-)
+from tests.integration.helpers import assert_same_server, final_server, settings_in, without_times
 from tests.integration.loopback import run_loopback
 
 pytestmark = [pytest.mark.deployment, pytest.mark.network, pytest.mark.timeout(900)]

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pfsr_core.assembly import assemble, load_federation
+from pfsr.deploy.processes import APP
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
 from pfsr_core.params import fingerprint
 from server_app.checkpoints import load_checkpoint
-from server_app.processes import APP
 from server_app.run_log import RunLog
 from tests.deployment.helpers import figure
 from tests.deployment.killable import NODES, ROUNDS, settings

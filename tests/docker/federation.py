@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pfsr_core.settings_file import load_recipe
-from server_app.deployment import make_authority, make_node_key, make_server_certificate
+from pfsr.deploy.flower_commands import make_authority, make_node_key, make_server_certificate
+from pfsr_core.settings.recipes import load_recipe
 from tests.docker.engine import ROOT, compose, environment, image, must
 
 NODES = ("node-0", "node-1", "node-2")

@@ -22,7 +22,7 @@ for name in ("/state/own", "/tmp/own", "/opt/own", "/app/own", "/own"):
 PACKAGES = """
 import importlib.util
 import flwr.clientapp, flwr.serverapp, torch
-import pfsr_core.models.associative_mamba, client_app.app, server_app.app
+import pfsr_core.models.encoders.associative_mamba, client_app.app, server_app.app
 print(torch.version.cuda, importlib.util.find_spec("ray"))
 """
 

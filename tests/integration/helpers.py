@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from pfsr_core.assembly import assemble, load_federation
-from pfsr_core.federated import ServerState
-from pfsr_core.node_store import NodeStore
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import Settings
+from pfsr_core.federated.algorithm import ServerState
+from pfsr_core.federated.simulation import States, run
 from pfsr_core.params import Params
-from pfsr_core.settings import Settings, Value
-from pfsr_core.simulation import States, run
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.settings.fields import Value
 from server_app.checkpoints import load_checkpoint
 from server_app.run_log import RunLog
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 TIMES = {"seconds", "node-seconds", "peak-memory"}  # the only figures that may differ
 

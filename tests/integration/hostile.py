@@ -10,7 +10,7 @@ import math
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from pfsr_core.protocol import METRICS, NORMS, SHARED, WEIGHT
+from pfsr_core.federated.protocol import METRICS, NORMS, SHARED, WEIGHT
 
 HOSTILE_NODE = 1
 

@@ -18,7 +18,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
-from pfsr_core.settings import Settings, flat_settings
+from pfsr_core.assembly.settings import Settings, flat_settings
 from server_app.app import run_federation
 from server_app.run_log import RunLog
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-from pfsr_core.federated import merge_replies
-from pfsr_core.protocol import TRAIN, WEIGHT
-from server_app.orders import RoundsAbandonedError
+from pfsr_core.federated.aggregation import merge_replies
+from pfsr_core.federated.protocol import TRAIN, WEIGHT
+from server_app.instructions import RoundsAbandonedError
 from tests.integration.helpers import (
     assert_same_server,
     final_server,
@@ -40,8 +40,9 @@ def honest_half(tmp_path_factory):
     settings = settings_in(
         directory, algorithm__name="fed-avg", federation__rounds=1, federation__clients=6
     )
-    from pfsr_core.assembly import assemble, load_federation
-    from pfsr_core.simulation import hosted_by, node_update
+    from pfsr_core.assembly.assemble import assemble
+    from pfsr_core.assembly.data import load_federation
+    from pfsr_core.federated.simulation import hosted_by, node_update
 
     federation = load_federation(settings)
     algorithm = assemble(settings, federation.catalogue).algorithm
@@ -119,8 +120,9 @@ def test_a_lost_answer_rolls_its_clients_back(tmp_path):
         nodes=2,
         tamper=tampered(0, change_array(first_set_to(math.nan)), rounds=(2,)),
     )
-    from pfsr_core.assembly import assemble, load_federation
-    from pfsr_core.simulation import hosted_by, node_update
+    from pfsr_core.assembly.assemble import assemble
+    from pfsr_core.assembly.data import load_federation
+    from pfsr_core.federated.simulation import hosted_by, node_update
 
     federation = load_federation(settings)
     algorithm = assemble(settings, federation.catalogue).algorithm

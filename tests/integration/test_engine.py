@@ -7,12 +7,13 @@ import os
 
 import pytest
 
-from pfsr_core.registries import ALGORITHMS, ITEMS_OF
-from pfsr_core.settings import parse_settings
-from pfsr_core.settings_file import toml_value
-from server_app import launch
-from server_app.processes import descendants
+from pfsr.cli import run as launch
+from pfsr.deploy.processes import descendants
+from pfsr_core.assembly.registries import ALGORITHMS, ITEMS_OF
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
+from tests.helpers.tiny import NEEDS, TINY
 from tests.integration.helpers import (
     assert_same,
     assert_same_server,
@@ -21,7 +22,6 @@ from tests.integration.helpers import (
     plain_loop,
     stored_states,
 )
-from tests.tiny import NEEDS, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.registries import ALGORITHMS
+from pfsr_core.assembly.registries import ALGORITHMS
 from tests.integration.helpers import (
     assert_same,
     assert_same_server,

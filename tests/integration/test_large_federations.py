@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pfsr_core.assembly import load_federation
-from pfsr_core.protocol import CONFIG, FINISH, TRAIN
-from pfsr_core.simulation import sample_clients
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.federated.protocol import CONFIG, FINISH, TRAIN
+from pfsr_core.federated.simulation import sample_clients
 from tests.integration.helpers import (
     assert_same_server,
     final_server,

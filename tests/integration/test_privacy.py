@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core.assembly import assemble, load_federation
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.registries import ALGORITHMS, ITEMS_OF
+from pfsr_core.federated.protocol import TRAIN
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.item_scorer import ROWS
-from pfsr_core.models.next_item import ITEMS, PROJECTION, RESIDUAL
-from pfsr_core.node_store import NodeStore
-from pfsr_core.protocol import TRAIN
-from pfsr_core.recommend import recommend
-from pfsr_core.registries import ALGORITHMS, ITEMS_OF
+from pfsr_core.models.parameter_names import ITEMS, PROJECTION, RESIDUAL
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.recommend import recommend
 from tests.integration.helpers import final_server, settings_in, stored_states
 from tests.integration.loopback import run_loopback
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from pfsr_core.assembly import assemble, load_federation
-from pfsr_core.node_store import NodeStore
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import Settings
+from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import Params
-from pfsr_core.plain_run import simulate
-from pfsr_core.recommend import recommend
-from pfsr_core.run_files import SELECTORS
-from pfsr_core.settings import Settings
-from pfsr_core.simulation import finetune_clients, run
+from pfsr_core.runs.files import SELECTORS
+from pfsr_core.runs.local import simulate
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.recommend import recommend
 from server_app.run_log import RunLog
 from tests.integration.helpers import assert_same, settings_in
 from tests.integration.loopback import run_loopback

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pfsr_core.protocol import TRAIN
-from pfsr_core.settings import flat_settings
+from pfsr_core.assembly.settings import flat_settings
+from pfsr_core.federated.protocol import TRAIN
 from server_app.app import run_federation
 from tests.integration.helpers import (
     assert_same_server,

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from client_app import hosting
-from pfsr_core.node_store import NodeStore
-from pfsr_core.protocol import FINISH, TRAIN
-from pfsr_core.settings import SettingsError
+from client_app import hosted_node as hosting
+from pfsr_core.federated.protocol import FINISH, TRAIN
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.settings.fields import SettingsError
 from tests.integration.helpers import (
     assert_same,
     assert_same_server,
@@ -209,7 +209,7 @@ def test_a_node_that_comes_back_under_another_id_takes_its_old_place(tmp_path):
 
     grid_ids: list[int] = []
     options = {"before": rename}
-    from pfsr_core.settings import flat_settings
+    from pfsr_core.assembly.settings import flat_settings
     from server_app.app import run_federation
     from tests.integration.loopback import partitions
 

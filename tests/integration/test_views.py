@@ -6,13 +6,14 @@ import json
 
 import pytest
 
-from pfsr_core.assembly import Federation, assemble, load_federation
+from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.data import Federation, load_federation
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
-from pfsr_core.federated import FULL, GLOBAL, WITH_PRIVATE
-from pfsr_core.final_table import final_table
-from pfsr_core.node_store import NodeStore
-from pfsr_core.personal_evaluation import evaluate_full, evaluate_models, split_means
-from pfsr_core.report import write_report
+from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
+from pfsr_core.federated.evaluation import evaluate_full, evaluate_models, split_means
+from pfsr_core.reports.page import write_report
+from pfsr_core.reports.tables import final_table
+from pfsr_core.serving.node_store import NodeStore
 from tests.integration.helpers import assert_same, plain_loop, settings_in
 from tests.integration.loopback import run_loopback
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.federated import ServerState
+from pfsr_core.federated.algorithm import ServerState
+from pfsr_core.files import write_atomically
 from server_app.checkpoints import (
     CHECKPOINT,
     CheckpointError,
     Progress,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 
 PROGRESS = Progress(

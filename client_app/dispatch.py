@@ -1,0 +1,70 @@
+"""A request answered by the node that it is for, in this process."""
+
+from __future__ import annotations
+
+import traceback
+
+from client_app import handlers as nodes
+from client_app.hosted_node import Node, NodeError, make_node
+from client_app.messages import LIMITS, Answer, Limits, NodeFailureError, Request
+from pfsr_core.assembly.settings import parse_settings
+from pfsr_core.federated.protocol import (
+    BASELINES,
+    FINISH,
+    HELLO,
+    TRAIN,
+    ProtocolError,
+    order_from_config,
+)
+from pfsr_core.params import size_of
+from pfsr_core.serving.sqlite_file import NodeStoreError
+from pfsr_core.settings.fields import SettingsError
+
+FOR_THE_SERVER = (NodeError, NodeStoreError, ProtocolError, SettingsError)
+"""Errors whose text is about the run, and never about what is in the data."""
+
+
+def answer(request: Request) -> Answer:
+    """The node's answer. What it raises reaches the server: see below.
+
+    An error may quote what it stumbled over. From a node with data of its own only the texts of
+    FOR_THE_SERVER leave; of any other error the name leaves, and the text goes to the node's log.
+    """
+    try:
+        return _answer(request)
+    except FOR_THE_SERVER:
+        raise
+    except Exception as error:
+        if not request.node_config.get("data-path"):
+            raise
+        traceback.print_exc()
+        name = type(error).__name__
+        raise NodeFailureError(f"{name}; what it says is in the node's log") from None
+
+
+def _answer(request: Request) -> Answer:
+    """Raises ValueError for a kind that no node knows, and whatever the node raises."""
+    node = make_node(parse_settings(request.run_config), request.node_config)
+    if request.kind == LIMITS:
+        return Answer(_limits(node, request)._asdict())
+    if request.kind == HELLO:
+        facts, numbers = nodes.hello(node, request.config)
+        return Answer(numbers, facts)
+    if request.kind == BASELINES:
+        return Answer(nodes.baselines(node))
+    order = order_from_config(request.config)
+    if request.kind == TRAIN:
+        flat, metrics = nodes.train(node, order, request.flat)
+        return Answer(metrics, flat=flat)
+    if request.kind == FINISH:
+        return Answer(nodes.finish(node, order, request.flat))
+    raise ValueError(f"no node answers {request.kind!r}")
+
+
+def _limits(node: Node, request: Request) -> Limits:
+    """What the answer to ``request.config`` may hold: an array only where clients train."""
+    values = 0
+    if request.config.get("clients"):
+        order = order_from_config(request.config)
+        values = size_of(nodes.sent_shapes(node, order.algorithm))
+    return Limits(values, len(node.clients))

@@ -1,0 +1,106 @@
+"""The item modes as a table for people: every view, targets by coverage, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.arms.items import (
+    CLIENTS,
+    ID_DIMS,
+    ITEMS,
+    LANGUAGE_ID_DIMS,
+    METHODS,
+    PRIVATE,
+    id_arm,
+    item_arm,
+    language_arm,
+)
+from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
+
+Record = Mapping[str, Any]
+Records = Mapping[str, Mapping[int, Record]]
+
+NDCG = "excluded/ndcg@10"
+HEADER = (
+    "| method | items | users a client | seeds | HR@10 | NDCG@10 | global | global+private | full "
+    "| NDCG@10, own targets | others' targets | kB up |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+PAIRS = (
+    *(
+        (item_arm(method, mode, 1), item_arm(method, "shared", 1))
+        for method in METHODS
+        for mode in ("semantic", "dual")
+    ),
+    (language_arm(960), item_arm("fed-avg", "semantic", 1)),
+    (language_arm(0), id_arm(0)),
+    ("fed-avg, semantic items, clients of 47", "fed-avg"),
+    ("fed-avg, semantic items, clients of 47", "fed-avg, shared table"),
+    ("fed-avg, semantic items, clients of 47", "central"),
+    ("pfsr, semantic items, clients of 47", "pfsr"),
+    *(
+        (item_arm("pfsr", mode, users), item_arm("fed-avg", mode, users))
+        for users in CLIENTS
+        for mode in ITEMS
+    ),
+)
+
+
+def is_item_arm(arm: str) -> bool:
+    """Whether this table has the arm, and the main one need not."""
+    return " items, " in arm
+
+
+def items_table(records: Records) -> list[str]:
+    """One row for each method, size and mode that was run: test means over the seeds."""
+    arms = {
+        item_arm(method, mode, users): (method, mode, users)
+        for users in CLIENTS
+        for method in METHODS
+        for mode in (PRIVATE, *ITEMS)
+    }
+    arms |= {id_arm(dim): ("fed-avg", f"semantic, id-dim {dim}", 1) for dim in ID_DIMS}
+    arms |= {
+        language_arm(dim): ("fed-avg", f"semantic, wordllama, id-dim {dim}", 1)
+        for dim in LANGUAGE_ID_DIMS
+    }
+    lines = [_row(*what, records[arm]) for arm, what in arms.items() if records.get(arm)]
+    return [*HEADER, *lines] if lines else []
+
+
+def _row(method: str, mode: str, users: int, by_seed: Mapping[int, Record]) -> str:
+    def mean(read: Callable[[Record], float | None]) -> str:
+        values = [value for r in by_seed.values() if (value := read(r)) is not None]
+        return f"{np.mean(values):.4f}" if values else "-"
+
+    cells = [
+        method,
+        mode,
+        str(users),
+        str(len(by_seed)),
+        mean(lambda r: r["test_means"]["excluded/hr@10"]),
+        mean(lambda r: r["test_means"][NDCG]),
+        *(mean(lambda r, v=view: _of_view(r, v)) for view in (GLOBAL, WITH_PRIVATE, FULL)),  # type: ignore[misc]
+        *(mean(lambda r, t=targets: _of_targets(r, t)) for targets in ("covered", "cold")),  # type: ignore[misc]
+        _kilobytes(by_seed),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _of_view(record: Record, view: str) -> float | None:
+    found = record.get("views", {}).get(view)
+    return None if found is None else float(found["test"])
+
+
+def _of_targets(record: Record, targets: str) -> float | None:
+    found = record.get("test_by_target", {}).get(targets)
+    return None if found is None else float(found[NDCG])
+
+
+def _kilobytes(by_seed: Mapping[int, Record]) -> str:
+    """To the server, of one client and round; "-" where the records do not say."""
+    found = {r["bytes_up_per_client"] for r in by_seed.values() if "bytes_up_per_client" in r}
+    return f"{found.pop() / 1000:.0f}" if found else "-"

@@ -1,0 +1,119 @@
+"""``pfsr data``: get data, look at it, bring it into one format.
+
+Heavy imports wait until a command needs them, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pfsr.cli.errors import core_errors, plain_errors
+
+data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
+
+Source = Annotated[str, typer.Argument()]
+DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
+
+
+@data_app.command("fetch")
+@plain_errors(core_errors)
+def data_fetch(
+    name: Annotated[str, typer.Argument()],
+    path: Annotated[
+        str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
+    ] = "",
+) -> None:
+    """Download a public dataset into the cache, or check the copy that is there.
+
+    NAME is ml-100k or ml-1m.
+
+    Example: `pfsr data fetch ml-100k`, or offline `pfsr data fetch ml-100k --path ml-100k.zip`
+    """
+    from pfsr_core.data.download import fetch_ml_1m, fetch_ml_100k
+    from pfsr_core.data.errors import DataError
+
+    known = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
+    if name not in known:
+        fix = f"fetch {' or '.join(known)}; other datasets are read from the path you give"
+        raise DataError(f"{name!r} cannot be fetched. Fix: {fix}.")
+    typer.echo(str(known[name](path)))
+
+
+@data_app.command("describe")
+@plain_errors(core_errors)
+def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
+    """Print the facts about a dataset and its split, as JSON.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+
+    Example: `pfsr data describe file --path purchases.csv`
+    """
+    from pfsr_core.data.datasets import load_dataset
+    from pfsr_core.data.describe import describe
+    from pfsr_core.data.splits import leave_one_out
+
+    log = load_dataset(source, path)
+    typer.echo(json.dumps(describe(log, leave_one_out(log)), indent=2, ensure_ascii=False))
+
+
+@data_app.command("prepare")
+@plain_errors(core_errors)
+def data_prepare(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
+    path: DataPath = "",
+) -> None:
+    """Check a dataset and write it as Parquet, with its vocabulary and its facts.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+
+    The result is read with `data.source = "file"` and the path of `interactions.parquet`.
+
+    Example: `pfsr data prepare file --path purchases.csv --out data/purchases`
+    """
+    from pfsr_core.data.prepare import prepare
+
+    file = prepare(source, path, out)
+    typer.echo(f'{file}\nUse it with --set data.source=file --set data.path="{file}"')
+
+
+@data_app.command("clean")
+@plain_errors(core_errors)
+def data_clean(
+    source: Source,
+    path: DataPath = "",
+    column: Annotated[str, typer.Option(help="Column that tells markets apart.")] = "",
+    join_variants: Annotated[
+        float, typer.Option(help="Jaccard index of the reviews of variants.", min=0.01, max=1.0)
+    ] = 0.3,
+    user_core: Annotated[int, typer.Option(help="Fewest interactions of a user.", min=0)] = 5,
+    item_core: Annotated[
+        int, typer.Option(help="Fewest interactions of an item in a market.", min=0)
+    ] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
+    ] = None,
+) -> None:
+    """Join items that are variants of one product; print what that changes in every market.
+
+    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+
+    A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
+    and `federation.column`. With `--out` the clean copy is written, and which item became which.
+
+    Example: `pfsr data clean xmarket --path data/xmarket --column market`
+    """
+    from pfsr.cli.output import cleaning_text
+    from pfsr_core.data.cleaning import Cleaning
+    from pfsr_core.data.prepare import clean_copy
+
+    rules = Cleaning(
+        column=column, join_variants=join_variants, user_core=user_core, item_core=item_core
+    )
+    typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
+    if out is not None:
+        typer.echo(f'Use it with --set data.source=file --set data.path="{out}/interactions.csv"')

@@ -1,0 +1,59 @@
+"""Errors of the commands that a person can put right, in one line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def plain_errors(
+    expected: Callable[[], tuple[type[Exception], ...]],
+) -> Callable[[Command], Command]:
+    """Turns the errors that name their own fix into one line and exit status 2.
+
+    ``expected`` names them when one occurs, so that their modules are not imported before.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return command(*args, **kwargs)
+            except (ValueError, RuntimeError, OSError) as error:
+                if not isinstance(error, expected()):
+                    raise
+                typer.echo(f"error: {_told(error)}", err=True)
+                raise typer.Exit(2) from None
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+def _told(error: Exception) -> str:
+    """What is said of an error: those of files do not say themselves what to do."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename}: {error.strerror}. Fix: give a path that is right, and that you may "
+        f"read and write."
+    )
+
+
+def core_errors() -> tuple[type[Exception], ...]:
+    """Those of the core that name their own fix, and those of files."""
+    from pfsr_core.data.errors import DataError
+    from pfsr_core.evaluation.ranking import DivergedError
+    from pfsr_core.runs.files import RunError
+    from pfsr_core.runs.item_views import ItemViewsError
+    from pfsr_core.serving.recommend import RecommendationError
+    from pfsr_core.serving.sqlite_file import NodeStoreError
+    from pfsr_core.settings.fields import SettingsError
+
+    errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
+    return (*errors, ItemViewsError, DivergedError)

@@ -1,0 +1,98 @@
+"""A dataset of any readable form, checked and written with its vocabulary and facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from pfsr_core.data.cleaning import Cleaned, Cleaning, Facts, clean, market_facts
+from pfsr_core.data.datasets import load_dataset
+from pfsr_core.data.describe import describe
+from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.splits import leave_one_out
+from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.files import staged, write_json
+
+
+def prepare(source: str, path: str, directory: Path) -> Path:
+    """Writes ``interactions.parquet``, ``vocabulary.json`` and ``data.json``; returns the first.
+
+    Rows keep their order, which decides ties in time. Raises DataError.
+    """
+    _check_apart(path, directory)
+    interactions = load_dataset(source, path)
+    facts = describe(interactions, leave_one_out(interactions))
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "interactions.parquet"
+    _write(_table(interactions), file)
+    save_vocabulary(directory, interactions.item_ids, interactions.titles)
+    write_json(directory / "data.json", facts)
+    return file
+
+
+def clean_copy(
+    source: str, path: str, rules: Cleaning, directory: Path | None = None
+) -> tuple[Facts, Facts]:
+    """Cleans a dataset: the facts of its markets before and after. Raises DataError.
+
+    With ``directory`` it writes ``interactions.csv``, which the dataset ``file`` reads,
+    ``items.csv`` with the item that each joined one has become, and ``cleaning.json``.
+    """
+    if directory is not None:
+        _check_apart(path, directory)
+    raw = load_dataset(source, path)
+    cleaned = clean(raw, rules)
+    before, after = (
+        market_facts(log, rules.column, rules.join_variants) for log in (raw, cleaned.log)
+    )
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(_table(cleaned.log), directory / "interactions.csv")
+        _write(_item_map(cleaned), directory / "items.csv")
+        write_json(directory / "cleaning.json", {"before": before, "after": after})
+    return before, after
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    """Whole or not at all: a part of a log reads like a log."""
+    with staged(file) as stage:
+        (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
+
+
+def _check_apart(path: str, directory: Path) -> None:
+    """Raises DataError where files of the result could replace files of the source."""
+    source = Path(path).expanduser().resolve()
+    if path and source.exists() and directory.resolve() in (source, source.parent):
+        raise DataError(
+            f"{directory} holds the data that are read, and what is written there has common names "
+            f"as interactions.csv. Fix: give --out another directory."
+        )
+
+
+def _item_map(cleaned: Cleaned) -> pa.Table:
+    return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
+
+
+def _table(interactions: Interactions) -> pa.Table:
+    named = {
+        "user": np.array(interactions.user_ids, str)[interactions.users],
+        "item": np.array(interactions.item_ids, str)[interactions.items - 1],
+        "timestamp": interactions.timestamps,
+    }
+    words = {"title": interactions.titles, "text": interactions.texts}
+    named |= {
+        name: np.array([of_item.get(raw, "") for raw in interactions.item_ids])[
+            interactions.items - 1
+        ]
+        for name, of_item in words.items()
+        if of_item
+    }
+    further = {k: v for k, v in interactions.columns.items() if k not in named}
+    return pa.table(
+        {name: pa.array(values.tolist()) for name, values in {**named, **further}.items()}
+    )

@@ -1,0 +1,116 @@
+"""A seeded world in which the oldest items decide: for what long histories are worth.
+
+Every user has a value for each of four attributes. The first items of a history tell them, one item
+an attribute. Then come sessions of SESSION items, about the first two attributes and the last two
+in turn. Most items of a session tell nothing, drawn by one Markov chain for everybody; now and then
+comes a question: an item that asks for an attribute of the session, and two answers, items of this
+user's value of that attribute and of the session's other one. No answer is given twice. The last
+question opens a new session: its answers are the held-out items, the validation item the first.
+
+So the last item says which attribute is asked, and the latest SESSION items, all about the other
+two, do not say what the user's value is. The first session is of any length, so there are questions
+at every place of a window, and the first ones of a session are as far from what they ask for as the
+last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.synthetic.clusters import number_ids
+
+Codes = NDArray[np.int64]
+
+ATTRIBUTES, VALUES, ANSWERS = 4, 4, 16  # answers: items of each value of each attribute
+FILLERS = 60
+SESSION = 60
+QUESTION_GAP = 5  # items from one question to the next, on average
+LONGER = 1.2  # the longest history over the shortest
+START, STEP = 1_600_000_000, 3_600
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Item codes from 1 on: what tells a value, what asks, what answers, what tells nothing."""
+
+    tell: Codes  # (A, V)
+    ask: Codes  # (A,)
+    answer: Codes  # (A, V, N)
+    filler: Codes  # (F,)
+
+
+def generate_long(users: int, length: int, seed: int) -> Interactions:
+    """A log of ``users`` histories of ``length`` to 1.2 times as many items, ordered by time.
+
+    Raises DataError when a history would be too short for two sessions.
+    """
+    least = 2 * SESSION
+    if length < least or users < 1:
+        raise DataError(
+            f"synthetic-long data need users and at least {least} items of each, not {users} users "
+            f"of {length}. Fix: change that number."
+        )
+    rng = np.random.default_rng((seed, 0))
+    shelf, chain = _shelf(), _chain(rng)
+    lengths = rng.integers(length, int(LONGER * length) + 1, users)
+    histories = [_history(rng, shelf, chain, int(one)) for one in lengths]
+    return _to_log(histories)
+
+
+def _shelf() -> Shelf:
+    sizes = {"tell": (ATTRIBUTES, VALUES), "ask": (ATTRIBUTES,)}
+    sizes |= {"answer": (ATTRIBUTES, VALUES, ANSWERS), "filler": (FILLERS,)}
+    ends = np.cumsum([1, *(int(np.prod(size)) for size in sizes.values())])
+    parts = zip(sizes.items(), ends[:-1], ends[1:], strict=True)
+    return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in parts})
+
+
+def _chain(rng: np.random.Generator) -> Codes:
+    """(F, 4) usual successors of each filler."""
+    return rng.integers(FILLERS, size=(FILLERS, 4))
+
+
+def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) -> Codes:
+    value = rng.integers(VALUES, size=ATTRIBUTES)
+    pairs = rng.permutation(np.arange(ATTRIBUTES).reshape(2, 2))
+    left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
+    items = [int(shelf.tell[a, value[a]]) for a in rng.permutation(ATTRIBUTES)]
+    here, end = int(rng.integers(FILLERS)), length - 3
+    while len(items) < end:
+        sessions, room = divmod(end - len(items) - 1, SESSION)  # after this one; items in this one
+        pair = pairs[(sessions + 1) % 2]
+        asks = room >= 2 and min(len(left[a]) for a in pair) > 1
+        if asks and rng.random() * QUESTION_GAP < 1:
+            items += _question(rng, shelf, value, left, pair)
+        else:
+            here = int(rng.choice(chain[here]))
+            items.append(int(shelf.filler[here]))
+    return np.array(items + _question(rng, shelf, value, left, pairs[0]), np.int64)
+
+
+def _question(
+    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]], pair: Codes
+) -> list[int]:
+    """An item that asks, and an answer of each of the pair that this user has not given yet."""
+    asked = rng.permutation(pair)
+    answers = [int(shelf.answer[a, value[a], left[a].pop()]) for a in asked]
+    return [int(shelf.ask[asked[0]]), *answers]
+
+
+def _to_log(histories: list[Codes]) -> Interactions:
+    users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    places = np.concatenate([np.arange(len(history)) for history in histories])
+    items, item_ids = number_ids(np.concatenate(histories) - 1, "item")
+    return Interactions(
+        source="synthetic-long",
+        users=users,
+        items=items + 1,
+        timestamps=START + STEP * places.astype(np.float64),
+        user_ids=tuple(f"user-{code + 1}" for code in range(len(histories))),
+        item_ids=item_ids,
+    )

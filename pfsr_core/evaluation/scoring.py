@@ -1,0 +1,145 @@
+"""A trained model as a scorer: histories in, scores of the whole catalogue out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray
+from pfsr_core.evaluation.client import Scorer
+from pfsr_core.models.compressors import COVERED, Rows, UserMemory
+from pfsr_core.models.parameter_names import ITEMS
+from pfsr_core.params import Params
+from pfsr_core.training.padding import pad_right, pad_times
+from pfsr_core.training.task import Task, client_rows
+
+
+def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
+    """Scores of all items for histories: (U, V + 1); -inf for what the client cannot rank.
+
+    Without their times a model that reads times takes all gaps between interactions for zero.
+    """
+    candidates, model = task.candidates(data), effective_model(task, params, data)
+
+    @torch.no_grad()
+    def score(
+        histories: Sequence[ItemArray],
+        times: Sequence[ItemArray] = (),
+        users: ItemArray | None = None,
+    ) -> Tensor:
+        read = what_is_read(task, histories, times, max_length)
+        codes, lengths = read.codes, read.lengths
+        whose = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
+        items, table = with_unseen(task, model[ITEMS], data, codes)
+        reading, rows = {**model, ITEMS: table}, Rows(read.cuts, whose)
+        hidden = task.apply(reading, items, None, read.times, rows)
+        last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
+        scores = last.new_full((len(items), data.num_items + 1), -torch.inf)
+        scores[:, candidates] = last @ model[ITEMS][1:].T
+        return scores
+
+    return score
+
+
+@dataclass(frozen=True)
+class Question:
+    """Who asks: a history, not empty, its times, empty where unknown, and the place of its user.
+
+    ``user`` as a ``Scorer`` takes it: from 1 on, 0 for a stranger.
+    """
+
+    history: ItemArray
+    times: ItemArray
+    user: int
+
+
+@torch.no_grad()
+def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
+    task: Task,
+    params: Params,
+    data: ClientDataset,
+    max_length: int,
+    asked: Question,
+    memory: UserMemory | None,
+) -> tuple[Tensor, UserMemory]:
+    """Scores of the catalogue (V + 1,) as :func:`make_scorer`'s, and the memory to go on from.
+
+    Only items that ``memory`` does not stand for are read; it is made where there is none, or where
+    it does not serve for this history any more.
+    """
+    assert task.serving is not None
+    model, serving, length = effective_model(task, params, data), task.serving, len(asked.history)
+    begin = serving.begin(length, None if memory is None else memory.covered)
+    fits = memory is not None and memory.covered == begin
+    first = begin if fits else task.first_read(length, max_length)
+    codes = torch.from_numpy(asked.history[first:])[None]
+    times = torch.from_numpy(asked.times[first:])[None] if len(asked.times) else None
+    known = times if task.reads_times else None
+    items, table = with_unseen(task, model[ITEMS], data, codes)
+    reading, old = {**model, ITEMS: table}, begin - first
+    if memory is not None and fits:
+        before = memory.tensors
+    else:
+        of_old = None if known is None else known[:, :old]
+        before = serving.compress(reading, items[:, :old], torch.tensor([asked.user]), of_old)
+    of_recent = None if known is None else known[:, old:]
+    last, after = serving.recall(reading, items[:, old:], before, of_recent)
+    scores = torch.full((data.num_items + 1,), -torch.inf)
+    scores[task.candidates(data)] = model[ITEMS][1:] @ last[0]
+    covered = begin + int(after[COVERED] - before[COVERED])
+    return scores, UserMemory(covered, after)
+
+
+class Reading(NamedTuple):
+    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``cuts`` (B,) of it.
+
+    ``times`` (B, L): None where they are unknown, or not read.
+    """
+
+    codes: Tensor
+    lengths: Tensor
+    cuts: Tensor
+    times: Tensor | None
+
+
+def what_is_read(
+    task: Task, histories: Sequence[ItemArray], times: Sequence[ItemArray], max_length: int
+) -> Reading:
+    """The part of each history that the model reads. ``times``: of each history, or nothing."""
+    firsts = [task.first_read(len(history), max_length) for history in histories]
+    parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
+    codes, lengths = pad_right(parts, max(map(len, parts), default=1))
+    cuts = task.cuts(torch.tensor([len(history) for history in histories]))
+    seconds = None
+    if task.reads_times and times:
+        known = [part[first:] for part, first in zip(times, firsts, strict=True)]
+        seconds = pad_times(known, codes)
+    return Reading(codes, lengths, (cuts - torch.tensor(firsts)).clamp(min=0), seconds)
+
+
+@torch.no_grad()
+def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
+    """A client's whole parameters as the model takes them: see ``Task.effective``."""
+    return task.effective(params, client_rows(task, data))
+
+
+def with_unseen(
+    task: Task, table: Tensor, data: ClientDataset, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``codes`` as row numbers, and the client's table with a row for each of them.
+
+    Rows of items that the client's table (V' + 1, D) lacks come after its own.
+    """
+    known = task.candidates(data).numpy()
+    unseen = np.setdiff1d(codes.numpy(), known)
+    unseen = unseen[unseen > 0]
+    numbers = torch.zeros(data.num_items + 1, dtype=torch.long)
+    numbers[np.concatenate([known, unseen])] = torch.arange(1, len(known) + len(unseen) + 1)
+    if len(unseen):
+        table = torch.cat([table, task.unseen_rows(data, unseen).to(table.dtype)])
+    return numbers[codes], table

@@ -1,0 +1,41 @@
+"""An assembled model: a task, the algorithm over it, and the fingerprint that names both."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.federated.algorithm import FederatedAlgorithm
+from pfsr_core.models.compressors import USERS
+from pfsr_core.models.parameter_names import ROW_NAMES
+from pfsr_core.params import Shapes, fingerprint
+from pfsr_core.training.task import Task
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A task and an algorithm over it.
+
+    ``shapes``: all parameters, the private ones with a row for each item of the catalogue.
+    ``fingerprint`` names the model. ``vectors_digest`` and ``vectors_method`` of public item
+    vectors: see :class:`pfsr_core.items.text_vectors.ItemVectors`; "" without them.
+    """
+
+    task: Task
+    algorithm: FederatedAlgorithm
+    shapes: Shapes
+    fingerprint: str
+    vectors_digest: str = ""
+    vectors_method: str = ""
+
+    def fingerprint_of(self, data: ClientDataset) -> str:
+        """Names the model, and whose rows a client's state holds: of which items and users."""
+        private, facts = self.task.partition.private, []
+        if data.own_catalogue is not None:
+            facts.append(hashlib.sha256(data.own_catalogue.tobytes()).hexdigest())
+        if private & set(ROW_NAMES):
+            facts.append(hashlib.sha256(data.touched.tobytes()).hexdigest())
+        if USERS in private:
+            facts.extend(user.user for user in data.users)
+        return fingerprint({}, self.fingerprint, *facts) if facts else self.fingerprint

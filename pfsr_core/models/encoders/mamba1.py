@@ -1,0 +1,134 @@
+"""The Mamba-1 mixer, tensor for tensor ``mamba_ssm.Mamba``, and the encoder made of it.
+
+Source: Gu and Dao (2023), figure 3, for the block; Mamba4Rec (Liu et al., 2024) for what stands
+around it. For u (B, L, D), with E = expand D channels, N states a channel, R = ceil(D / 16):
+
+    x, z     = in_proj(u)                        (B, L, E) each
+    x        = silu(causal depthwise conv(x))    W positions
+    dt, B, C = x_proj(x)                         (B, L, R), (B, L, N), (B, L, N)
+    dt       = softplus(dt_proj(dt))             (B, L, E)
+    y        = selective_scan(x, dt, -exp(A_log), B, C) + D x
+    out      = out_proj(y silu(z))               (B, L, D)
+
+The nine parameters have the names, shapes and initialisation of mamba-ssm's, so that a
+``state_dict`` loads strictly in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.layers import MixerLayer, Stack, causal_depthwise_conv
+from pfsr_core.models.ops.selective_scan import UseKernel, selective_scan, selective_scan_step
+
+DT_MIN, DT_MAX = 1e-3, 1e-1  # step sizes at initialisation, uniform in their logarithm
+
+
+class Mamba1Mixer(nn.Module):
+    """Selective state-space mixer, (B, L, D) to (B, L, D).
+
+    State of one sequence: ``window`` (W - 1, E), the convolution's last inputs, and ``scan``
+    (E, N). ``use_kernel="auto"`` uses mamba-ssm's scan on CUDA where it is installed.
+    """
+
+    def __init__(
+        self, dim: int, state_dim: int, conv_width: int, expand: int, use_kernel: UseKernel = "auto"
+    ) -> None:
+        super().__init__()
+        inner = expand * dim
+        self.dt_rank, self.state_dim, self.use_kernel = math.ceil(dim / 16), state_dim, use_kernel
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_dim, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, state_dim + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self._initialise_dt()
+
+    def forward(
+        self, u: Tensor, _lengths: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
+        x, z = self.in_proj(u).chunk(2, dim=-1)
+        window = None if state is None else state["window"]
+        x = silu(causal_depthwise_conv(x, *self._filters(), window))
+        dt, B, C = self._selection(x)
+        y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.use_kernel)
+        if state is not None:
+            y = y + self._of_start(state["scan"], dt, C)
+        return self._gated_output(y, x, z)
+
+    def initial_state(self, batch_size: int) -> State:
+        inner, _, width = self.conv1d.weight.shape
+        return {
+            "window": self.D.new_zeros(batch_size, width - 1, inner),
+            "scan": self.D.new_zeros(batch_size, inner, self.state_dim),
+        }
+
+    def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        x, z = self.in_proj(u).chunk(2, dim=-1)
+        window = torch.cat([state["window"], x.unsqueeze(1)], dim=1)
+        weight, bias = self._filters()
+        x = silu((window * weight.squeeze(1).t()).sum(1) + bias)
+        dt, B, C = self._selection(x)
+        scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
+        return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
+
+    def after(self, u: Tensor, state: State) -> State:
+        x, _ = self.in_proj(u).chunk(2, dim=-1)
+        window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
+        x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))
+        dt, B, _ = self._selection(x)
+        elapsed, A = dt.cumsum(1), -self.A_log.exp()
+        fading = torch.exp((elapsed[:, -1:] - elapsed).unsqueeze(-1) * A)  # (B, L, E, N)
+        written = torch.einsum("blen,ble,bln->ben", fading, dt * x, B)
+        kept = torch.exp(elapsed[:, -1].unsqueeze(-1) * A) * state["scan"]
+        return {"window": window, "scan": kept + written}
+
+    def _of_start(self, scan: Tensor, dt: Tensor, C: Tensor) -> Tensor:
+        """What a first state (B, E, N) adds to y (B, L, E): the scan is linear in it."""
+        decay = torch.exp(dt.cumsum(1).unsqueeze(-1) * -self.A_log.exp())
+        return ((decay * scan.unsqueeze(1)) @ C.unsqueeze(-1)).squeeze(-1)
+
+    def _filters(self) -> tuple[Tensor, Tensor]:
+        return self.conv1d.weight, cast(Tensor, self.conv1d.bias)
+
+    def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt, B and C of inputs (..., E): what each interaction writes and reads."""
+        sizes = [self.dt_rank, self.state_dim, self.state_dim]
+        dt, B, C = self.x_proj(x).split(sizes, dim=-1)
+        return softplus(self.dt_proj(dt)), B, C
+
+    def _gated_output(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        return cast(Tensor, self.out_proj((y + self.D * x) * silu(z)))
+
+    @torch.no_grad()
+    def _initialise_dt(self) -> None:
+        """Biases such that softplus(bias) is log-uniform in [DT_MIN, DT_MAX].
+
+        Mamba4Rec's code lets a general initialisation overwrite this; it is kept here.
+        """
+        self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        low, high = math.log(DT_MIN), math.log(DT_MAX)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+def mamba1_encoder(
+    embedding_dim: int,
+    num_layers: int,
+    state_dim: int,
+    conv_width: int,
+    expand: int,
+    dropout: float,
+) -> Stack:
+    """Mamba4Rec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``."""
+    residual = num_layers > 1
+    mixers = [Mamba1Mixer(embedding_dim, state_dim, conv_width, expand) for _ in range(num_layers)]
+    return Stack([MixerLayer(mixer, embedding_dim, dropout, residual) for mixer in mixers])

@@ -1,0 +1,144 @@
+"""Reads a run directory; what is broken in it is said with file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pfsr_core.runs.files import (
+    CLIENT_COLUMNS,
+    ITEM_VIEWS,
+    SELECTORS,
+    ClientResult,
+    Json,
+    RunError,
+    RunRecord,
+)
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Reads what is there. Raises RunError when it is no run directory or a file is broken."""
+    known = ("config.json", "metrics.jsonl", "summary.json")
+    if not any((directory / name).is_file() for name in known):
+        raise RunError(
+            f"{directory} is no run directory: it has none of {', '.join(known)}. "
+            f"Fix: give the directory of one run, e.g. runs/pfsr-20250131-120000."
+        )
+    return RunRecord(
+        directory=directory,
+        config=_read_config(directory / "config.json"),
+        environment=_read_json(directory / "environment.json"),
+        data=_read_json(directory / "data.json"),
+        summary=_read_summary(directory / "summary.json"),
+        rounds=_read_rounds(directory / "metrics.jsonl"),
+        clients=_read_clients(directory / "clients.csv"),
+        baselines=_read_json(directory / "baselines.json"),
+        item_views=_read_json(directory / ITEM_VIEWS),
+    )
+
+
+def _read_json(path: Path) -> Json:
+    """The object in ``path``, empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is broken: {error}. Fix: run again, or remove the file.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold an object. Fix: run again, or remove the file.")
+    return content
+
+
+def _read_config(path: Path) -> Json:
+    """The settings of a run; only what is read of them here is checked."""
+    config = _read_json(path)
+    if config.get("run.selected-by", "users") not in SELECTORS:
+        raise RunError(
+            f"{path}: run.selected-by = {config['run.selected-by']!r} is not known. "
+            f"Fix: write one of {', '.join(SELECTORS)}."
+        )
+    return config
+
+
+def _read_summary(path: Path) -> Json:
+    """The figures of a finished run. Raises RunError unless its methods have names and numbers."""
+    summary = _read_json(path)
+    methods = summary.get("methods", [])
+    if not isinstance(methods, list) or not all(_is_method(entry) for entry in methods):
+        raise RunError(
+            f"{path}: methods is no list of objects with a method and its figures. "
+            f"Fix: run again, or remove the file."
+        )
+    return summary
+
+
+def _is_method(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+        return False
+    views = entry.get("views") or {}
+    if not isinstance(views, dict):
+        return False
+    figures = [entry.get("best") or {}, entry.get("finetuned") or {}, *views.values()]
+    return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in figures)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _read_rounds(path: Path) -> tuple[Json, ...]:
+    """The lines by algorithm and round; a resumed run may write a round twice: the last counts."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text("utf-8", errors="replace").split("\n")
+    found: dict[tuple[str, int], Json] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        entry = _read_round(path, number, line, last=number == len(lines))
+        if entry is not None:
+            found[entry["algorithm"], entry["round"]] = entry
+    order = list(dict.fromkeys(algorithm for algorithm, _ in found))
+    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1]))
+    return tuple(found[key] for key in keys)
+
+
+def _read_round(path: Path, number: int, line: str, last: bool) -> Json | None:
+    try:
+        entry = json.loads(line)
+        return {**entry, "algorithm": str(entry["algorithm"]), "round": int(entry["round"])}
+    except (ValueError, KeyError, TypeError):
+        if last:  # without its line end: still being written
+            return None
+        raise RunError(
+            f"{path}, line {number}: not a round (an object with algorithm and round). "
+            f"Fix: remove the line."
+        ) from None
+
+
+def _read_clients(path: Path) -> tuple[ClientResult, ...]:
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return tuple(_client(row) for row in csv.DictReader(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path}: cannot read {error}. Fix: it needs the columns "
+                f"{', '.join(CLIENT_COLUMNS)}; run again, or remove the file."
+            ) from None
+
+
+def _client(row: Mapping[str, str]) -> ClientResult:
+    return ClientResult(
+        method=row["method"],
+        client=row["client"],
+        users=float(row["users"]),
+        split=row["split"],
+        hr=float(row["hr@10_sum"]),
+        ndcg=float(row["ndcg@10_sum"]),
+        shipped=row.get("shipped", ""),
+    )

@@ -1,0 +1,218 @@
+"""Training of many small clients as one program: parameters stacked, one pass for all of them.
+
+One user's step is a few dozen operations on small tensors, most of whose cost is the call. Here K
+clients take a step together: every parameter is (K, ...), the model is mapped over the first
+dimension, and Adam, which is elementwise, runs on the stacks. Nothing of one client reaches
+another, so each ends where :func:`pfsr_core.training.local.train` would have left it, up to
+rounding.
+
+Clients of similar size share a group. They are sorted by their number of steps, so that those still
+training are the first ones: a client that is done is not touched any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+
+from pfsr_core.items.soft_targets import SoftTargets
+from pfsr_core.models.compressors import Rows
+from pfsr_core.models.ops.matmul import grouped_product
+from pfsr_core.models.parameter_names import ITEMS
+from pfsr_core.params import Params
+from pfsr_core.training.fisher import Masks
+from pfsr_core.training.grouping import Size, parameters_of, similar
+from pfsr_core.training.local import (
+    ExtraLoss,
+    Job,
+    LocalTraining,
+    LossSum,
+    Step,
+    client_windows,
+    freeze,
+    fresh_optimizer,
+    steps,
+    train,
+)
+from pfsr_core.training.losses import add_soft_targets
+from pfsr_core.training.stacking import (
+    beyond_tables,
+    fill_rows,
+    pad_known,
+    pad_together,
+    stack_params,
+    stack_rows,
+    unstack_params,
+)
+from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.windows import Windows
+
+SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
+
+Trained = tuple[Params, LossSum]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A client in a group: its job, its windows, how many steps it takes.
+
+    ``rows``: which items the rows of its item tensors are of.
+    """
+
+    job: Job
+    rows: Params
+    windows: Windows
+    steps: int
+    size: Size
+
+
+def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> list[Trained]:
+    """Every job trained, in the order given, in the way that ``config.engine`` names."""
+    if config.engine == "loop" or config.negatives:  # every client draws its own sample of rows
+        return [train(task, config, job) for job in jobs]
+    limit = SMALL if config.engine == "auto" else None
+    lanes = [_lane(task, config, job) for job in jobs]
+    results: dict[int, Trained] = {}
+    for group in _groups(lanes, limit):
+        results |= zip(group, _train_group(task, config, [lanes[i] for i in group]), strict=True)
+    for index in set(range(len(jobs))) - set(results):
+        results[index] = train(task, config, jobs[index])
+    return [results[index] for index in range(len(jobs))]
+
+
+def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
+    windows = client_windows(task, config, job.data)
+    count = config.local_epochs * -(-len(windows) // config.batch_size)
+    items = len(task.candidates(job.data)) + 1
+    size = Size(
+        rows=min(len(windows), config.batch_size),
+        length=task.places + windows.longest - 1 if len(windows) else 0,
+        items=items,
+        parameters=parameters_of(job.params, items),
+    )
+    return Lane(job, client_rows(task, job.data), windows, count, size)
+
+
+def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
+    """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
+    training = [i for i, lane in enumerate(lanes) if lane.steps]
+    small = [i for i in training if limit is None or lanes[i].size.places <= limit]
+    for group in similar({i: lanes[i].size for i in small}, lambda i: lanes[i].steps):
+        if limit is None or len(group) > 1:
+            yield group
+
+
+def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
+    stacks = stack_params([lane.job.params for lane in lanes])
+    leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
+    optimizer = fresh_optimizer(leaves, config)
+    frozen = _stack_masks([lane.job for lane in lanes])
+    extra = _stack_extra([lane.job.extra_loss for lane in lanes])
+    beyond = beyond_tables([lane.size.items for lane in lanes])
+    rows = stack_rows([lane.rows for lane in lanes])
+    streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
+    losses = [LossSum() for _ in lanes]
+    for number in range(lanes[0].steps):
+        active = sum(lane.steps > number for lane in lanes)
+        if active < len(next(iter(leaves.values()))):
+            leaves, optimizer = _first(active, leaves, optimizer, config)
+        step = _collate([next(stream) for stream in streams[:active]])
+        means, counts = _cross_entropies(task, leaves, _rows(rows, active), step, beyond[:active])
+        for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
+            losses[k] = losses[k].add(mean, count)
+        loss = means.sum()
+        if extra is not None:
+            context = {group: _rows(part, active) for group, part in extra.context.items()}
+            loss = loss + vmap(extra.term)(leaves, context).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        freeze(leaves, _rows(frozen, active))
+        optimizer.step()
+    trained = unstack_params(stacks, [lane.job.params for lane in lanes])
+    return list(zip(trained, losses, strict=True))
+
+
+def _stack_masks(jobs: Sequence[Job]) -> Masks:
+    """(K, ...) for every name that a client has frozen coordinates of; free where it has none."""
+    names = dict.fromkeys(name for job in jobs for name in job.frozen or {})
+
+    def mask(job: Job, name: str) -> Tensor:
+        free = torch.zeros(job.params[name].shape, dtype=torch.bool)
+        return (job.frozen or {}).get(name, free)
+
+    return stack_params([{name: mask(job, name) for name in names} for job in jobs])
+
+
+def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
+    found = [extra for extra in extras if extra is not None]
+    if not found:
+        return None
+    context = {
+        group: {name: torch.stack([one.context[group][name] for one in found]) for name in tensors}
+        for group, tensors in found[0].context.items()
+    }
+    return ExtraLoss(found[0].term, context)
+
+
+def _first(
+    count: int, leaves: Params, optimizer: torch.optim.Optimizer, config: LocalTraining
+) -> tuple[Params, torch.optim.Optimizer]:
+    """The first ``count`` clients and their moments: views, so that the whole stacks move on."""
+    fewer = {name: leaf.detach()[:count].requires_grad_() for name, leaf in leaves.items()}
+    for_fewer = fresh_optimizer(fewer, config)
+    for name, leaf in leaves.items():
+        if leaf in optimizer.state:
+            moments = optimizer.state[leaf]
+            for_fewer.state[fewer[name]] = {
+                key: value if key == "step" else value[:count] for key, value in moments.items()
+            }
+    return fewer, for_fewer
+
+
+def _rows(stacks: Params, count: int) -> Params:
+    return {name: stack[:count] for name, stack in stacks.items()}
+
+
+def _collate(found: Sequence[Step]) -> Step:
+    """The clients' steps padded to (K, B, L): rows of zeros have no target."""
+    soft = [step.soft for step in found if step.soft is not None]
+    return Step(
+        inputs=pad_together([step.inputs for step in found]),
+        targets=pad_together([step.targets for step in found]),
+        bits=pad_known([step.bits for step in found]),
+        rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
+        negatives=None,
+        soft=_collate_soft(soft) if soft else None,
+        times=pad_known([step.times for step in found]),
+    )
+
+
+def _collate_soft(parts: Sequence[SoftTargets]) -> SoftTargets:
+    """(K, B, L, N); where rows fill up any row will do, as it weighs nothing."""
+    rows = pad_together([part.rows for part in parts]).clamp(min=1)
+    return SoftTargets(rows, pad_together([part.weights for part in parts]))
+
+
+def _cross_entropies(
+    task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of every client and how many targets it had: (K,) each."""
+    models = vmap(task.effective)(leaves, rows)
+    given = (models, step.inputs, step.bits, step.times, step.rows)
+    dims = tuple(None if part is None else 0 for part in given)
+    hidden = vmap(task.apply, in_dims=dims)(*given).flatten(1, 2)
+    logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
+    labels = step.targets.flatten(1) - 1
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"
+    )
+    losses, counts = losses.view(labels.shape), (labels >= 0).sum(1)
+    if step.soft is not None:
+        soft = SoftTargets(step.soft.rows.flatten(1, 2), step.soft.weights.flatten(1, 2))
+        losses = add_soft_targets(losses, logits, labels, soft)
+    return losses.sum(1) / counts, counts
