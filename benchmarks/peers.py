@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pfsr_core.models.item_scorer import ItemScorer
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining
+from pfsr_core.training.item_scorer import Lesson
+from pfsr_core.training.local import LocalTraining
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -88,7 +89,7 @@ class Attention(nn.Module):
 
 
 def scorer_round(
-    shared: Params, heads: Sequence[Params], lessons: Sequence[Lesson], training: ScorerTraining
+    shared: Params, heads: Sequence[Params], lessons: Sequence[Lesson], training: LocalTraining
 ) -> Tensor:
     """The mean item table (V + 1, D) of PFedRec's clients after a round, one after the other.
 
@@ -105,13 +106,13 @@ def scorer_round(
     return total / len(heads)
 
 
-def _train_alone(model: ItemScorer, lesson: Lesson, training: ScorerTraining) -> Tensor:
+def _train_alone(model: ItemScorer, lesson: Lesson, training: LocalTraining) -> Tensor:
     drawn, codes = torch.from_numpy(lesson.shares > 0), torch.from_numpy(lesson.codes)
     items, labels = codes[torch.from_numpy(lesson.rows)[drawn]], torch.from_numpy(lesson.labels)
-    loader = DataLoader(TensorDataset(items, labels[drawn]), training.local.batch_size)
+    loader = DataLoader(TensorDataset(items, labels[drawn]), training.settings.batch_size)
     optimizers = (
-        SGD(model.score.parameters(), lr=training.local.learning_rate),
-        SGD(model.items.parameters(), lr=training.local.item_learning_rate),
+        SGD(model.score.parameters(), lr=training.settings.learning_rate),
+        SGD(model.items.parameters(), lr=training.settings.item_learning_rate),
     )
     criterion = nn.BCELoss()
     for codes, targets in loader:

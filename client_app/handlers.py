@@ -175,12 +175,12 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
 
 def sent_shapes(node: Node, algorithm: str) -> Shapes:
     """Names and shapes that may leave this node in a round of ``algorithm``."""
-    return assembly_of(node, algorithm).algorithm.reply_shapes
+    return assembly_of(node, algorithm).algorithm.client.reply_shapes
 
 
 def _begin(node: Node, order: Order, received: Flat) -> tuple[Assembly, Broadcast]:
     assembly = assembly_of(node, order.algorithm)
-    shapes = shapes_of(assembly.algorithm.init().params)
+    shapes = shapes_of(assembly.algorithm.server.init().params)
     return assembly, Broadcast(unpack_shared(received, shapes), order.round, order.signals)
 
 
@@ -216,7 +216,7 @@ def _evaluated(
 def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
     """How it ended for each client; said in the node's log, as only sums leave."""
     for client, state in states.items():
-        told = assembly.algorithm.outcome(state)
+        told = assembly.algorithm.personalization.outcome(state)
         for name, value in told.items():
             sys.stderr.write(f"client {client}: {name} {value:g}\n")
         yield told
@@ -224,7 +224,8 @@ def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
 
 def _nobody(node: Node, assembly: Assembly) -> Sums:
     """The sums of no user, so that a node without clients answers like the others."""
-    return no_users(node.settings.data.sampled_99, assembly.algorithm.views).client_sums()
+    variants = assembly.algorithm.personalization.variants
+    return no_users(node.settings.data.sampled_99, variants).client_sums()
 
 
 def _evaluation_metrics(

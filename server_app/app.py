@@ -95,7 +95,7 @@ def _train(run: Run, name: str) -> dict[str, Any]:
     assembly = assembly_of(settings, run.roster)
     mark = fingerprint(assembly.shapes, name, run.roster.split_digest)
     progress = load_checkpoint(run.log.path(directory), mark)
-    progress = progress or Progress(assembly.algorithm.init())
+    progress = progress or Progress(assembly.algorithm.server.init())
     run.log.forget_rounds(name, progress.pending["round"] if progress.pending else 0)
     training = Training(run.grid, run.log.run_id, settings, assembly.algorithm, run.hello)
 

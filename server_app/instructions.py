@@ -46,7 +46,7 @@ class Training:
     @property
     def serves_best(self) -> bool:
         """Whether the model of the best round is finetuned and served, not that of the last."""
-        return self.settings.run.may_serve_best and self.algorithm.states_fit_any_round
+        return self.settings.run.may_serve_best and self.algorithm.client.states_fit_any_round
 
 
 def order_of(
@@ -94,7 +94,7 @@ def read_answers(
     dropped: list[Mapping[str, Any]] = []
     for member, order in orders.items():
         expected = Expected(
-            training.algorithm.reply_shapes,
+            training.algorithm.client.reply_shapes,
             order.clients,
             order.evaluate,
             sent,

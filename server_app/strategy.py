@@ -179,7 +179,7 @@ def _advance(
     """The progress after a round, and the line of the round before it, now whole."""
     outcome, round_ = outcomes[-1], progress.server.round + 1
     merged = merge_replies(outcome.replies)
-    server = training.algorithm.server_update(progress.server, merged)
+    server = training.algorithm.server.update(progress.server, merged)
     means = evaluation_means(outcome.sums) if outcome.sums else None
     pending = progress.pending
     if pending is None and round_ == 1:

@@ -47,11 +47,11 @@ MANY_CLIENTS: Overrides = {
     "train.item-learning-rate": 0.1,
     "train.residual-learning-rate": 0.1,
     "train.projection-learning-rate": 0.1,
-    "algorithm.server-optimizer": "adam",
-    "algorithm.server-learning-rate": 0.006,
-    "algorithm.server-decay": 0.99,
-    "algorithm.server-epsilon": 1e-6,
-    "algorithm.fisher-samples": 8,
+    "algorithm.server.optimizer": "adam",
+    "algorithm.server.learning-rate": 0.006,
+    "algorithm.server.decay": 0.99,
+    "algorithm.server.epsilon": 1e-6,
+    "algorithm.pfsr.fisher-samples": 8,
 }
 # Few large ones: averaging shrinks what single clients learn of an item, as with a shared table.
 FEW_CLIENTS: Overrides = {
@@ -151,10 +151,10 @@ def views_of(
 ) -> dict[str, Any]:
     """Test figures of each view of the algorithm, and of FULL where it has that."""
     algorithm, found = assembly.algorithm, {}
-    for name, view in algorithm.views.items():
-        seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
+    for name, view in algorithm.personalization.variants.items():
+        seen = replace(assembly, algorithm=algorithm.with_model(view))
         found[name] = evaluate_all(seen, max_length, server, states, federation)
-    if algorithm.has_full_view:
+    if algorithm.has_full_variant:
         broadcast = server.broadcast()
         found[FULL] = evaluate_trained_on(assembly, max_length, broadcast, states, federation)
     return {name: figures(evaluations) for name, evaluations in found.items()}
@@ -177,8 +177,8 @@ def figures(found: Evaluations) -> dict[str, Any]:
 
 def bytes_of_a_round(assembly: Assembly) -> dict[str, int]:
     """Bytes to and from a client in a round, as float32."""
-    down = size_of(shapes_of(assembly.algorithm.init().params))
-    up = size_of(assembly.algorithm.reply_shapes)
+    down = size_of(shapes_of(assembly.algorithm.server.init().params))
+    up = size_of(assembly.algorithm.client.reply_shapes)
     return {
         "bytes_down_per_client": BYTES_PER_VALUE * down,
         "bytes_up_per_client": BYTES_PER_VALUE * up,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pfsr_core.algorithms.clipping import with_row_clipping
+from pfsr_core.algorithms.server_optimizers import Averaging, server_optimizer
 from pfsr_core.assembly.compatibility import check_settings
-from pfsr_core.assembly.registries import (
-    ALGORITHMS,
-    IDENTITY,
-    TASKS,
-)
+from pfsr_core.assembly.registries import ALGORITHMS, IDENTITY
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.assembly.task import _catalogue, _make_task
 from pfsr_core.data.client_dataset import ClientDataset
@@ -18,8 +15,14 @@ from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import Catalogue, item_mode
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import fingerprint, shapes_of
+from pfsr_core.training.local import LocalTraining
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
+
+
+def local_training(settings: Settings) -> LocalTraining:
+    """How a client trains."""
+    return LocalTraining(settings.train, settings.model.max_length, settings.run.seed)
 
 
 def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assembly:
@@ -31,11 +34,17 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     name, catalogue = settings.algorithm.name, _catalogue(catalogue)
     check_settings(name, settings)
     mode = item_mode(settings, catalogue)
-    if name in TASKS:
-        task = TASKS[name](settings, catalogue.item_ids)
+    spec = ALGORITHMS[name]
+    if spec.make_task:
+        task = spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
     else:
         task = _make_task(settings, catalogue, mode)
-    algorithm = ALGORITHMS[name](task, settings)
+    algorithm = spec.build(
+        task,
+        local_training(settings),
+        settings.algorithm.own.get(name),
+        Averaging(server_optimizer(settings.algorithm.server), settings.algorithm.weight_power),
+    )
     if settings.algorithm.max_row_change:
         algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
     nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))

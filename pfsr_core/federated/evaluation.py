@@ -26,7 +26,7 @@ def personal_scorers(
 ) -> ScorerOf:
     """Scorers of the personalised models; a client without a state has its first one."""
 
-    personalize = assembly.algorithm.personalize
+    personalize = assembly.algorithm.personalization.model
     return _scorers(assembly, max_length, personalize, shared, states)
 
 
@@ -54,17 +54,18 @@ def evaluate_models(
     """Both splits of every client with its personalised model, small clients together.
 
     As :func:`evaluate_clients` with :func:`personal_scorers`, and beside it with each of the
-    algorithm's ``views``; one that is ``personalize`` itself is not evaluated again.
+    algorithm's variants; one that is its model itself is not evaluated again.
     """
     algorithm = assembly.algorithm
+    personalization = algorithm.personalization
     found: dict[str, Evaluated] = {}
     for portion in portions(algorithm, shared, clients):
         own = {data.client: state_of(algorithm, states, data) for data in portion}
         evaluate = partial(_evaluate_portion, assembly, max_length, shared, own, portion)
-        main = evaluate(algorithm.personalize)
+        main = evaluate(personalization.model)
         others = {
-            way: main if view is algorithm.personalize else evaluate(view)
-            for way, view in algorithm.views.items()
+            way: main if view is personalization.model else evaluate(view)
+            for way, view in personalization.variants.items()
         }
         for place, data in enumerate(portion):
             ways = {way: evaluated[place] for way, evaluated in others.items()}
@@ -74,7 +75,8 @@ def evaluate_models(
 
 def without_views(assembly: Assembly) -> Assembly:
     """The same, evaluated with the personalised model alone."""
-    return replace(assembly, algorithm=replace(assembly.algorithm, views={}))
+    algorithm = assembly.algorithm
+    return replace(assembly, algorithm=algorithm.with_model(algorithm.personalization.model))
 
 
 def shows_full(algorithm: FederatedAlgorithm, settings: Settings) -> bool:
@@ -82,7 +84,7 @@ def shows_full(algorithm: FederatedAlgorithm, settings: Settings) -> bool:
 
     Not where only those that are asked are evaluated: a population may be large then.
     """
-    return algorithm.has_full_view and settings.run.evaluate_clients == "all"
+    return algorithm.has_full_variant and settings.run.evaluate_clients == "all"
 
 
 def evaluate_full(

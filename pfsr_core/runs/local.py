@@ -158,14 +158,15 @@ def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None 
         participation=settings.federation.participation,
         on_round=on_round,
     )
-    if settings.run.may_serve_best and assembly.algorithm.states_fit_any_round:
+    if settings.run.may_serve_best and assembly.algorithm.client.states_fit_any_round:
         server = served[0]
     outcomes: dict[str, Sums] = {}
     if settings.algorithm.finetune:
         states = finetune_clients(
             assembly.algorithm, server.broadcast(), states, federation.clients
         )
-        outcomes = {name: assembly.algorithm.outcome(state) for name, state in states.items()}
+        outcome_of = assembly.algorithm.personalization.outcome
+        outcomes = {name: outcome_of(state) for name, state in states.items()}
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
     seconds = time.perf_counter() - started
@@ -209,7 +210,7 @@ def _round_line(experiment: Experiment, report: RoundReport) -> Row:
     sums, asked = report.reply.metrics, len(report.asked)
     clients = sums.get("clients", 0.0)
     kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
-    reply = experiment.assembly.algorithm.reply_shapes
+    reply = experiment.assembly.algorithm.client.reply_shapes
     return {
         "round": report.server.round,
         "algorithm": experiment.name,
@@ -233,11 +234,11 @@ ONE_CLIENT: Mapping[str, Value] = {
     "federation.participation": 1.0,
     "model.items": "shared",
     "algorithm.name": "fed-avg",
-    "algorithm.server-optimizer": "average",
-    "algorithm.server-learning-rate": 1.0,
-    "algorithm.server-momentum": 0.9,
-    "algorithm.server-decay": 1.0,
-    "algorithm.server-epsilon": 1e-3,
+    "algorithm.server.optimizer": "average",
+    "algorithm.server.learning-rate": 1.0,
+    "algorithm.server.momentum": 0.9,
+    "algorithm.server.decay": 1.0,
+    "algorithm.server.epsilon": 1e-3,
     "algorithm.finetune": False,
     "run.compare": "",
 }

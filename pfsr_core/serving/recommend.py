@@ -263,7 +263,8 @@ def some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
 def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
     """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
     assembly = served_assembly(served)
-    whole = assembly.algorithm.personalize(served.shared, served.clients[asker.client].state)
+    state = served.clients[asker.client].state
+    whole = assembly.algorithm.personalization.model(served.shared, state)
     names = [user.user for user in data.users]
     row = names.index(asker.user) + 1 if asker.user in names else 0
     length = parse_settings(served.settings).model.max_length

@@ -72,10 +72,11 @@ class Lane:
 
 
 def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> list[Trained]:
-    """Every job trained, in the order given, in the way that ``config.engine`` names."""
-    if config.engine == "loop" or config.negatives:  # every client draws its own sample of rows
+    """Every job trained, in the order given, in the way that ``train.engine`` names."""
+    settings = config.settings
+    if settings.engine == "loop" or settings.negatives:  # every client draws its own sample of rows
         return [train(task, config, job) for job in jobs]
-    limit = SMALL if config.engine == "auto" else None
+    limit = SMALL if settings.engine == "auto" else None
     lanes = [_lane(task, config, job) for job in jobs]
     results: dict[int, Trained] = {}
     for group in _groups(lanes, limit):
@@ -87,10 +88,11 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
-    count = config.local_epochs * -(-len(windows) // config.batch_size)
+    settings = config.settings
+    count = settings.local_epochs * -(-len(windows) // settings.batch_size)
     items = len(task.candidates(job.data)) + 1
     size = Size(
-        rows=min(len(windows), config.batch_size),
+        rows=min(len(windows), settings.batch_size),
         length=task.places + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
@@ -110,7 +112,7 @@ def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
 def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
     stacks = stack_params([lane.job.params for lane in lanes])
     leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
-    optimizer = fresh_optimizer(leaves, config)
+    optimizer = fresh_optimizer(leaves, config.settings)
     frozen = _stack_masks([lane.job for lane in lanes])
     extra = _stack_extra([lane.job.extra_loss for lane in lanes])
     beyond = beyond_tables([lane.size.items for lane in lanes])
@@ -164,7 +166,7 @@ def _first(
 ) -> tuple[Params, torch.optim.Optimizer]:
     """The first ``count`` clients and their moments: views, so that the whole stacks move on."""
     fewer = {name: leaf.detach()[:count].requires_grad_() for name, leaf in leaves.items()}
-    for_fewer = fresh_optimizer(fewer, config)
+    for_fewer = fresh_optimizer(fewer, config.settings)
     for name, leaf in leaves.items():
         if leaf in optimizer.state:
             moments = optimizer.state[leaf]

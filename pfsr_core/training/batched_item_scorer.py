@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from pfsr_core.models.item_scorer import BIAS, WEIGHT
 from pfsr_core.params import Params
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining, rows_of
-from pfsr_core.training.local import LossSum
+from pfsr_core.training.item_scorer import Lesson, rows_of
+from pfsr_core.training.local import LocalTraining, LossSum
 from pfsr_core.training.stacking import fill_rows, pad_together
 
 SAMPLES = 2**14  # of a group's step: larger groups gain nothing
@@ -51,7 +51,7 @@ class Group:
 
 
 def train_scorers(
-    config: ScorerTraining,
+    config: LocalTraining,
     table: Tensor,
     heads: Sequence[Params],
     lessons: Sequence[Lesson],
@@ -83,13 +83,13 @@ def _groups(lessons: Sequence[Lesson]) -> list[list[int]]:
 
 
 def _train_group(
-    config: ScorerTraining,
+    config: LocalTraining,
     table: Tensor,
     heads: Sequence[Params],
     lessons: Sequence[Lesson],
     round_: int,
 ) -> list[Trained]:
-    steps = config.local.in_round(round_)
+    steps = config.in_round(round_).settings
     group = _stack(table, heads, lessons)
     batches = [len(lesson.rows) for lesson in lessons]
     for number in range(batches[0]):

@@ -17,6 +17,8 @@ from pfsr_core.models.ops.dropout import draw_bits
 from pfsr_core.models.parameter_names import BIAS, FACTORS, ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params, clone
 from pfsr_core.randomness import noise_generator
+from pfsr_core.settings.fields import Value
+from pfsr_core.settings.sections import TrainSettings
 from pfsr_core.training.fisher import Masks
 from pfsr_core.training.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.training.task import Task, client_rows
@@ -25,46 +27,35 @@ from pfsr_core.training.windows import Windows, batches, training_windows
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains. ``local_epochs`` passes a round over its windows.
+    """How a client trains.
 
-    ``optimizer``: "adam", or "sgd" without momentum. Adam's first step is the sign of the gradient
-    whatever its size; of a client that takes few steps a round, plain gradients tell the server
-    more (federated SGD, McMahan et al. 2017).
-
-    ``item_learning_rate`` is the step of item tables: small data wants it smaller.
-    ``residual_learning_rate``, ``projection_learning_rate``: those of private residuals, or an
-    adapter's rows, and of the projection of public item vectors.
-    ``negatives``: items drawn for each batch to stand for the catalogue in the loss; 0 takes all.
-    ``engine``: a node's clients are trained one by one ("loop"), as one program ("batched"), or the
-    small ones so ("auto").
+    Attributes:
+        settings: Optimizer, learning rates, epochs and batches.
+        max_length: Number of items of a window.
+        seed: Seed of the run, of which every client and round has a stream.
     """
 
-    learning_rate: float
-    local_epochs: int
-    batch_size: int
+    settings: TrainSettings
     max_length: int
     seed: int
-    item_learning_rate: float
-    residual_learning_rate: float = 0.001
-    projection_learning_rate: float = 0.001
-    decay: float = 1.0
-    negatives: int = 0
-    engine: str = "auto"
-    optimizer: str = "adam"
 
     def in_round(self, round_: int) -> LocalTraining:
-        """The step sizes of the 1-based ``round_``: times ``decay`` for every round before it."""
-        return self.scaled(self.decay ** (round_ - 1))
+        """With the learning rates of the 1-based ``round_``."""
+        return self.scaled(self.settings.round_decay ** (round_ - 1))
 
     def scaled(self, scale: float) -> LocalTraining:
-        """All step sizes times ``scale``."""
-        return replace(
-            self,
-            learning_rate=self.learning_rate * scale,
-            item_learning_rate=self.item_learning_rate * scale,
-            residual_learning_rate=self.residual_learning_rate * scale,
-            projection_learning_rate=self.projection_learning_rate * scale,
+        """With all learning rates times ``scale``."""
+        rates = (
+            "learning_rate",
+            "item_learning_rate",
+            "residual_learning_rate",
+            "projection_learning_rate",
         )
+        return self.with_settings(**{rate: getattr(self.settings, rate) * scale for rate in rates})
+
+    def with_settings(self, **changes: Value) -> LocalTraining:
+        """With some of its settings changed, by field name."""
+        return replace(self, settings=replace(self.settings, **changes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -136,14 +127,14 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iter
     candidates = task.candidates(job.data)
     rows = len(candidates)
     soft = None if task.soft_targets is None else task.soft_targets(candidates)
-    for _ in range(config.local_epochs):
-        for batch in batches(windows, config.batch_size, shuffle):
+    for _ in range(config.settings.local_epochs):
+        for batch in batches(windows, config.settings.batch_size, shuffle):
             inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
             times = None if batch.times is None else batch.times[:, :-1]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
             part = Rows(draw_cuts(task, targets, shuffle), batch.users)
-            if 0 < config.negatives < rows:
-                negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
+            if 0 < config.settings.negatives < rows:
+                negatives = torch.randperm(rows, generator=shuffle)[: config.settings.negatives] + 1
             yield Step(inputs, targets, bits, part, negatives, soft and soft.of(targets), times)
 
 
@@ -157,7 +148,7 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     if not len(windows):
         return params, losses
     leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
-    optimizer, rows = fresh_optimizer(leaves, config), client_rows(task, job.data)
+    optimizer, rows = fresh_optimizer(leaves, config.settings), client_rows(task, job.data)
     for step in steps(task, config, job, windows):
         model = task.effective(leaves, rows)
         hidden = task.apply(model, step.inputs, step.bits, step.times, step.rows)
@@ -204,18 +195,18 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def fresh_optimizer(leaves: Params, config: LocalTraining) -> torch.optim.Optimizer:
+def fresh_optimizer(leaves: Params, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimiser at the step sizes of encoder, item rows and projection, nothing accumulated.
 
     Adam's steps are normalised coordinate by coordinate, so the step of an item's row depends
     neither on how many items there are nor on the mean over a batch.
     """
-    rates = dict.fromkeys((RESIDUAL, FACTORS, BIAS), config.residual_learning_rate)
-    rates |= {ITEMS: config.item_learning_rate, PROJECTION: config.projection_learning_rate}
+    rates = dict.fromkeys((RESIDUAL, FACTORS, BIAS), settings.residual_learning_rate)
+    rates |= {ITEMS: settings.item_learning_rate, PROJECTION: settings.projection_learning_rate}
     groups: dict[float, list[Tensor]] = {}
     for name, tensor in leaves.items():
-        groups.setdefault(rates.get(name, config.learning_rate), []).append(tensor)
-    return OPTIMIZERS[config.optimizer](
+        groups.setdefault(rates.get(name, settings.learning_rate), []).append(tensor)
+    return OPTIMIZERS[settings.optimizer](
         [{"params": part, "lr": rate} for rate, part in groups.items()], fused=True
     )
 

@@ -115,7 +115,7 @@ def test_state_goes_where_the_environment_says(tmp_path, monkeypatch):
 def test_a_stranger_is_refused_by_name(tmp_path):
     one = make_node(tiny_settings(), {"state-dir": str(tmp_path)})
     order = Order("run", "fed-avg", 1, {"nobody": 0}, clients=("nobody",))
-    shared = hosting.assembly_of(one, "fed-avg").algorithm.init().params
+    shared = hosting.assembly_of(one, "fed-avg").algorithm.server.init().params
     with pytest.raises(NodeError, match="nobody"):
         node.train(one, order, pack(shared))
 
@@ -124,7 +124,7 @@ def test_train_writes_its_states_before_it_answers(tmp_path):
     one = make_node(tiny_settings(), {"state-dir": str(tmp_path)})
     names = [data.client for data in one.clients]
     order = Order("run", "fed-avg", 1, dict.fromkeys(names, 0), clients=tuple(names[:2]))
-    shared = hosting.assembly_of(one, "fed-avg").algorithm.init().params
+    shared = hosting.assembly_of(one, "fed-avg").algorithm.server.init().params
     node.train(one, order, pack(shared))
     assert [one.store.rounds("run", "fed-avg", name) for name in names[:3]] == [[1], [1], []]
 

@@ -55,7 +55,7 @@ def train_request(directory):
     _settings, federation, assembly = tiny_world(algorithm__name="fed-avg")
     names = hosted_by(sorted(data.client for data in federation.clients), 0, 2)
     order = Order("run", "fed-avg", 1, dict.fromkeys(names, 0), tuple(names), evaluate=True)
-    flat = pack(assembly.algorithm.init().params)
+    flat = pack(assembly.algorithm.server.init().params)
     return Request(TRAIN, RUN_CONFIG, node_config(directory), order_to_config(order), flat)
 
 

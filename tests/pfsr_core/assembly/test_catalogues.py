@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from client_app.hosted_node import make_node
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.data import Federation, load_federation
-from pfsr_core.assembly.registries import ALGORITHMS, local_training
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.data.negatives import training_pairs
@@ -107,7 +108,7 @@ def test_foreign_items_are_never_scored(items: str, name: str) -> None:
     shared, states, clients = trained(world, rounds=1)
     settings, _, assembly = world
     for data in clients:
-        model = assembly.algorithm.personalize(shared, states[data.client])
+        model = assembly.algorithm.personalization.model(shared, states[data.client])
         score = make_scorer(assembly.task, model, data, settings.model.max_length)
         scores = score([user.history("test") for user in data.users])
         ranked = torch.isfinite(scores).any(0).nonzero()[:, 0].numpy()
@@ -134,7 +135,7 @@ def test_a_uniform_guess_costs_the_log_of_the_catalogue() -> None:
     data = federation.clients[0]
     params = {**assembly.task.init_shared(), **assembly.task.init_private(data)}
     params[ITEMS] = torch.zeros_like(params[ITEMS])
-    frozen = replace(training_of(world), learning_rate=0.0, item_learning_rate=0.0)
+    frozen = training_of(world).with_settings(learning_rate=0.0, item_learning_rate=0.0)
     _, losses = train(assembly.task, frozen, Job(params, data, stream=1))
     assert losses.total / losses.count == pytest.approx(np.log(data.catalogue_size), rel=1e-5)
 
@@ -151,7 +152,7 @@ def test_the_loop_and_one_program_agree(items: str, name: str) -> None:
         torch.testing.assert_close(tensor, twin, rtol=1e-4, atol=1e-5)
     found = evaluate_models(loop[2], 10, server, states, clients)
     for data, one in zip(clients, found, strict=True):
-        model = loop[2].algorithm.personalize(server, states[data.client])
+        model = loop[2].algorithm.personalization.model(server, states[data.client])
         alone = evaluate_client(make_scorer(loop[2].task, model, data, 10), data, "test")
         assert np.array_equal(one["test"].ranks_excluded, alone.ranks_excluded)
         assert np.array_equal(one["test"].ranks_kept, alone.ranks_kept)

@@ -70,8 +70,8 @@ def check(changes: dict[str, Value], encoder: str) -> None:
     server, states = run(assembly.algorithm, clients, rounds=1, seed=0, participation=0.8)
     found = evaluate_models(assembly, length, server.params, states, clients)
     check_against_scorers(settings, federation, assembly, (server, states), found)
-    for way, view in assembly.algorithm.views.items():
-        seen = replace(assembly, algorithm=replace(assembly.algorithm, personalize=view))
+    for way, view in assembly.algorithm.personalization.variants.items():
+        seen = replace(assembly, algorithm=assembly.algorithm.with_model(view))
         others = [{split: one[split].ways[way] for split in SPLITS} for one in found]
         check_against_scorers(settings, federation, seen, (server, states), others)
 
@@ -92,7 +92,7 @@ def test_small_clients_do_not_make_scores_of_the_catalogue(monkeypatch: pytest.M
 
     monkeypatch.setattr(personal_evaluation, "evaluate_client", refuse)
     settings, federation, assembly = tiny_world(federation__partition="user")
-    shared = assembly.algorithm.init().params
+    shared = assembly.algorithm.server.init().params
     found = evaluate_models(assembly, settings.model.max_length, shared, {}, federation.clients)
     assert len(found) == len(federation.clients)
 
@@ -138,7 +138,7 @@ def test_a_view_that_is_the_served_model_is_evaluated_once(
     found = evaluate_models(assembly, length, server.params, states, federation.clients)
     assert len(calls) == models
     for one in found:
-        assert set(one["test"].ways) == set(assembly.algorithm.views)
+        assert set(one["test"].ways) == set(assembly.algorithm.personalization.variants)
     if name == "fed-avg":
         for one in found:
             same = one["test"].ways["global+private"]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.assemble import assemble, local_training
 from pfsr_core.assembly.data import Federation
-from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS, ITEMS_OF, local_training
+from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
 from pfsr_core.evaluation.scoring import effective_model, make_scorer
@@ -27,7 +27,7 @@ from pfsr_core.params import Params, pack
 from pfsr_core.settings.fields import SettingsError, Value
 from pfsr_core.training.local import Job, train
 from pfsr_core.training.task import client_rows
-from tests.helpers.tiny import tiny_settings, tiny_world
+from tests.helpers.tiny import ITEMS_OF, tiny_settings, tiny_world
 
 MODES = ("dual", "semantic")
 NO_ROWS = {OWN_ROWS: torch.zeros(1, dtype=torch.long)}
@@ -98,8 +98,8 @@ def of_length(federation: Federation, name: str, length: int, seed: int) -> Clie
 def sent(assembly: Assembly, data: ClientDataset) -> tuple[ClientUpdate, dict[str, Tensor]]:
     """A client's reply, and where it differs from what the client received."""
     algorithm = assembly.algorithm
-    server = algorithm.init()
-    update = algorithm.client_update(server.broadcast(), algorithm.init_client(data), data)
+    server = algorithm.server.init()
+    update = algorithm.client_update(server.broadcast(), algorithm.client.init(data), data)
     return update, {n: update.params[n] != server.params[n] for n in server.params}
 
 
@@ -166,7 +166,7 @@ def test_pfsr_masks_the_encoder_and_never_what_makes_item_vectors() -> None:
     for items, tensor in (("shared", ITEMS), ("dual", ITEMS), ("semantic", PROJECTION)):
         _, federation, assembly = tiny_world(model__items=items)
         update, _ = sent(assembly, federation.clients[0])
-        data, server = federation.clients[0], assembly.algorithm.init()
+        data, server = federation.clients[0], assembly.algorithm.server.init()
         again = assembly.algorithm.client_update(server.broadcast(), update.state, data)
         assert again.metrics[f"kept/{tensor}"] == 0.0
         assert again.metrics["kept/norm.weight"] > 0.0
@@ -178,8 +178,10 @@ def test_views_without_and_with_the_private_part(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
     update, _ = sent(assembly, data)
-    shared = algorithm.init().params
-    views = {k: view(shared, update.state) for k, view in algorithm.views.items()}
+    shared = algorithm.server.init().params
+    views = {
+        k: view(shared, update.state) for k, view in algorithm.personalization.variants.items()
+    }
     assert list(views) == ["global", "global+private"]
     assert not views["global"][RESIDUAL].any()
     assert torch.equal(views["global+private"][RESIDUAL], update.state[RESIDUAL])
@@ -197,11 +199,13 @@ def test_the_global_view_has_neither_adapter_nor_rows_of_users() -> None:
         model__personal_memory=True,
     )
     data, algorithm = federation.clients[0], assembly.algorithm
-    shared, fresh = algorithm.init().params, algorithm.init_client(data)
+    shared, fresh = algorithm.server.init().params, algorithm.client.init(data)
     update, _ = sent(assembly, data)
     assert all(update.state[name].any() for name in (SCALE, FACTORS, BIAS, USERS))
     found, start = (
-        effective_model(assembly.task, algorithm.views["global"](shared, state), data)
+        effective_model(
+            assembly.task, algorithm.personalization.variants["global"](shared, state), data
+        )
         for state in (update.state, fresh)
     )
     assert torch.equal(found[ITEMS], start[ITEMS]) and not found[USERS].any()
@@ -209,7 +213,7 @@ def test_the_global_view_has_neither_adapter_nor_rows_of_users() -> None:
 
 def test_a_private_table_has_no_view_without_it() -> None:
     for items in ("private", "shared"):
-        assert not tiny_world(model__items=items)[2].algorithm.views
+        assert not tiny_world(model__items=items)[2].algorithm.personalization.variants
 
 
 def test_other_texts_make_another_model() -> None:
@@ -220,7 +224,7 @@ def test_other_texts_make_another_model() -> None:
     with pytest.raises(DataError, match="no titles"):
         assemble(settings, Catalogue(catalogue.item_ids))
     server = assemble(settings, Catalogue(catalogue.item_ids, known=False))
-    assert server.algorithm.reply_shapes == assembly.algorithm.reply_shapes
+    assert server.algorithm.client.reply_shapes == assembly.algorithm.client.reply_shapes
 
 
 def test_the_same_item_has_the_same_vector_on_nodes_with_other_items() -> None:

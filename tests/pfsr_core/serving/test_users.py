@@ -79,7 +79,7 @@ def expected(
     """Scores of the whole model, which reads the history anew: (V + 1,)."""
     settings, federation, assembly, served = world(kind)
     (data,) = [data for data in federation.clients if data.client == client]
-    whole = assembly.algorithm.personalize(served.shared, served.clients[client].state)
+    whole = assembly.algorithm.personalization.model(served.shared, served.clients[client].state)
     row = [one.user for one in data.users].index(user) + 1
     score = make_scorer(assembly.task, whole, data, settings.model.max_length)
     return score([history], [times], np.array([row]))[0]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS, TASKS, local_training
+from pfsr_core.assembly.assemble import local_training
+from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import Broadcast, ClientUpdate
 from pfsr_core.federated.model import Assembly
@@ -19,19 +20,19 @@ from pfsr_core.training import batched as batched_training
 from pfsr_core.training.batched import Lane, _groups, _lane, train_clients
 from pfsr_core.training.grouping import Size
 from pfsr_core.training.local import Job, train
-from tests.helpers.tiny import tiny_world
+from tests.helpers.tiny import OWN_MODEL, tiny_world
 
 SMALL_STEPS: dict[str, Value] = {
     "federation__partition": "user",
     "train__batch_size": 1,  # so that clients have different numbers of steps
     "train__local_epochs": 2,
     "model__max_length": 6,
-    "algorithm__fisher_samples": 4,
+    "algorithm__pfsr__fisher_samples": 4,
 }
 
 
 COMPRESSED = [
-    *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in TASKS),
+    *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in OWN_MODEL),
     ("tokens", "hstu", "pfsr"),
     ("state", "gru4rec", "pfsr"),
     ("state", "mamba1", "fed-prox"),
@@ -55,10 +56,10 @@ def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientU
     """Rounds of all the clients in float64, each from the state that the one before it left."""
     _, federation, assembly = tiny_world(**{**SMALL_STEPS, **changes, "train__engine": engine})
     algorithm, clients = assembly.algorithm, some_clients(federation.clients)
-    states = [double(algorithm.init_client(data)) for data in clients]
-    shared, signals, done = double(algorithm.init().params), {"target-norm": 0.01}, []
+    states = [double(algorithm.client.init(data)) for data in clients]
+    shared, signals, done = double(algorithm.server.init().params), {"target-norm": 0.01}, []
     for round_ in range(1, rounds + 1):
-        done.append(algorithm.client_updates(Broadcast(shared, round_, signals), states, clients))
+        done.append(algorithm.client.updates(Broadcast(shared, round_, signals), states, clients))
         states = [update.state for update in done[-1]]
     return done
 
@@ -112,8 +113,8 @@ def test_compressed_histories_equal_the_loop(compressor: str, encoder: str, algo
     [
         {"model__items": "shared"},
         {"model__dropout": 0.0},
-        {"algorithm__two_phases": False, "algorithm__anchor": "global"},
-        {"algorithm__mask_mode": "minmax", "algorithm__serve": "personal"},
+        {"algorithm__pfsr__two_phases": False, "algorithm__pfsr__anchor": "global"},
+        {"algorithm__pfsr__mask_mode": "minmax", "algorithm__pfsr__serve": "personal"},
         {"train__batch_size": 3, "train__round_decay": 0.5},
         {"train__optimizer": "sgd", "train__learning_rate": 0.1, "model__items": "dual"},
     ],
@@ -152,7 +153,7 @@ def test_in_float32_the_difference_is_rounding(encoder: str, items: str) -> None
 
 def test_small_clients_share_a_group_large_ones_train_alone() -> None:
     settings, federation, assembly = tiny_world(**SMALL_STEPS)
-    config = replace(local_training(settings), batch_size=2)
+    config = local_training(settings).with_settings(batch_size=2)
     lanes = [
         _lane(assembly.task, config, job) for job in jobs_of(assembly, list(federation.clients))
     ]

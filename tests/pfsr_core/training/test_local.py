@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.task import make_task
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.evaluation.scoring import make_scorer, with_unseen
@@ -45,13 +45,13 @@ def whole_table_reference(
     encoder = [leaf for name, leaf in leaves.items() if name != ITEMS]
     adam = torch.optim.Adam(
         [
-            {"params": encoder, "lr": config.learning_rate},
-            {"params": [leaves[ITEMS]], "lr": config.item_learning_rate},
+            {"params": encoder, "lr": config.settings.learning_rate},
+            {"params": [leaves[ITEMS]], "lr": config.settings.item_learning_rate},
         ]
     )
     windows = training_windows(data, config.max_length)
     shuffle, noise = torch.Generator().manual_seed(1), noise_generator(1)
-    for batch in batches(windows, config.batch_size, shuffle):
+    for batch in batches(windows, config.settings.batch_size, shuffle):
         inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
         hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
         real = targets > 0

@@ -13,9 +13,8 @@ import torch
 
 from client_app.handlers import finish
 from client_app.hosted_node import Node, make_node
-from pfsr_core.algorithms.variable_response import Response, client_samples, target_log_probability
-from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.algorithms.variable_response import client_samples, target_log_probability
+from pfsr_core.assembly.assemble import assemble, local_training
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory, no_times
 from pfsr_core.data.filters import take
 from pfsr_core.data.readers.s3rec import read_s3rec
@@ -139,7 +138,7 @@ def test_times_change_what_reads_them_and_nothing_else(encoder: str) -> None:
     for data in (federation.clients[0], without_times(federation.clients[0])):
         job = Job(started(task, data), data, 1)
         trained, _ = train(task, training, job)
-        found = client_samples(task, training, Response(fisher_samples=9), job.params, job)
+        found = client_samples(task, training, 9, job.params, job)
         fisher = client_fishers(target_log_probability(task), [found], "loop")[0]
         score = make_scorer(task, job.params, data, training.max_length)
         user = data.users[0]
@@ -157,7 +156,7 @@ def test_fisher_information_of_clients_together() -> None:
     for data in federation.clients[:4]:
         start = {name: tensor.double() for name, tensor in started(task, data).items()}
         job = Job(start, data, 1)
-        clients.append(client_samples(task, training, Response(fisher_samples=7), job.params, job))
+        clients.append(client_samples(task, training, 7, job.params, job))
     target = target_log_probability(task)
     alone, together = (client_fishers(target, clients, engine) for engine in ("loop", "batched"))
     for expected, found in zip(alone, together, strict=True):
@@ -205,7 +204,9 @@ class TestServing:
         served, settings = node.store.served(), node.settings
         data = node.clients[0]
         user, assembly = data.users[0], assemble(settings, node.federation.catalogue)
-        whole = assembly.algorithm.personalize(served.shared, served.clients[data.client].state)
+        whole = assembly.algorithm.personalization.model(
+            served.shared, served.clients[data.client].state
+        )
         score = make_scorer(assembly.task, whole, data, settings.model.max_length)
         given = [node.federation.split.item_ids[code - 1] for code in user.full]
         expected = {
