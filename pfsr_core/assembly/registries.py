@@ -13,7 +13,7 @@ from pfsr_core.algorithms.fed_prox import FED_PROX
 from pfsr_core.algorithms.local_only import LOCAL_ONLY
 from pfsr_core.algorithms.pfedrec import PFEDREC
 from pfsr_core.algorithms.pfsr import PFSR
-from pfsr_core.algorithms.spec import AlgorithmSpec
+from pfsr_core.algorithms.spec import AlgorithmSpec, Labels
 from pfsr_core.models.compressors import LearnedTokens, RecurrentState, WholeHistory
 from pfsr_core.models.encoders.associative_mamba import associative_encoder
 from pfsr_core.models.encoders.base import Encoder
@@ -108,3 +108,8 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "fecosr": FECOSR,
 }
 """Federated algorithms by name; settings, checks and reports ask here what one needs and says."""
+
+
+def labels_of(method: str) -> Labels:
+    """How reports write about a method of a run; of a baseline, as about any next-item model."""
+    return ALGORITHMS[method].labels if method in ALGORITHMS else Labels()

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
 from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.registries import labels_of
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.batched import Evaluated
@@ -134,15 +134,10 @@ def client_rows(
     for split, evaluations in found.items():
         for data, one in zip(federation.clients, evaluations, strict=True):
             facts = data.num_interactions, split
-            shipped = _shipped((outcomes or {}).get(data.client, {}))
+            shipped = labels_of(method).outcome((outcomes or {}).get(data.client, {}))
             rows.append({**_client_row(method, *facts, one), "shipped": shipped})
             rows += [_client_row(f"{method}: {w}", *facts, other) for w, other in one.ways.items()]
     return rows
-
-
-def _shipped(outcome: Sums) -> str:
-    """What the rule of FeCoSR decided, "" where none was asked."""
-    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
 
 
 def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:
