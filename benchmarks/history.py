@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -139,7 +138,8 @@ def _truncated(encoder: str) -> Measurement:
 
 def _step(model: NextItemModel, items: Tensor, piece: int) -> None:
     """Forward and backward over ``items`` (B, L), ``piece`` after piece."""
-    encoder = cast(RecurrentEncoder, model.encoder)
+    encoder = model.encoder
+    assert isinstance(encoder, RecurrentEncoder)
     state = encoder.initial_state(len(items))
     for part in items.split(piece, dim=1):
         if part.shape == items.shape:

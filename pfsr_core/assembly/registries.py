@@ -6,9 +6,6 @@ The registries that a new one takes its line in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
-
-from torch import nn
 
 from pfsr_core.algorithms.fecosr import Finetuning, fecosr
 from pfsr_core.algorithms.fed_avg import fed_avg
@@ -20,9 +17,10 @@ from pfsr_core.algorithms.server_optimizers import ServerStep, server_step
 from pfsr_core.algorithms.variable_response import Response
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.federated.algorithm import FederatedAlgorithm
-from pfsr_core.models.compressors import LearnedTokens, RecurrentState, WholeHistory
+from pfsr_core.models.compressors import Compressor, LearnedTokens, RecurrentState, WholeHistory
 from pfsr_core.models.encoders.associative_mamba import associative_encoder
-from pfsr_core.models.encoders.base import Encoder
+from pfsr_core.models.encoders.attention_masks import AttentionEncoder
+from pfsr_core.models.encoders.base import RecurrentEncoder, SequenceEncoder
 from pfsr_core.models.encoders.gru4rec import gru4rec_encoder
 from pfsr_core.models.encoders.hstu import hstu_encoder
 from pfsr_core.models.encoders.mamba1 import mamba1_encoder
@@ -60,7 +58,7 @@ def scorer_training(settings: Settings) -> ScorerTraining:
     return ScorerTraining(local, algorithm.negatives_per_positive, algorithm.item_step)
 
 
-def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
+def _associative(model: ModelSettings, anchored: bool) -> SequenceEncoder:
     return associative_encoder(
         model.embedding_dim,
         num_layers=model.num_layers,
@@ -73,7 +71,7 @@ def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
     )
 
 
-ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
+ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
     "associative-mamba": lambda m: _associative(m, anchored=True),
     "mamba": lambda m: _associative(m, anchored=False),
     "mamba1": lambda m: mamba1_encoder(
@@ -95,7 +93,7 @@ def _extra_places(model: ModelSettings) -> int:
     return model.tokens if model.compressor == "tokens" else 0
 
 
-def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
+def _whole_history(model: ModelSettings, _encoder: SequenceEncoder) -> Compressor:
     if model.personal_memory:
         raise SettingsError(
             "model.personal-memory needs a memory. Fix: model.compressor = 'tokens' or 'state'."
@@ -103,8 +101,8 @@ def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
     return WholeHistory()
 
 
-def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
-    if not hasattr(encoder, "remember"):
+def _tokens(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+    if not isinstance(encoder, AttentionEncoder):
         raise SettingsError(
             f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
             f"attention. Fix: model.encoder = 'sasrec' or 'hstu', or model.compressor = 'state'."
@@ -117,17 +115,17 @@ def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
     return LearnedTokens(model.embedding_dim, model.tokens, model.recent, model.personal_memory)
 
 
-def _state(model: ModelSettings, encoder: nn.Module) -> nn.Module:
-    if hasattr(encoder, "remember"):
+def _state(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+    if not isinstance(encoder, RecurrentEncoder):
         raise SettingsError(
             f"model.compressor = 'state' with the encoder {model.encoder!r}: attention's state "
             f"grows with the history. Fix: model.compressor = 'tokens', or a recurrent encoder."
         )
-    return RecurrentState(cast(Encoder, encoder), model.personal_memory)
+    return RecurrentState(encoder, model.personal_memory)
 
 
 IDENTITY = "identity"
-COMPRESSORS: dict[str, Callable[[ModelSettings, nn.Module], nn.Module]] = {
+COMPRESSORS: dict[str, Callable[[ModelSettings, SequenceEncoder], Compressor]] = {
     IDENTITY: _whole_history,
     "tokens": _tokens,
     "state": _state,

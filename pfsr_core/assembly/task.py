@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfsr_core.assembly.registries import COMPRESSORS, ENCODERS
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.items.modes import Catalogue, ItemMode, item_mode, text_vectors
 from pfsr_core.items.soft_targets import SoftTargetsOf, semantic_targets
-from pfsr_core.models.compressors import USERS, Compressor, Memory, WholeHistory
+from pfsr_core.models.compressors import USERS, MemoryCompressor
+from pfsr_core.models.encoders.base import SequenceEncoder
 from pfsr_core.models.next_item import NextItemModel, make_apply, make_serving
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Partition, clone
@@ -36,7 +36,7 @@ def _catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
 
 def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
     model = make_model(settings, len(catalogue.item_ids))
-    compressor = cast(Compressor, model.compressor)
+    compressor = model.compressor
     start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
     start = {**mode.shared, **start}
     stranger = {USERS: start.pop(USERS)} if USERS in start else {}
@@ -67,10 +67,10 @@ def _rows_of_users(stranger: Params, data: ClientDataset) -> Params:
 
 
 def _serving(model: NextItemModel, mode: ItemMode) -> Serving | None:
-    if isinstance(model.compressor, WholeHistory):
+    if not isinstance(model.compressor, MemoryCompressor):
         return None
     parts = mode.memory_head(*make_serving(model))
-    return Serving(cast(Memory, model.compressor).begin, *parts)
+    return Serving(model.compressor.begin, *parts)
 
 
 def _soft_targets(
@@ -102,7 +102,7 @@ def _soft_targets(
     return lambda candidates: targets()(candidates)
 
 
-def _encoder(model: ModelSettings) -> nn.Module:
+def _encoder(model: ModelSettings) -> SequenceEncoder:
     """The encoder of the settings; what its constructor objects to is a SettingsError."""
     try:
         return ENCODERS[model.encoder](model)

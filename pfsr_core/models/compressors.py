@@ -20,7 +20,7 @@ Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from pfsr_core.models.encoders.attention_masks import (
     split_by_tokens,
     time_of_tokens,
 )
-from pfsr_core.models.encoders.base import Encoder, RecurrentEncoder, State
+from pfsr_core.models.encoders.base import RecurrentEncoder, SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Noise
 from pfsr_core.models.ops.packed_sequences import Layout
 from pfsr_core.params import Params
@@ -53,51 +53,54 @@ class Rows(NamedTuple):
     users: Tensor
 
 
-class Compressor(Protocol):
-    """How a model reads a history; an ``nn.Module`` at run time.
+class Compressor(nn.Module):
+    """How a model reads a history.
 
-    ``places``: places that it adds before the items of each row.
+    Calling it takes ``(encoder, x, noise, layout, rows, times)``: x (B, L, D), packed where there
+    is a ``layout``, to what each item expects next, in the same shape. ``times`` (B, L): for an
+    encoder that reads them.
+
+    Attributes:
+        places: Positions that it adds before the items of each row.
     """
 
-    places: int
+    places: int = 0
 
-    def __call__(
-        self,
-        encoder: nn.Module,
-        x: Tensor,
-        noise: Noise | None,
-        layout: Layout | None,
-        rows: Rows,
-        times: Tensor | None,
-    ) -> Tensor:
-        """x (B, L, D), packed where there is a layout, to what each item expects next.
+    if TYPE_CHECKING:  # what nn.Module leaves untyped
 
-        ``times`` (B, L): for an encoder that reads them.
-        """
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
     def cuts(self, lengths: Tensor) -> Tensor:
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
+        raise NotImplementedError
 
     def first_read(self, length: int, max_length: int) -> int:
         """The first item of a history of ``length`` that is read at all."""
+        raise NotImplementedError
 
 
-class Memory(Protocol):
-    """A compressor that can serve from what it remembers of a user."""
+class MemoryCompressor(Compressor):
+    """A compressor that can serve from what it remembers of a user.
+
+    ``encoder``: of the kind that the compressor was made for.
+    """
 
     def begin(self, length: int, covered: int | None) -> int:
         """How many items of a history a memory must stand for to go on from it.
 
         ``covered``: those of a memory that is at hand. It serves where the answer is the same.
         """
+        raise NotImplementedError
 
-    def compress(self, encoder: nn.Module, x: Tensor, users: Tensor, times: Tensor | None) -> State:
+    def compress(self, encoder: Any, x: Tensor, users: Tensor, times: Tensor | None) -> State:
         """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
+        raise NotImplementedError
 
     def recall(
-        self, encoder: nn.Module, x: Tensor, memory: State, times: Tensor | None
+        self, encoder: Any, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
+        raise NotImplementedError
 
 
 def latest(length: int, max_length: int) -> int:
@@ -105,14 +108,12 @@ def latest(length: int, max_length: int) -> int:
     return max(0, length - max_length)
 
 
-class WholeHistory(nn.Module):
+class WholeHistory(Compressor):
     """The latest items, all of them seen by the encoder."""
-
-    places = 0
 
     def forward(
         self,
-        encoder: Encoder,
+        encoder: SequenceEncoder,
         x: Tensor,
         noise: Noise | None,
         layout: Layout | None,
@@ -129,7 +130,7 @@ class WholeHistory(nn.Module):
         return latest(length, max_length)
 
 
-class LearnedTokens(nn.Module):
+class LearnedTokens(MemoryCompressor):
     """K tokens in place of the old items. ``recent``: R, the most items that stay uncompressed.
 
     The cut follows from the history's length alone and moves by R / 2 at a time, so that a memory
@@ -189,12 +190,10 @@ class LearnedTokens(nn.Module):
         return self.tokens + self.users[users]
 
 
-class RecurrentState(nn.Module):
+class RecurrentState(MemoryCompressor):
     """The encoder's own state: all of a history is read, and none of it twice."""
 
-    places = 0
-
-    def __init__(self, encoder: Encoder, private: bool) -> None:
+    def __init__(self, encoder: RecurrentEncoder, private: bool) -> None:
         super().__init__()
         self.users = None
         if private:
@@ -243,7 +242,7 @@ class RecurrentState(nn.Module):
                 hidden, state = encoder.step(item, state)
         return hidden, {**state, HIDDEN: hidden, COVERED: covered}
 
-    def _start(self, encoder: Encoder, users: Tensor) -> State:
+    def _start(self, encoder: RecurrentEncoder, users: Tensor) -> State:
         """The states before the first items of ``users`` (B,)."""
         state = encoder.initial_state(len(users))
         if self.users is None:

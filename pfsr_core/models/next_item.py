@@ -8,14 +8,14 @@ What of a history the encoder is given is the compressor's to say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pfsr_core.models.compressors import Compressor, Memory, Rows, WholeHistory
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.compressors import Compressor, MemoryCompressor, Rows, WholeHistory
+from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.packed_sequences import layout_of
 from pfsr_core.params import Params
@@ -51,18 +51,18 @@ class NextItemModel(nn.Module):
         self,
         num_items: int,
         embedding_dim: int,
-        encoder: nn.Module,
+        encoder: SequenceEncoder,
         dropout: float,
-        compressor: nn.Module | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.norm = nn.LayerNorm(embedding_dim)
         self.dropout = Dropout(dropout, embedding_dim)
         self.encoder = encoder
-        self.compressor = compressor or WholeHistory()
+        self.compressor: Compressor = compressor or WholeHistory()
         self.noise_width = noise_width(self.dropout, encoder)
-        self.reads_times = bool(getattr(encoder, "reads_times", False))
+        self.reads_times = encoder.reads_times
 
     def forward(
         self,
@@ -78,20 +78,20 @@ class NextItemModel(nn.Module):
         them, None where they are not known. Without ``rows`` they are strangers' whole histories.
         Outputs at padded places mean nothing.
         """
-        layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
+        layout = layout_of(items) if self.encoder.packs else None
         if rows is None:
             lengths = (items > 0).sum(1)
-            rows = Rows(self._compressor.cuts(lengths), torch.zeros_like(lengths))
+            rows = Rows(self.compressor.cuts(lengths), torch.zeros_like(lengths))
         if layout is None:
             noise = of_items = None
             if bits is not None:
-                of_items, noise = Noise(bits[:, self._compressor.places :]), Noise(bits)
+                of_items, noise = Noise(bits[:, self.compressor.places :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self._compressor(self.encoder, embedded, noise, None, rows, times)
+            return self.compressor(self.encoder, embedded, noise, None, rows, times)
         noise = None if bits is None else Noise(layout.pack(bits))
         embedded = self.embed(items.flatten()[layout.index], noise)
-        return layout.pad(self._compressor(self.encoder, embedded, noise, layout, rows, None))
+        return layout.pad(self.compressor(self.encoder, embedded, noise, layout, rows, None))
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""
@@ -99,22 +99,16 @@ class NextItemModel(nn.Module):
         return embedded
 
     def compress(self, items: Tensor, users: Tensor, times: Tensor | None = None) -> State:
-        """The memory of item codes (B, P): see :class:`pfsr_core.models.compressors.Memory`."""
-        return self._memory.compress(self.encoder, self.embed(items), users, times)
+        """The memory of item codes (B, P): see :class:`MemoryCompressor`."""
+        assert isinstance(self.compressor, MemoryCompressor)
+        return self.compressor.compress(self.encoder, self.embed(items), users, times)
 
     def recall(
         self, items: Tensor, memory: State, times: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """What is expected after item codes (B, R) that follow a memory: (B, D), the new memory."""
-        return self._memory.recall(self.encoder, self.embed(items), memory, times)
-
-    @property
-    def _compressor(self) -> Compressor:
-        return cast(Compressor, self.compressor)
-
-    @property
-    def _memory(self) -> Memory:
-        return cast(Memory, self.compressor)
+        assert isinstance(self.compressor, MemoryCompressor)
+        return self.compressor.recall(self.encoder, self.embed(items), memory, times)
 
 
 def make_apply(model: nn.Module) -> Apply:
@@ -139,13 +133,16 @@ def make_serving(model: NextItemModel) -> tuple[Compress, Recall]:
     compress, recall = (_Method(model, name) for name in ("compress", "recall"))
 
     def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
-        return cast(State, functional_call(compress, _inside(params), (items, users, times)))
+        memory: State = functional_call(compress, _inside(params), (items, users, times))
+        return memory
 
     def recalled(
         params: Params, items: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
-        found = functional_call(recall, _inside(params), (items, memory, times))
-        return cast(tuple[Tensor, State], found)
+        outcome: tuple[Tensor, State] = functional_call(
+            recall, _inside(params), (items, memory, times)
+        )
+        return outcome
 
     return compressed, recalled
 

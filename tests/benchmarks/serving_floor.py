@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,8 @@ class Bare:
 
     def __init__(self, server: Server) -> None:
         self.model, self.items = server.model, server.items
-        self.encoder = cast(SASRec, server.model.encoder)
+        assert isinstance(server.model.encoder, SASRec)
+        self.encoder = server.model.encoder
         cut, tokens = server.memory["covered"], server.memory["0.keys"].shape[2]
         self.mask = after_tokens(cut, RECENT, tokens).visible[:, None]
         self.positions = self.encoder.positions[int(cut) : int(cut) + RECENT]
@@ -70,7 +71,7 @@ class Bare:
                 torch.cat([block.key.bias, block.value.bias]),
                 **of_prefix(server.memory, index),
             )
-            for index, block in enumerate(cast(list[AttentionBlock], self.encoder.blocks))
+            for index, block in enumerate(self.encoder.blocks)
         ]
         self.kept = []  # the same with the keys and values of all recent items but the last
         x = self.model.embed(self.items) + self.positions

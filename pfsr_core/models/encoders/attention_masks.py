@@ -7,13 +7,11 @@ given the keys and values of places that were computed before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pfsr_core.models.encoders.base import Encoder, State
-from pfsr_core.models.ops.dropout import Noise
+from pfsr_core.models.encoders.base import SequenceEncoder, State
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,25 @@ class Arrangement:
     times: Tensor | None = None
 
 
-class AttentionEncoder(Encoder, Protocol):
-    """An encoder that can be told who sees whom."""
+class AttentionEncoder(SequenceEncoder):
+    """An encoder that can be told which position sees which.
 
-    def __call__(
-        self,
-        x: Tensor,
-        noise: Noise | None = None,
-        *,
-        arrangement: Arrangement | None = None,
-    ) -> Tensor:
-        """(B, L, D) to (B, L, D), causal without an ``arrangement``."""
+    Calling it takes ``arrangement`` as a keyword: (B, L, D) to (B, L, D), causal without one.
+    """
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
         """What later places see of the first ``count`` of x, without dropout.
 
         Every tensor has the rows of x as its first dimension.
         """
+        raise NotImplementedError
 
     def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
         """The last of x (B, L, D) alone, (B, D), without dropout.
 
         ``memory``: what :meth:`remember` gave of the S - L places before x.
         """
+        raise NotImplementedError
 
 
 def split_by_tokens(

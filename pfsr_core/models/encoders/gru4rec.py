@@ -16,19 +16,17 @@ arranged as a one-layer ``nn.GRU``'s, so that either loads the other's ``state_d
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.base import RecurrentEncoder, State
 from pfsr_core.models.encoders.layers import Stack
 from pfsr_core.models.ops.dropout import Dropout, Noise
 from pfsr_core.models.ops.packed_sequences import Layout
 
 
-class GRULayer(nn.Module):
+class GRULayer(RecurrentEncoder):
     """One recurrent layer: (B, L, input_dim) to (B, L, hidden_dim). State: ``hidden`` (B, H)."""
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
@@ -76,7 +74,7 @@ class GRULayer(nn.Module):
         return torch.lerp(candidate, hidden, z)
 
 
-class GRU4Rec(nn.Module):
+class GRU4Rec(RecurrentEncoder):
     """Recurrent layers, dropout, and a projection back to D: (B, L, D) to (B, L, D)."""
 
     def __init__(self, dim: int, num_layers: int, hidden_dim: int, dropout: float) -> None:
@@ -95,7 +93,8 @@ class GRU4Rec(nn.Module):
         state: State | None = None,
     ) -> Tensor:
         hidden = self.recurrent(x, state=state)
-        return cast(Tensor, self.output(self.dropout(hidden, noise)))
+        projected: Tensor = self.output(self.dropout(hidden, noise))
+        return projected
 
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)

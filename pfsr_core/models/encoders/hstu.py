@@ -25,17 +25,15 @@ Symbols: B batch, L length, D width, H heads, K = D / H, M = max_length, G time 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, silu
 
 from pfsr_core.models.encoders.attention import check_heads, check_length, insert, seen, split_heads
-from pfsr_core.models.encoders.attention_masks import Arrangement
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.attention_masks import Arrangement, AttentionEncoder
+from pfsr_core.models.encoders.base import LayerList, State
 from pfsr_core.models.encoders.layers import NORM_EPS, of_prefix, with_prefix
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 
@@ -158,10 +156,11 @@ class HSTUBlock(nn.Module):
         """``attended`` (B, H, L, K), gated and added to x (B, L, D)."""
         joined = attended.transpose(1, 2).flatten(2)
         gated = u * layer_norm(joined, joined.shape[-1:], eps=BLOCK_NORM_EPS)
-        return x + cast(Tensor, self.output(self.dropout(gated, noise)))
+        added: Tensor = self.output(self.dropout(gated, noise))
+        return x + added
 
 
-class HSTU(nn.Module):
+class HSTU(AttentionEncoder):
     """Blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
 
     State: ``position`` (B,), how many interactions were seen, ``times`` (B, M) of them, and for
@@ -176,7 +175,7 @@ class HSTU(nn.Module):
         super().__init__()
         self.num_heads, self.max_length = num_heads, max_length
         blocks = (HSTUBlock(dim, num_heads, max_length, dropout) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = LayerList(blocks)
         self.noise_width = noise_width(*self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -200,12 +199,13 @@ class HSTU(nn.Module):
             view = view_of(arrangement, x.shape[1])
         for block in self.blocks:
             x = block(x, view, noise)
-        return cast(Tensor, self.norm(x))
+        normed: Tensor = self.norm(x)
+        return normed
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
         view, memory = view_of(arrangement, x.shape[1]), State()
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             memory |= with_prefix(block.remember(x[:, :count]), index)
             x = block(x, view)
         return memory
@@ -213,10 +213,11 @@ class HSTU(nn.Module):
     def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
         view = view_of(arrangement, x.shape[1])
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
             x = block.follow(x, view, of_prefix(memory, index), wanted)
-        return cast(Tensor, self.norm(x[:, -1]))
+        last: Tensor = self.norm(x[:, -1])
+        return last
 
     def initial_state(self, batch_size: int) -> State:
         like = self.norm.weight
@@ -239,7 +240,7 @@ class HSTU(nn.Module):
         all_times = state["times"].scatter(1, position[:, None], now[:, None])
         buckets = time_buckets(now[:, None, None] - all_times[:, None])
         next_state: State = {"position": position + 1, "times": all_times}
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             caches = of_prefix(state, index)
             x, keys, values = block.step(x, caches["keys"], caches["values"], position, buckets)
             next_state |= with_prefix({"keys": keys, "values": values}, index)

@@ -15,9 +15,7 @@ Symbols: B batch, L length, D width, H heads, K = D / H, M = max_length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding, relu, scaled_dot_product_attention
 
 from pfsr_core.models.encoders.attention import check_heads, check_length, insert, seen, split_heads
-from pfsr_core.models.encoders.attention_masks import Arrangement
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.attention_masks import Arrangement, AttentionEncoder
+from pfsr_core.models.encoders.base import LayerList, State
 from pfsr_core.models.encoders.layers import NORM_EPS, of_prefix, with_prefix
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.func_transforms import is_transformed
@@ -117,10 +115,11 @@ class AttentionBlock(nn.Module):
     def _after_attention(self, q: Tensor, mixed: Tensor, noise: Noise | None) -> Tensor:
         f = self.feed_forward_norm(q + self.output(mixed))
         hidden = relu(self.inner_dropout(self.inner(f), noise))
-        return cast(Tensor, f + self.outer_dropout(self.outer(hidden), noise))
+        out: Tensor = f + self.outer_dropout(self.outer(hidden), noise)
+        return out
 
 
-class SASRec(nn.Module):
+class SASRec(AttentionEncoder):
     """Positions, blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
 
     ``extra``: places besides, which an :class:`Arrangement` may have.
@@ -144,7 +143,7 @@ class SASRec(nn.Module):
         self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
         self.dropout = Dropout(dropout, dim)
         blocks = (AttentionBlock(dim, num_heads, places, dropout) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = LayerList(blocks)
         self.noise_width = noise_width(self.dropout, *self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -163,12 +162,13 @@ class SASRec(nn.Module):
         x = self.dropout(x, noise)
         for block in self.blocks:
             x = block(x, noise, visible)
-        return cast(Tensor, self.norm(x))
+        normed: Tensor = self.norm(x)
+        return normed
 
     def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
         x, memory = self._placed(x, arrangement), State()
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             memory |= with_prefix(block.remember(x[:, :count]), index)
             x = block(x, None, arrangement.visible)
         return memory
@@ -176,10 +176,11 @@ class SASRec(nn.Module):
     def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
         x = self._placed(x, arrangement)
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
             x = block.follow(x, arrangement.visible, of_prefix(memory, index), wanted)
-        return cast(Tensor, self.norm(x[:, -1]))
+        last: Tensor = self.norm(x[:, -1])
+        return last
 
     def _placed(self, x: Tensor, arrangement: Arrangement | None) -> Tensor:
         """x with its positions added."""
@@ -205,7 +206,7 @@ class SASRec(nn.Module):
         self._check_length(int(position.max()) + 1)
         next_state: State = {"position": position + 1}
         x = x + self.positions[position]
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             caches = of_prefix(state, index)
             x, keys, values = block.step(x, caches["keys"], caches["values"], position)
             next_state |= with_prefix({"keys": keys, "values": values}, index)
@@ -221,7 +222,8 @@ def attention_kernel() -> AbstractContextManager[None]:
     The fused CPU kernel has no batching rule: ``vmap`` would warn and run it sample by sample.
     """
     if is_transformed():
-        return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
+        composed: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+        return composed
     return nullcontext()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.encoders.gru4rec import GRULayer, gru4rec_encoder
 from pfsr_core.models.encoders.layers import FeedForward, MixerLayer, Stack, of_prefix, with_prefix
 from pfsr_core.models.encoders.mamba1 import mamba1_encoder
@@ -19,7 +19,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-class Doubling(nn.Module):
+class Doubling(SequenceEncoder):
     """The plainest mixer, so that what stands around it can be seen. It counts its steps."""
 
     def forward(self, x: Tensor, lengths: None = None, state: None = None) -> Tensor:
