@@ -86,12 +86,12 @@ def fed_avg(
         return [whole for whole, _ in local(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
-        init=lambda: ServerState(task.init_shared()),
-        init_client=task.init_private,
+        init=lambda: ServerState(task.partition.init_shared()),
+        init_client=task.partition.init_private,
         client_updates=client_updates,
         server_update=lambda server, reply: step(server, reply.params),
         personalize=personalize,
-        reply_shapes=shapes_of(task.init_shared()),
+        reply_shapes=shapes_of(task.partition.init_shared()),
         finetunes=finetunes,
         views=item_views(task, personalize),
         states_fit_any_round=not task.partition.private,

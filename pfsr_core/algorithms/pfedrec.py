@@ -51,11 +51,12 @@ def pfedrec(
     task: Task, training: ScorerTraining, *, step: ServerStep = average
 ) -> FederatedAlgorithm:
     """PFedRec over an item scorer whose table is shared and whose score function is private."""
-    shapes, common = shapes_of(task.init_shared()), task.init_private(ClientDataset("", (), ()))
+    start = task.partition
+    shapes, common = shapes_of(start.init_shared()), start.init_private(ClientDataset("", (), ()))
 
     def init_client(data: ClientDataset) -> Params:
         rows = torch.zeros(0, shapes[ITEMS][1])
-        return {**task.init_private(data), ROWS: rows, CODES: torch.zeros(0, dtype=torch.int32)}
+        return {**start.init_private(data), ROWS: rows, CODES: torch.zeros(0, dtype=torch.int32)}
 
     def local(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -81,7 +82,7 @@ def pfedrec(
         return [_state(*one) for one in local(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
-        init=lambda: ServerState(task.init_shared()),
+        init=lambda: ServerState(start.init_shared()),
         init_client=init_client,
         client_updates=client_updates,
         server_update=lambda server, reply: step(server, reply.params),

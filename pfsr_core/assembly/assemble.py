@@ -12,7 +12,7 @@ from pfsr_core.assembly.registries import (
     TASKS,
 )
 from pfsr_core.assembly.settings import Settings
-from pfsr_core.assembly.task import _catalogue, _make_task
+from pfsr_core.assembly.task import as_catalogue, task_of_mode
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import Catalogue, item_mode
@@ -28,22 +28,22 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
     Item ids stand for a catalogue without texts. Raises SettingsError when they do not fit each
     other, DataError where item vectors are missing.
     """
-    name, catalogue = settings.algorithm.name, _catalogue(catalogue)
+    name, catalogue = settings.algorithm.name, as_catalogue(catalogue)
     check_settings(name, settings)
-    mode = item_mode(settings, catalogue)
+    mode = item_mode(settings.model, settings.run.seed, catalogue)
     if name in TASKS:
         task = TASKS[name](settings, catalogue.item_ids)
     else:
-        task = _make_task(settings, catalogue, mode)
+        task = task_of_mode(settings, catalogue, mode)
     algorithm = ALGORITHMS[name](task, settings)
     if settings.algorithm.max_row_change:
         algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
-    nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
-    shapes = shapes_of({**task.init_shared(), **nobody})
-    for rows in mode.private & set(ROW_NAMES):
+    nobody = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
+    shapes = shapes_of({**task.partition.init_shared(), **nobody})
+    for rows in mode.params.private & set(ROW_NAMES):
         shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
-    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.digest, compressed)
+    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.source.digest, compressed)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
-    return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)
+    return Assembly(task, algorithm, shapes, mark, mode.source.digest, mode.source.method)

@@ -30,6 +30,7 @@ def check_settings(name: str, settings: Settings) -> None:
     ``name``: the algorithm. What belongs to other algorithms by its name may be set.
     """
     _check_items(name, settings)
+    _check_negatives(settings)
     if name in TASKS:
         _usual(settings, OF_HISTORIES, f"with {name}, which predicts no next item")
     model, step = settings.model, settings.algorithm.server_optimizer
@@ -45,6 +46,15 @@ def check_settings(name: str, settings: Settings) -> None:
         raise SettingsError(
             f"model.item-start = 'secret' starts private tables, and with model.items = "
             f"{model.items!r} there are none. Fix: model.item-start = 'common'."
+        )
+
+
+def _check_negatives(settings: Settings) -> None:
+    """Raises SettingsError where sampled negatives would tell a history."""
+    if settings.train.negatives and settings.model.items == "dual":
+        raise SettingsError(
+            "train.negatives with model.items = 'dual': of a shared table only the rows of the "
+            "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
         )
 
 

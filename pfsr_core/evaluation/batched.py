@@ -27,7 +27,7 @@ from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.grouping import Size, parameters_of, similar
 from pfsr_core.training.stacking import fill_rows, pad_known, pad_together, stack_params, stack_rows
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.task import Task, client_item_index
 
 SMALL = 8  # users of a client up to which it is evaluated together with others
 
@@ -76,14 +76,14 @@ def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> E
     times = [user.history_times(split) for split in SPLITS for user in data.users]
     read = what_is_read(task, histories, times, max_length)
     users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
-    candidates = task.candidates(data)
+    candidates = task.items.candidates(data)
     if ITEMS in task.partition.private:
         rows, table = with_unseen(task, model[ITEMS], data, read.codes)
         model = {**model, ITEMS: table}
     else:
         rows = row_numbers(read.codes, candidates)
     parts = (rows, read.times, read.lengths, Rows(read.cuts, users))
-    return Entry(data, model, *parts, candidates, client_rows(task, data))
+    return Entry(data, model, *parts, candidates, client_item_index(task, data))
 
 
 def _size(entry: Entry) -> Size:
@@ -96,12 +96,12 @@ def _size(entry: Entry) -> Size:
 def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     """What every history gives a client's candidates, (2U, V') for each entry."""
     stacks = stack_params([entry.params for entry in entries])
-    models = vmap(task.effective)(stacks, stack_rows([entry.table for entry in entries]))
+    models = vmap(task.items.materialize)(stacks, stack_rows([entry.table for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
     times = pad_known([entry.times for entry in entries])
     rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
     dims = (0, 0, None, None if times is None else 0, 0)
-    hidden = vmap(task.apply, in_dims=dims)(models, items, None, times, rows)
+    hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, rows)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

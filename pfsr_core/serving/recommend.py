@@ -267,7 +267,7 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
     names = [user.user for user in data.users]
     row = names.index(asker.user) + 1 if asker.user in names else 0
     length = parse_settings(served.settings).model.max_length
-    if assembly.task.serving is None:
+    if assembly.task.model.serving is None:
         score = make_scorer(assembly.task, whole, data, length)
         return score([asker.history], [asker.times], np.array([row]))[0]
     question = Question(asker.history, asker.times, row)

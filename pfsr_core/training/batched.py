@@ -3,7 +3,7 @@
 One user's step is a few dozen operations on small tensors, most of whose cost is the call. Here K
 clients take a step together: every parameter is (K, ...), the model is mapped over the first
 dimension, and Adam, which is elementwise, runs on the stacks. Nothing of one client reaches
-another, so each ends where :func:`pfsr_core.training.local.train` would have left it, up to
+another, so each ends where :func:`pfsr_core.training.loop.train` would have left it, up to
 rounding.
 
 Clients of similar size share a group. They are sorted by their number of steps, so that those still
@@ -27,19 +27,10 @@ from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.fisher import Masks
 from pfsr_core.training.grouping import Size, parameters_of, similar
-from pfsr_core.training.local import (
-    ExtraLoss,
-    Job,
-    LocalTraining,
-    LossSum,
-    Step,
-    client_windows,
-    freeze,
-    fresh_optimizer,
-    steps,
-    train,
-)
+from pfsr_core.training.local import ExtraLoss, Job, LocalTraining, LossSum
+from pfsr_core.training.loop import train
 from pfsr_core.training.losses import add_soft_targets
+from pfsr_core.training.optimizers import freeze, fresh_optimizer
 from pfsr_core.training.stacking import (
     beyond_tables,
     fill_rows,
@@ -49,7 +40,8 @@ from pfsr_core.training.stacking import (
     stack_rows,
     unstack_params,
 )
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.steps import Step, client_windows, steps
+from pfsr_core.training.task import Task, client_item_index
 from pfsr_core.training.windows import Windows
 
 SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
@@ -88,14 +80,14 @@ def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> lis
 def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     windows = client_windows(task, config, job.data)
     count = config.local_epochs * -(-len(windows) // config.batch_size)
-    items = len(task.candidates(job.data)) + 1
+    items = len(task.items.candidates(job.data)) + 1
     size = Size(
         rows=min(len(windows), config.batch_size),
-        length=task.places + windows.longest - 1 if len(windows) else 0,
+        length=task.model.places + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
-    return Lane(job, client_rows(task, job.data), windows, count, size)
+    return Lane(job, client_item_index(task, job.data), windows, count, size)
 
 
 def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
@@ -202,10 +194,10 @@ def _cross_entropies(
     task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
-    models = vmap(task.effective)(leaves, rows)
+    models = vmap(task.items.materialize)(leaves, rows)
     given = (models, step.inputs, step.bits, step.times, step.rows)
     dims = tuple(None if part is None else 0 for part in given)
-    hidden = vmap(task.apply, in_dims=dims)(*given).flatten(1, 2)
+    hidden = vmap(task.model.apply, in_dims=dims)(*given).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.data.negatives import training_pairs
+from pfsr_core.items.functions import ItemFunctions, all_candidates
 from pfsr_core.items.tables import common_item_table, table_rows
 from pfsr_core.models.item_scorer import BIAS, WEIGHT, ItemScorer, first_head, item_logits
 from pfsr_core.models.next_item import make_apply
@@ -26,7 +27,7 @@ from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Partition, clone
 from pfsr_core.randomness import stream_seed
 from pfsr_core.training.local import LocalTraining, LossSum
-from pfsr_core.training.task import Task
+from pfsr_core.training.task import ModelFunctions, ParamPartition, Task
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,15 @@ def item_scorer_task(item_ids: Sequence[str], dim: int, seed: int, item_std: flo
     table = common_item_table(item_ids, dim, seed, item_std)
     head = first_head(dim, stream_seed(seed, "score function"))
     return Task(
-        apply=make_apply(ItemScorer(len(item_ids), dim)),
-        noise_width=0,
-        partition=Partition.of([ITEMS, *head], private=lambda name: name != ITEMS),
-        init_shared=lambda: {ITEMS: table.clone()},
-        init_private=lambda _data: clone(head),
-        candidates=lambda data: torch.from_numpy(data.catalogue),
-        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
-        effective=lambda params, rows: {**params, ITEMS: table_rows(params[ITEMS], rows)},
+        model=ModelFunctions(make_apply(ItemScorer(len(item_ids), dim))),
+        partition=ParamPartition(
+            names=Partition.of([ITEMS, *head], private=lambda name: name != ITEMS),
+            init_shared=lambda: {ITEMS: table.clone()},
+            init_private=lambda _data: clone(head),
+        ),
+        items=ItemFunctions(
+            candidates=all_candidates,
+            unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+            materialize=lambda params, index: {**params, ITEMS: table_rows(params[ITEMS], index)},
+        ),
     )

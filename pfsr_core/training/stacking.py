@@ -23,7 +23,7 @@ def stack_params(params: Sequence[Params]) -> Params:
 
 
 def stack_rows(rows: Sequence[Params]) -> Params:
-    """:func:`client_rows` of many clients, filled up with padding: (K, n) for every name."""
+    """:func:`client_item_index` of many clients, filled up with padding: (K, n) for every name."""
     return {name: fill_rows([one[name] for one in rows]) for name in rows[0]}
 
 

@@ -68,7 +68,7 @@ def test_an_untouched_adapter_changes_no_score() -> None:
     federation, assembly = world()
     _, _, semantic = tiny_world(model__items="semantic")
     data = federation.clients[0]
-    shared, own = assembly.task.init_shared(), assembly.task.init_private(data)
+    shared, own = assembly.task.partition.init_shared(), assembly.task.partition.init_private(data)
     scores = make_scorer(assembly.task, {**shared, **own}, data, 10)([data.users[0].train])
     residual = {RESIDUAL: torch.zeros(len(data.touched) + 1, 8)}
     expected = make_scorer(semantic.task, {**shared, **residual}, data, 10)([data.users[0].train])
@@ -77,10 +77,10 @@ def test_an_untouched_adapter_changes_no_score() -> None:
 
 def test_pretraining_moves_what_is_shared_and_no_adapter() -> None:
     federation, assembly, shared, states = after(2)
-    start = assembly.task.init_shared()
+    start = assembly.task.partition.init_shared()
     assert all(not torch.equal(shared[name], start[name]) for name in start if "bias" not in name)
     for data in federation.clients:
-        for name, tensor in assembly.task.init_private(data).items():
+        for name, tensor in assembly.task.partition.init_private(data).items():
             assert torch.equal(states[data.client][name], tensor)
             assert name == BASIS or not tensor.any()
 
@@ -165,7 +165,7 @@ def test_a_market_that_cannot_train(left: int) -> None:
     update = algorithm.client_update(algorithm.init().broadcast(), fresh, market)
     assert all(torch.equal(update.params[name], algorithm.init().params[name]) for name in shared)
     (ended,) = finetuned(algorithm, shared, {}, replace(federation, clients=(market,))).values()
-    start = assembly.task.init_shared()
+    start = assembly.task.partition.init_shared()
     local = algorithm.views[LOCAL](shared, ended)
     assert all(torch.equal(local[name], start[name]) for name in start)
     federated = algorithm.views[FEDERATED](shared, ended)

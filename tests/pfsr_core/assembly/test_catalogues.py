@@ -27,8 +27,9 @@ from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.settings.fields import SettingsError, Value
-from pfsr_core.training.local import Job, LocalTraining, train
-from pfsr_core.training.task import client_rows
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.loop import train
+from pfsr_core.training.task import client_item_index
 from tests.helpers.tiny import tiny_world
 from tests.pfsr_core.serving.test_recommend import serve
 
@@ -73,9 +74,9 @@ def test_a_catalogue_is_what_the_clients_own_log_holds() -> None:
 def test_a_table_has_the_rows_of_the_catalogue(items: str) -> None:
     _, federation, assembly = own_world(items)
     data = federation.clients[0]
-    params = {**assembly.task.init_shared(), **assembly.task.init_private(data)}
+    params = {**assembly.task.partition.init_shared(), **assembly.task.partition.init_private(data)}
     sold = data.touched if items == "private" else data.catalogue
-    rows = client_rows(assembly.task, data)[TABLE_ROWS]
+    rows = client_item_index(assembly.task, data)[TABLE_ROWS]
     assert rows.tolist() == [0, *sold]
     table = effective_model(assembly.task, params, data)[ITEMS]
     everything = replace(data, own_catalogue=None)
@@ -119,8 +120,8 @@ def test_training_moves_no_row_of_a_foreign_item(negatives: int) -> None:
     world = own_world(train__negatives=negatives)
     _, federation, assembly = world
     data = federation.clients[0]
-    before = assembly.task.init_shared()
-    job = Job({**before, **assembly.task.init_private(data)}, data, stream=1)
+    before = assembly.task.partition.init_shared()
+    job = Job({**before, **assembly.task.partition.init_private(data)}, data, stream=1)
     after, losses = train(assembly.task, training_of(world), job)
     moved = (after[ITEMS] != before[ITEMS]).any(1).nonzero()[:, 0].numpy()
     assert np.isin(moved, data.catalogue).all() and len(moved)
@@ -132,7 +133,7 @@ def test_a_uniform_guess_costs_the_log_of_the_catalogue() -> None:
     world = own_world()
     _, federation, assembly = world
     data = federation.clients[0]
-    params = {**assembly.task.init_shared(), **assembly.task.init_private(data)}
+    params = {**assembly.task.partition.init_shared(), **assembly.task.partition.init_private(data)}
     params[ITEMS] = torch.zeros_like(params[ITEMS])
     frozen = replace(training_of(world), learning_rate=0.0, item_learning_rate=0.0)
     _, losses = train(assembly.task, frozen, Job(params, data, stream=1))

@@ -18,7 +18,8 @@ from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched as batched_training
 from pfsr_core.training.batched import Lane, _groups, _lane, train_clients
 from pfsr_core.training.grouping import Size
-from pfsr_core.training.local import Job, train
+from pfsr_core.training.local import Job
+from pfsr_core.training.loop import train
 from tests.helpers.tiny import tiny_world
 
 SMALL_STEPS: dict[str, Value] = {
@@ -128,7 +129,9 @@ def test_variants_of_pfsr_equal_the_loop(changes: dict[str, Value]) -> None:
 
 def jobs_of(assembly: Assembly, clients: list[ClientDataset]) -> list[Job]:
     task = assembly.task
-    starts = [{**task.init_shared(), **task.init_private(data)} for data in clients]
+    starts = [
+        {**task.partition.init_shared(), **task.partition.init_private(data)} for data in clients
+    ]
     return [
         Job(params, data, stream)
         for stream, (params, data) in enumerate(zip(starts, clients, strict=True))

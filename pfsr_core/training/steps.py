@@ -1,0 +1,82 @@
+"""The steps of a client's training: batches of its windows, and the random numbers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.items.soft_targets import SoftTargets
+from pfsr_core.items.tables import row_numbers
+from pfsr_core.models.compressors import Rows
+from pfsr_core.models.ops.dropout import draw_bits
+from pfsr_core.randomness import noise_generator
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.task import Task
+from pfsr_core.training.windows import Windows, batches, training_windows
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
+
+    ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
+    without; ``rows``: cuts and users of the B rows; ``negatives`` (n,): sampled rows in place of
+    all others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model
+    that reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    bits: Tensor | None
+    rows: Rows
+    negatives: Tensor | None
+    soft: SoftTargets | None = None
+    times: Tensor | None = None
+
+
+def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
+    """:func:`training_windows` with items as row numbers of the client's table, and their times."""
+    windows = training_windows(data, config.max_length, task.model.reads_times)
+    return replace(windows, items=row_numbers(windows.items, task.items.candidates(data)))
+
+
+def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
+    """All steps of a client's training, in order; the same for any way of taking them."""
+    shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
+    candidates = task.items.candidates(job.data)
+    rows = len(candidates)
+    soft = None if task.loss.soft_targets is None else task.loss.soft_targets(candidates)
+    for _ in range(config.local_epochs):
+        for batch in batches(windows, config.batch_size, shuffle):
+            inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
+            times = None if batch.times is None else batch.times[:, :-1]
+            bits, negatives = draw_noise(task, inputs.shape, noise), None
+            part = Rows(draw_cuts(task, targets, shuffle), batch.users)
+            if 0 < config.negatives < rows:
+                negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
+            yield Step(inputs, targets, bits, part, negatives, soft and soft.of(targets), times)
+
+
+def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
+    """Bits for a batch of ``shape`` (B, L): (B, places + L, noise_width) int16, or None."""
+    if not task.model.noise_width:
+        return None
+    rows, length = shape
+    return draw_bits((rows, task.model.places + length, task.model.noise_width), generator)
+
+
+def draw_cuts(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each row is cut into old and recent items: (B,), from 0 to one less than its targets.
+
+    Any place alike, so that one model reads memories of any age (PerSRec). 0 where a model makes
+    no difference; nothing is drawn then.
+    """
+    lengths = (targets > 0).sum(1)
+    if not task.model.places:
+        return torch.zeros_like(lengths)
+    return (torch.rand(len(lengths), generator=generator) * lengths).long()
