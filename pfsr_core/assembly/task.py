@@ -57,7 +57,7 @@ def _functions(model: NextItemModel, mode: ItemMode) -> ModelFunctions:
         reads_times=model.reads_times,
         places=compressor.places,
         first_read=compressor.first_read,
-        cuts=compressor.cuts,
+        split_points=compressor.split_points,
         serving=serving,
     )
 

@@ -22,7 +22,7 @@ from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.evaluation.scoring import what_is_read, with_unseen
 from pfsr_core.items.tables import row_numbers
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.grouping import Size, parameters_of, similar
@@ -41,9 +41,9 @@ class Entry:
     ``table``: which items the rows of its item tensors are of.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``whose`` (2U,):
-    their cuts and users. A private table has got a row for each item in them. The table that other
-    modes make is not made here: it lives as long as a group is evaluated.
+    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``context``: where
+    each is split, and its user. A private table has got a row for each item in them. The table that
+    other modes make is not made here: it lives as long as a group is evaluated.
     """
 
     data: ClientDataset
@@ -51,7 +51,7 @@ class Entry:
     rows: Tensor
     times: Tensor | None
     lengths: Tensor
-    whose: Rows
+    context: SequenceContext
     candidates: Tensor
     table: Params
 
@@ -82,7 +82,7 @@ def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> E
         model = {**model, ITEMS: table}
     else:
         rows = row_numbers(read.codes, candidates)
-    parts = (rows, read.times, read.lengths, Rows(read.cuts, users))
+    parts = (rows, read.times, read.lengths, SequenceContext(read.split_at, users))
     return Entry(data, model, *parts, candidates, client_item_index(task, data))
 
 
@@ -99,9 +99,10 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     models = vmap(task.items.materialize)(stacks, stack_rows([entry.table for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
     times = pad_known([entry.times for entry in entries])
-    rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
+    parts = zip(*(entry.context for entry in entries), strict=True)
+    context = SequenceContext(*map(fill_rows, parts))
     dims = (0, 0, None, None if times is None else 0, 0)
-    hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, rows)
+    hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, context)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
-from pfsr_core.models.compressors import COVERED, Rows, UserMemory
+from pfsr_core.models.compressors import COVERED, SequenceContext, UserMemory
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.padding import pad_right, pad_times
@@ -36,8 +36,8 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
         codes, lengths = read.codes, read.lengths
         whose = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
         items, table = with_unseen(task, model[ITEMS], data, codes)
-        reading, rows = {**model, ITEMS: table}, Rows(read.cuts, whose)
-        hidden = task.model.apply(reading, items, None, read.times, rows)
+        reading, context = {**model, ITEMS: table}, SequenceContext(read.split_at, whose)
+        hidden = task.model.apply(reading, items, None, read.times, context)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         scores = last.new_full((len(items), data.num_items + 1), -torch.inf)
         scores[:, candidates] = last @ model[ITEMS][1:].T
@@ -97,14 +97,15 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
 
 
 class Reading(NamedTuple):
-    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``cuts`` (B,) of it.
+    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``split_at`` (B,):
+    how many of them are old.
 
     ``times`` (B, L): None where they are unknown, or not read.
     """
 
     codes: Tensor
     lengths: Tensor
-    cuts: Tensor
+    split_at: Tensor
     times: Tensor | None
 
 
@@ -115,12 +116,12 @@ def what_is_read(
     firsts = [task.model.first_read(len(history), max_length) for history in histories]
     parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
     codes, lengths = pad_right(parts, max(map(len, parts), default=1))
-    cuts = task.model.cuts(torch.tensor([len(history) for history in histories]))
+    split_at = task.model.split_points(torch.tensor([len(history) for history in histories]))
     seconds = None
     if task.model.reads_times and times:
         known = [part[first:] for part, first in zip(times, firsts, strict=True)]
         seconds = pad_times(known, codes)
-    return Reading(codes, lengths, (cuts - torch.tensor(firsts)).clamp(min=0), seconds)
+    return Reading(codes, lengths, (split_at - torch.tensor(firsts)).clamp(min=0), seconds)
 
 
 @torch.no_grad()

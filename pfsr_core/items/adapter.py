@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.items.tables import add_rows
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.encoders.base import State
 from pfsr_core.models.next_item import Apply, Compress, Recall
 from pfsr_core.models.parameter_names import BIAS, FACTORS, ITEMS
@@ -59,9 +59,9 @@ def with_bias(apply: Apply) -> Apply:
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
-        return _and_one(apply(_without_bias(params), items, bits, times, rows))
+        return _and_one(apply(_without_bias(params), items, bits, times, context))
 
     return biased
 

@@ -6,7 +6,7 @@
 
 Tokens: PerSRec (arXiv 2601.03479). One sequence [old items | K tokens | recent items]; tokens see
 the old items, recent items see the tokens and not the old items. Trained in one parallel pass with
-a random cut between old and recent, so that one model serves caches of any age. What later items
+a random split between old and recent, so that one model serves caches of any age. What later items
 see of the tokens, their keys and values, is all that serving keeps of the old part.
 
 State: of a recurrent or state-space encoder the state after an item is exact, whatever its length.
@@ -43,22 +43,23 @@ STEPS = 8  # items up to which a state goes on step by step: more are faster all
 HIDDEN = "hidden"  # (B, D): what is expected after the last of them
 
 
-class Rows(NamedTuple):
-    """What is known of the rows of a batch besides their items; (B,) each.
+class SequenceContext(NamedTuple):
+    """What is known of the sequences of a batch besides their items; (B,) each.
 
-    ``cuts``: how many of the first items are old. ``users``: rows of the private tensor.
+    ``split_at``: how many of the first items are old, before the memory tokens. ``user_rows``: rows
+    of the tensor of users.
     """
 
-    cuts: Tensor
-    users: Tensor
+    split_at: Tensor
+    user_rows: Tensor
 
 
 class Compressor(nn.Module):
     """How a model reads a history.
 
-    Calling it takes ``(encoder, x, noise, layout, rows, times)``: x (B, L, D), packed where there
-    is a ``layout``, to what each item expects next, in the same shape. ``times`` (B, L): for an
-    encoder that reads them.
+    Calling it takes ``(encoder, x, noise, layout, context, times)``: x (B, L, D), packed where
+    there is a ``layout``, to what each item expects next, in the same shape. ``times`` (B, L): for
+    an encoder that reads them.
 
     Attributes:
         places: Positions that it adds before the items of each row.
@@ -70,7 +71,7 @@ class Compressor(nn.Module):
 
         def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
         raise NotImplementedError
 
@@ -117,13 +118,13 @@ class WholeHistory(Compressor):
         x: Tensor,
         noise: Noise | None,
         layout: Layout | None,
-        _rows: Rows,
+        _context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
         known = [part for part in (layout, times) if part is not None]  # never both
         return encoder(x, noise, *known)
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
     def first_read(self, length: int, max_length: int) -> int:
@@ -133,7 +134,7 @@ class WholeHistory(Compressor):
 class LearnedTokens(MemoryCompressor):
     """K tokens in place of the old items. ``recent``: R, the most items that stay uncompressed.
 
-    The cut follows from the history's length alone and moves by R / 2 at a time, so that a memory
+    The split follows from the history's length alone and moves by R / 2 at a time, so that a memory
     serves that many new items, and answers do not depend on when it was made.
     """
 
@@ -150,14 +151,14 @@ class LearnedTokens(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         _layout: Layout | None,
-        rows: Rows,
+        context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
-        arrangement = split_by_tokens(rows.cuts, x.shape[1], self.places, times)
-        whole = torch.cat([self._tokens_of(rows.users), x], 1)
+        arrangement = split_by_tokens(context.split_at, x.shape[1], self.places, times)
+        whole = torch.cat([self._tokens_of(context.user_rows), x], 1)
         return encoder(whole, noise, arrangement=arrangement)[:, self.places :]
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         beyond = (lengths - self.recent).clamp(min=0)
         return -(-beyond // self.stride) * self.stride
 
@@ -165,16 +166,16 @@ class LearnedTokens(MemoryCompressor):
         return max(0, self.begin(length) - (max_length - self.recent))
 
     def begin(self, length: int, _covered: int | None = None) -> int:
-        return int(self.cuts(torch.tensor(length)))
+        return int(self.split_points(torch.tensor(length)))
 
     def compress(
         self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
     ) -> State:
-        cuts = torch.full((len(x),), x.shape[1], device=x.device)
-        arrangement = split_by_tokens(cuts, x.shape[1], self.places, times)
+        split_at = torch.full((len(x),), x.shape[1], device=x.device)
+        arrangement = split_by_tokens(split_at, x.shape[1], self.places, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
-        known = {} if times is None else {TIME: time_of_tokens(cuts, times)}
-        return {COVERED: cuts, **known, **encoder.remember(whole, arrangement, self.places)}
+        known = {} if times is None else {TIME: time_of_tokens(split_at, times)}
+        return {COVERED: split_at, **known, **encoder.remember(whole, arrangement, self.places)}
 
     def recall(
         self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
@@ -206,13 +207,13 @@ class RecurrentState(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         layout: Layout | None,
-        rows: Rows,
+        context: SequenceContext,
         _times: Tensor | None,
     ) -> Tensor:
-        start = None if self.users is None else self._start(encoder, rows.users)
+        start = None if self.users is None else self._start(encoder, context.user_rows)
         return encoder(x, noise, layout, start)
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
     def first_read(self, _length: int, _max_length: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pfsr_core.models.compressors import Compressor, MemoryCompressor, Rows, WholeHistory
+from pfsr_core.models.compressors import Compressor, MemoryCompressor, SequenceContext, WholeHistory
 from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.packed_sequences import layout_of
@@ -35,7 +35,7 @@ class Apply(Protocol):
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
         """As :meth:`NextItemModel.forward`."""
 
@@ -69,29 +69,30 @@ class NextItemModel(nn.Module):
         items: Tensor,
         bits: Tensor | None = None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
         ``bits`` (B, places + L, noise_width) int16: random bits for dropout, the compressor's
         places first; None for none. ``times`` (B, L), whole seconds: only for an encoder that reads
-        them, None where they are not known. Without ``rows`` they are strangers' whole histories.
-        Outputs at padded places mean nothing.
+        them, None where they are not known. Without ``context`` they are whole histories of unknown
+        users. Outputs at padded places mean nothing.
         """
         layout = layout_of(items) if self.encoder.packs else None
-        if rows is None:
+        if context is None:
             lengths = (items > 0).sum(1)
-            rows = Rows(self.compressor.cuts(lengths), torch.zeros_like(lengths))
+            split_at = self.compressor.split_points(lengths)
+            context = SequenceContext(split_at, torch.zeros_like(lengths))
         if layout is None:
             noise = of_items = None
             if bits is not None:
                 of_items, noise = Noise(bits[:, self.compressor.places :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self.compressor(self.encoder, embedded, noise, None, rows, times)
+            return self.compressor(self.encoder, embedded, noise, None, context, times)
         noise = None if bits is None else Noise(layout.pack(bits))
         embedded = self.embed(items.flatten()[layout.index], noise)
-        return layout.pad(self.compressor(self.encoder, embedded, noise, layout, rows, None))
+        return layout.pad(self.compressor(self.encoder, embedded, noise, layout, context, None))
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""
@@ -112,16 +113,16 @@ class NextItemModel(nn.Module):
 
 
 def make_apply(model: nn.Module) -> Apply:
-    """``apply(params, items, bits, times, rows)``: the model as a function of its parameters."""
+    """``apply(params, items, bits, times, context)``: the model as a function of its parameters."""
 
     def apply(
         params: Params,
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
-        given = (items, bits, times, rows)
+        given = (items, bits, times, context)
         hidden: Tensor = functional_call(model, params, given, strict=True)
         return hidden
 

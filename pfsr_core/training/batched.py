@@ -21,7 +21,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from pfsr_core.items.soft_targets import SoftTargets
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.ops.matmul import grouped_product
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
@@ -173,11 +173,12 @@ def _rows(stacks: Params, count: int) -> Params:
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
     soft = [step.soft for step in found if step.soft is not None]
+    contexts = zip(*(step.context for step in found), strict=True)
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
         bits=pad_known([step.bits for step in found]),
-        rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
+        context=SequenceContext(*map(fill_rows, contexts)),
         negatives=None,
         soft=_collate_soft(soft) if soft else None,
         times=pad_known([step.times for step in found]),
@@ -195,7 +196,7 @@ def _cross_entropies(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
     models = vmap(task.items.materialize)(leaves, rows)
-    given = (models, step.inputs, step.bits, step.times, step.rows)
+    given = (models, step.inputs, step.bits, step.times, step.context)
     dims = tuple(None if part is None else 0 for part in given)
     hidden = vmap(task.model.apply, in_dims=dims)(*given).flatten(1, 2)
     logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))

@@ -26,7 +26,7 @@ def train(task: Task, config: LocalTraining, job: Job) -> tuple[Params, LossSum]
     optimizer, rows = fresh_optimizer(leaves, config), client_item_index(task, job.data)
     for step in steps(task, config, job, windows):
         model = task.items.materialize(leaves, rows)
-        hidden = task.model.apply(model, step.inputs, step.bits, step.times, step.rows)
+        hidden = task.model.apply(model, step.inputs, step.bits, step.times, step.context)
         loss = _loss(hidden, model[ITEMS], step)
         losses = losses.add(float(loss.detach()), float((step.targets > 0).sum()))
         if job.extra_loss is not None:

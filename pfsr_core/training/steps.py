@@ -12,7 +12,7 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.items.soft_targets import SoftTargets
 from pfsr_core.items.tables import row_numbers
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.ops.dropout import draw_bits
 from pfsr_core.randomness import noise_generator
 from pfsr_core.training.local import Job, LocalTraining
@@ -25,7 +25,7 @@ class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
     ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
-    without; ``rows``: cuts and users of the B rows; ``negatives`` (n,): sampled rows in place of
+    without; ``context``: of the B rows; ``negatives`` (n,): sampled rows in place of
     all others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model
     that reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
     """
@@ -33,7 +33,7 @@ class Step:
     inputs: Tensor
     targets: Tensor
     bits: Tensor | None
-    rows: Rows
+    context: SequenceContext
     negatives: Tensor | None
     soft: SoftTargets | None = None
     times: Tensor | None = None
@@ -56,10 +56,11 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iter
             inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
             times = None if batch.times is None else batch.times[:, :-1]
             bits, negatives = draw_noise(task, inputs.shape, noise), None
-            part = Rows(draw_cuts(task, targets, shuffle), batch.users)
+            split_at = draw_split_points(task, targets, shuffle)
+            context = SequenceContext(split_at, batch.users)
             if 0 < config.negatives < rows:
                 negatives = torch.randperm(rows, generator=shuffle)[: config.negatives] + 1
-            yield Step(inputs, targets, bits, part, negatives, soft and soft.of(targets), times)
+            yield Step(inputs, targets, bits, context, negatives, soft and soft.of(targets), times)
 
 
 def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
@@ -70,8 +71,8 @@ def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generato
     return draw_bits((rows, task.model.places + length, task.model.noise_width), generator)
 
 
-def draw_cuts(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """Where each row is cut into old and recent items: (B,), from 0 to one less than its targets.
+def draw_split_points(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each row is split into old and recent items: (B,), from 0 to one less than its targets.
 
     Any place alike, so that one model reads memories of any age (PerSRec). 0 where a model makes
     no difference; nothing is drawn then.

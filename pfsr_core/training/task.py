@@ -42,10 +42,10 @@ class ModelFunctions:
         apply: The model: see :class:`pfsr_core.models.next_item.Apply`.
         noise_width: Random numbers that dropout takes at every position; 0 without dropout.
         reads_times: Whether ``apply`` makes use of times; elsewhere none are prepared.
-        places: Positions that the model adds to every row, for memory tokens; a row is then cut
+        places: Positions that the model adds to every row, for memory tokens; a row is then split
             at random in training.
         first_read: ``(length, max_length)`` to the first item read of a history.
-        cuts: ``(lengths)`` to how many of what is read are old: (B,).
+        split_points: ``(lengths)`` to how many of what is read are old: (B,).
         serving: None where every answer reads the history anew.
     """
 
@@ -54,7 +54,7 @@ class ModelFunctions:
     reads_times: bool = False
     places: int = 0
     first_read: Callable[[int, int], int] = latest
-    cuts: Callable[[Tensor], Tensor] = torch.zeros_like
+    split_points: Callable[[Tensor], Tensor] = torch.zeros_like
     serving: Serving | None = None
 
 

@@ -50,54 +50,60 @@ class AttentionEncoder(SequenceEncoder):
 
 
 def split_by_tokens(
-    cuts: Tensor, length: int, tokens: int, times: Tensor | None = None
+    split_at: Tensor, length: int, tokens: int, times: Tensor | None = None
 ) -> Arrangement:
-    """[tokens | items]: rows of ``length`` items, of which the first ``cuts`` (B,) are old.
+    """[tokens | items]: rows of ``length`` items, of which the first ``split_at`` (B,) are old.
 
     ``times`` (B, L) of the items; tokens have that of the last old item.
 
     Old items see old items, causally. Tokens see all old items and, causally, each other; they
-    count as standing at the cut. Recent items see the tokens and, causally, recent items: what is
+    count as standing at the split. Recent items see the tokens and, causally, recent items: what is
     old reaches them through the tokens alone.
     """
-    places = torch.arange(length, device=cuts.device)
-    old = places < cuts[:, None]
+    places = torch.arange(length, device=split_at.device)
+    old = places < split_at[:, None]
     same = old[:, :, None] == old[:, None, :]
     among_items = same & (places[:, None] >= places)
     to_tokens = (~old)[:, :, None].expand(-1, -1, tokens)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=cuts.device).tril()
-    of_tokens = [causal.expand(len(cuts), -1, -1), old[:, None, :].expand(-1, tokens, -1)]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=split_at.device).tril()
+    of_tokens = [causal.expand(len(split_at), -1, -1), old[:, None, :].expand(-1, tokens, -1)]
     visible = torch.cat([torch.cat(of_tokens, 2), torch.cat([to_tokens, among_items], 2)], 1)
-    known = None if times is None else _with_tokens(time_of_tokens(cuts, times), times, tokens)
-    return Arrangement(_with_tokens(cuts, places.expand(len(cuts), -1), tokens), visible, known)
+    known = None if times is None else _with_tokens(time_of_tokens(split_at, times), times, tokens)
+    return Arrangement(
+        _with_tokens(split_at, places.expand(len(split_at), -1), tokens), visible, known
+    )
 
 
-def time_of_tokens(cuts: Tensor, times: Tensor) -> Tensor:
-    """Seconds of the last old item of rows cut at ``cuts`` (B,); 0 where none is old: (B,)."""
-    last = torch.arange(times.shape[1], device=times.device) == cuts[:, None] - 1
+def time_of_tokens(split_at: Tensor, times: Tensor) -> Tensor:
+    """Seconds of the last old item of rows split at ``split_at`` (B,).
+
+    0 where none is old: (B,).
+    """
+    last = torch.arange(times.shape[1], device=times.device) == split_at[:, None] - 1
     return (times * last).sum(1)
 
 
 def after_tokens(
-    cuts: Tensor,
+    split_at: Tensor,
     length: int,
     tokens: int,
     of_tokens: Tensor | None = None,
     times: Tensor | None = None,
 ) -> Arrangement:
-    """``length`` recent items that follow tokens standing at ``cuts`` (B,): they see all of them.
+    """``length`` recent items that follow tokens standing at ``split_at`` (B,): they see all of
+    them.
 
     The same places as in :func:`split_by_tokens`, without the old items. ``of_tokens`` (B,): their
     time; ``times`` (B, length): of the items.
     """
-    places = torch.arange(length, device=cuts.device)
+    places = torch.arange(length, device=split_at.device)
     causal = places[:, None] >= places
     visible = torch.cat([causal.new_ones(length, tokens), causal], 1)
-    positions = _with_tokens(cuts, cuts[:, None] + places, tokens)
+    positions = _with_tokens(split_at, split_at[:, None] + places, tokens)
     known = None
     if of_tokens is not None and times is not None:
         known = _with_tokens(of_tokens, times, tokens)
-    return Arrangement(positions, visible.expand(len(cuts), -1, -1), known)
+    return Arrangement(positions, visible.expand(len(split_at), -1, -1), known)
 
 
 def _with_tokens(of_tokens: Tensor, of_items: Tensor, tokens: int) -> Tensor:
