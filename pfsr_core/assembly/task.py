@@ -55,8 +55,8 @@ def _functions(model: NextItemModel, mode: ItemMode) -> ModelFunctions:
         apply=mode.head.apply(make_apply(model)),
         noise_width=model.noise_width,
         reads_times=model.reads_times,
-        places=compressor.places,
-        first_read=compressor.first_read,
+        num_memory_tokens=compressor.num_memory_tokens,
+        window_start=compressor.window_start,
         split_points=compressor.split_points,
         serving=serving,
     )

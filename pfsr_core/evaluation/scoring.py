@@ -77,7 +77,7 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
     model, length = effective_model(task, params, data), len(asked.history)
     begin = serving.begin(length, None if memory is None else memory.covered)
     fits = memory is not None and memory.covered == begin
-    first = begin if fits else task.model.first_read(length, max_length)
+    first = begin if fits else task.model.window_start(length, max_length)
     codes = torch.from_numpy(asked.history[first:])[None]
     times = torch.from_numpy(asked.times[first:])[None] if len(asked.times) else None
     known = times if task.model.reads_times else None
@@ -113,7 +113,7 @@ def what_is_read(
     task: Task, histories: Sequence[ItemArray], times: Sequence[ItemArray], max_length: int
 ) -> Reading:
     """The part of each history that the model reads. ``times``: of each history, or nothing."""
-    firsts = [task.model.first_read(len(history), max_length) for history in histories]
+    firsts = [task.model.window_start(len(history), max_length) for history in histories]
     parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
     codes, lengths = pad_right(parts, max(map(len, parts), default=1))
     split_at = task.model.split_points(torch.tensor([len(history) for history in histories]))

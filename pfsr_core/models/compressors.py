@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from pfsr_core.models.encoders.attention_masks import (
     AttentionEncoder,
-    after_tokens,
-    split_by_tokens,
+    plan_after_tokens,
+    plan_around_tokens,
     time_of_tokens,
 )
 from pfsr_core.models.encoders.base import RecurrentEncoder, SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Noise
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 from pfsr_core.params import Params
 
 USERS = "compressor.users"  # a row for each user of a client, a stranger's first
@@ -57,15 +57,15 @@ class SequenceContext(NamedTuple):
 class Compressor(nn.Module):
     """How a model reads a history.
 
-    Calling it takes ``(encoder, x, noise, layout, context, times)``: x (B, L, D), packed where
-    there is a ``layout``, to what each item expects next, in the same shape. ``times`` (B, L): for
+    Calling it takes ``(encoder, x, noise, packed, context, times)``: x (B, L, D), packed where
+    there is a ``packed``, to what each item expects next, in the same shape. ``times`` (B, L): for
     an encoder that reads them.
 
     Attributes:
-        places: Positions that it adds before the items of each row.
+        num_memory_tokens: Positions that it adds before the items of each row.
     """
 
-    places: int = 0
+    num_memory_tokens: int = 0
 
     if TYPE_CHECKING:  # what nn.Module leaves untyped
 
@@ -75,7 +75,7 @@ class Compressor(nn.Module):
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
         raise NotImplementedError
 
-    def first_read(self, length: int, max_length: int) -> int:
+    def window_start(self, length: int, max_length: int) -> int:
         """The first item of a history of ``length`` that is read at all."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class MemoryCompressor(Compressor):
         raise NotImplementedError
 
 
-def latest(length: int, max_length: int) -> int:
+def latest_start(length: int, max_length: int) -> int:
     """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
     return max(0, length - max_length)
 
@@ -117,18 +117,18 @@ class WholeHistory(Compressor):
         encoder: SequenceEncoder,
         x: Tensor,
         noise: Noise | None,
-        layout: Layout | None,
+        packed: PackedSequences | None,
         _context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
-        known = [part for part in (layout, times) if part is not None]  # never both
+        known = [part for part in (packed, times) if part is not None]  # never both
         return encoder(x, noise, *known)
 
     def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
-    def first_read(self, length: int, max_length: int) -> int:
-        return latest(length, max_length)
+    def window_start(self, length: int, max_length: int) -> int:
+        return latest_start(length, max_length)
 
 
 class LearnedTokens(MemoryCompressor):
@@ -140,7 +140,7 @@ class LearnedTokens(MemoryCompressor):
 
     def __init__(self, dim: int, tokens: int, recent: int, private: bool) -> None:
         super().__init__()
-        self.places, self.recent = tokens, recent
+        self.num_memory_tokens, self.recent = tokens, recent
         self.stride = recent - recent // 2
         self.tokens = nn.Parameter(torch.randn(tokens, dim))
         self.users = nn.Parameter(torch.zeros(1, tokens, dim)) if private else None
@@ -150,19 +150,19 @@ class LearnedTokens(MemoryCompressor):
         encoder: AttentionEncoder,
         x: Tensor,
         noise: Noise | None,
-        _layout: Layout | None,
+        _packed: PackedSequences | None,
         context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
-        arrangement = split_by_tokens(context.split_at, x.shape[1], self.places, times)
+        plan = plan_around_tokens(context.split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(context.user_rows), x], 1)
-        return encoder(whole, noise, arrangement=arrangement)[:, self.places :]
+        return encoder(whole, noise, plan=plan)[:, self.num_memory_tokens :]
 
     def split_points(self, lengths: Tensor) -> Tensor:
         beyond = (lengths - self.recent).clamp(min=0)
         return -(-beyond // self.stride) * self.stride
 
-    def first_read(self, length: int, max_length: int) -> int:
+    def window_start(self, length: int, max_length: int) -> int:
         return max(0, self.begin(length) - (max_length - self.recent))
 
     def begin(self, length: int, _covered: int | None = None) -> int:
@@ -172,17 +172,19 @@ class LearnedTokens(MemoryCompressor):
         self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
     ) -> State:
         split_at = torch.full((len(x),), x.shape[1], device=x.device)
-        arrangement = split_by_tokens(split_at, x.shape[1], self.places, times)
+        plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
         known = {} if times is None else {TIME: time_of_tokens(split_at, times)}
-        return {COVERED: split_at, **known, **encoder.remember(whole, arrangement, self.places)}
+        return {COVERED: split_at, **known, **encoder.remember(whole, plan, self.num_memory_tokens)}
 
     def recall(
         self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         of_tokens = memory.get(TIME)
-        arrangement = after_tokens(memory[COVERED], x.shape[1], self.places, of_tokens, times)
-        return encoder.follow(x, arrangement, memory), memory
+        plan = plan_after_tokens(
+            memory[COVERED], x.shape[1], self.num_memory_tokens, of_tokens, times
+        )
+        return encoder.follow(x, plan, memory), memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
         """(B, K, D)"""
@@ -206,17 +208,17 @@ class RecurrentState(MemoryCompressor):
         encoder: RecurrentEncoder,
         x: Tensor,
         noise: Noise | None,
-        layout: Layout | None,
+        packed: PackedSequences | None,
         context: SequenceContext,
         _times: Tensor | None,
     ) -> Tensor:
         start = None if self.users is None else self._start(encoder, context.user_rows)
-        return encoder(x, noise, layout, start)
+        return encoder(x, noise, packed, start)
 
     def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
-    def first_read(self, _length: int, _max_length: int) -> int:
+    def window_start(self, _length: int, _max_length: int) -> int:
         return 0
 
     def begin(self, length: int, covered: int | None) -> int:

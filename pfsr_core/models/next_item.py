@@ -17,7 +17,7 @@ from torch.func import functional_call
 from pfsr_core.models.compressors import Compressor, MemoryCompressor, SequenceContext, WholeHistory
 from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
-from pfsr_core.models.ops.packed_sequences import layout_of
+from pfsr_core.models.ops.packed_sequences import find_packing
 from pfsr_core.params import Params
 
 Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
@@ -73,26 +73,26 @@ class NextItemModel(nn.Module):
     ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
-        ``bits`` (B, places + L, noise_width) int16: random bits for dropout, the compressor's
-        places first; None for none. ``times`` (B, L), whole seconds: only for an encoder that reads
-        them, None where they are not known. Without ``context`` they are whole histories of unknown
-        users. Outputs at padded places mean nothing.
+        ``bits`` (B, num_memory_tokens + L, noise_width) int16: random bits for dropout, the
+        compressor's tokens first; None for none. ``times`` (B, L), whole seconds: only for an
+        encoder that reads them, None where they are not known. Without ``context`` they are whole
+        histories of unknown users. Outputs at padded positions mean nothing.
         """
-        layout = layout_of(items) if self.encoder.packs else None
+        packed = find_packing(items) if self.encoder.packs else None
         if context is None:
             lengths = (items > 0).sum(1)
             split_at = self.compressor.split_points(lengths)
             context = SequenceContext(split_at, torch.zeros_like(lengths))
-        if layout is None:
+        if packed is None:
             noise = of_items = None
             if bits is not None:
-                of_items, noise = Noise(bits[:, self.compressor.places :]), Noise(bits)
+                of_items, noise = Noise(bits[:, self.compressor.num_memory_tokens :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
             return self.compressor(self.encoder, embedded, noise, None, context, times)
-        noise = None if bits is None else Noise(layout.pack(bits))
-        embedded = self.embed(items.flatten()[layout.index], noise)
-        return layout.pad(self.compressor(self.encoder, embedded, noise, layout, context, None))
+        noise = None if bits is None else Noise(packed.pack(bits))
+        embedded = self.embed(items.flatten()[packed.index], noise)
+        return packed.pad(self.compressor(self.encoder, embedded, noise, packed, context, None))
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""

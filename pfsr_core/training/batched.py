@@ -44,7 +44,7 @@ from pfsr_core.training.steps import Step, client_windows, steps
 from pfsr_core.training.task import Task, client_item_index
 from pfsr_core.training.windows import Windows
 
-SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
+SMALL = 512  # positions of a client's step up to which a group pays: docs/performance.md
 
 Trained = tuple[Params, LossSum]
 
@@ -83,7 +83,7 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
     items = len(task.items.candidates(job.data)) + 1
     size = Size(
         rows=min(len(windows), config.batch_size),
-        length=task.model.places + windows.longest - 1 if len(windows) else 0,
+        length=task.model.num_memory_tokens + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
@@ -93,7 +93,7 @@ def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
 def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
     """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
     training = [i for i, lane in enumerate(lanes) if lane.steps]
-    small = [i for i in training if limit is None or lanes[i].size.places <= limit]
+    small = [i for i in training if limit is None or lanes[i].size.positions <= limit]
     for group in similar({i: lanes[i].size for i in small}, lambda i: lanes[i].steps):
         if limit is None or len(group) > 1:
             yield group

@@ -24,10 +24,10 @@ from pfsr_core.training.windows import Windows, batches, training_windows
 class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
-    ``inputs`` and ``targets`` (B, L); ``bits`` (B, places + L, noise_width) for dropout, None
-    without; ``context``: of the B rows; ``negatives`` (n,): sampled rows in place of
-    all others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model
-    that reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
+    ``inputs`` and ``targets`` (B, L); ``bits`` (B, num_memory_tokens + L, noise_width) for dropout,
+    None without; ``context``: of the B rows; ``negatives`` (n,): sampled rows in place of all
+    others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model that
+    reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
     """
 
     inputs: Tensor
@@ -64,11 +64,14 @@ def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iter
 
 
 def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
-    """Bits for a batch of ``shape`` (B, L): (B, places + L, noise_width) int16, or None."""
+    """Bits for a batch of ``shape`` (B, L): int16, or None for a model without dropout.
+
+    Their shape is (B, num_memory_tokens + L, noise_width).
+    """
     if not task.model.noise_width:
         return None
-    rows, length = shape
-    return draw_bits((rows, task.model.places + length, task.model.noise_width), generator)
+    rows, length = shape[0], task.model.num_memory_tokens + shape[1]
+    return draw_bits((rows, length, task.model.noise_width), generator)
 
 
 def draw_split_points(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
@@ -78,6 +81,6 @@ def draw_split_points(task: Task, targets: Tensor, generator: torch.Generator) -
     no difference; nothing is drawn then.
     """
     lengths = (targets > 0).sum(1)
-    if not task.model.places:
+    if not task.model.num_memory_tokens:
         return torch.zeros_like(lengths)
     return (torch.rand(len(lengths), generator=generator) * lengths).long()

@@ -16,7 +16,7 @@ from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.items.functions import ItemFunctions
 from pfsr_core.items.soft_targets import SoftTargetsOf
 from pfsr_core.items.tables import item_rows
-from pfsr_core.models.compressors import latest
+from pfsr_core.models.compressors import latest_start
 from pfsr_core.models.next_item import Apply, Compress, Recall
 from pfsr_core.params import Params, Partition
 
@@ -42,9 +42,9 @@ class ModelFunctions:
         apply: The model: see :class:`pfsr_core.models.next_item.Apply`.
         noise_width: Random numbers that dropout takes at every position; 0 without dropout.
         reads_times: Whether ``apply`` makes use of times; elsewhere none are prepared.
-        places: Positions that the model adds to every row, for memory tokens; a row is then split
-            at random in training.
-        first_read: ``(length, max_length)`` to the first item read of a history.
+        num_memory_tokens: Positions that the model adds before every sequence; a sequence is then
+            split at random in training.
+        window_start: ``(length, max_length)`` to the first item read of a history.
         split_points: ``(lengths)`` to how many of what is read are old: (B,).
         serving: None where every answer reads the history anew.
     """
@@ -52,8 +52,8 @@ class ModelFunctions:
     apply: Apply
     noise_width: int = 0
     reads_times: bool = False
-    places: int = 0
-    first_read: Callable[[int, int], int] = latest
+    num_memory_tokens: int = 0
+    window_start: Callable[[int, int], int] = latest_start
     split_points: Callable[[Tensor], Tensor] = torch.zeros_like
     serving: Serving | None = None
 

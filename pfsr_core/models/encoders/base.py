@@ -31,7 +31,7 @@ class SequenceEncoder(nn.Module):
     Attributes:
         reads_times: Whether it takes the times of the interactions as one more argument: (B, L) in
             a call, (B,) in a step, whole seconds; None where they are unknown.
-        packs: Whether it takes a packed batch: x (T, D) with its ``Layout``.
+        packs: Whether it takes a packed batch: x (T, D) with its ``PackedSequences``.
         noise_width: Random numbers that its dropout takes at every position.
     """
 
@@ -61,8 +61,8 @@ class SequenceEncoder(nn.Module):
 class RecurrentEncoder(SequenceEncoder):
     """An encoder whose state has one size however long the history is.
 
-    Calling it takes ``(x, noise, layout, state)``; ``state``: what the sequence begins with, as
-    :meth:`step` takes it. ``layout`` is given only where it ``packs``.
+    Calling it takes ``(x, noise, packed, state)``; ``state``: what the sequence begins with, as
+    :meth:`step` takes it. ``packed`` is given only where it ``packs``.
     """
 
     def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:

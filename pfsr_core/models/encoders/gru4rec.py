@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from pfsr_core.models.encoders.base import RecurrentEncoder, State
 from pfsr_core.models.encoders.layers import Stack
 from pfsr_core.models.ops.dropout import Dropout, Noise
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 
 
 class GRULayer(RecurrentEncoder):
@@ -41,7 +41,7 @@ class GRULayer(RecurrentEncoder):
         self,
         x: Tensor,
         _noise: Noise | None = None,
-        _layout: Layout | None = None,
+        _packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
         start = x.new_zeros(x.shape[0], self.weight_hh_l0.shape[1])
@@ -89,7 +89,7 @@ class GRU4Rec(RecurrentEncoder):
         self,
         x: Tensor,
         noise: Noise | None = None,
-        _layout: Layout | None = None,
+        _packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
         hidden = self.recurrent(x, state=state)

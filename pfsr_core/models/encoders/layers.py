@@ -19,7 +19,7 @@ from torch import Tensor, addcmul, cat, nn
 from pfsr_core.models.encoders.base import LayerList, Mixer, RecurrentEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.matmul import linear
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 
 NORM_EPS = 1e-8  # the published 1e-12 is below what float32 resolves next to a variance
 
@@ -67,14 +67,14 @@ class MixerLayer(RecurrentEncoder):
         self,
         x: Tensor,
         noise: Noise | None = None,
-        layout: Layout | None = None,
+        packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
-        """With ``layout`` x and the output are packed, (T, D), and so is the noise."""
-        if layout is None:
+        """With ``packed`` x and the output are packed, (T, D), and so is the noise."""
+        if packed is None:
             return self._after_mixer(self.mixer(x, None, state), x, noise)
-        mixed = self.mixer(layout.pad(x), layout.lengths, state)
-        return self._after_mixer(layout.pack(mixed), x, noise)
+        mixed = self.mixer(packed.pad(x), packed.lengths, state)
+        return self._after_mixer(packed.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
         return self.mixer.initial_state(batch_size)
@@ -109,13 +109,13 @@ class Stack(RecurrentEncoder):
         self,
         x: Tensor,
         noise: Noise | None = None,
-        layout: Layout | None = None,
+        packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
-        """With ``layout`` everything is packed, (T, D); only where ``packs`` is True."""
+        """With ``packed`` everything is packed, (T, D); only where ``packs`` is True."""
         for index, layer in enumerate(self.layers):
             own = None if state is None else of_prefix(state, index)
-            x = layer(x, noise, layout, own)
+            x = layer(x, noise, packed, own)
         return x
 
     def initial_state(self, batch_size: int) -> State:

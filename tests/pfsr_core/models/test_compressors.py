@@ -13,7 +13,7 @@ from torch import Tensor
 from pfsr_core.assembly.registries import ENCODERS
 from pfsr_core.assembly.task import make_model
 from pfsr_core.models.compressors import COVERED, TIME, LearnedTokens, SequenceContext
-from pfsr_core.models.encoders.attention_masks import split_by_tokens
+from pfsr_core.models.encoders.attention_masks import plan_around_tokens
 from pfsr_core.models.next_item import NextItemModel
 from pfsr_core.settings.fields import SettingsError, Value
 from tests.helpers.tiny import tiny_settings
@@ -187,9 +187,9 @@ class TestTokens:
 
 class TestCut:
     def test_the_mask_by_hand(self) -> None:
-        arrangement = split_by_tokens(torch.tensor([2]), 4, 2)
-        assert arrangement.positions.tolist() == [[2, 2, 0, 1, 2, 3]]
-        assert arrangement.visible[0].int().tolist() == [
+        plan = plan_around_tokens(torch.tensor([2]), 4, 2)
+        assert plan.positions.tolist() == [[2, 2, 0, 1, 2, 3]]
+        assert plan.visible[0].int().tolist() == [
             [1, 0, 1, 1, 0, 0],  # the first token: itself and what is old
             [1, 1, 1, 1, 0, 0],
             [0, 0, 1, 0, 0, 0],  # old items: causal, no tokens
@@ -201,7 +201,7 @@ class TestCut:
     @given(length=st.integers(0, 400), recent=st.integers(1, 60), seed=st.integers(0, 3))
     def test_where_a_history_is_cut(self, length: int, recent: int, seed: int) -> None:
         compressor, max_length = LearnedTokens(2, 1, recent, False), recent + 1 + 37 * seed
-        split, first = compressor.begin(length), compressor.first_read(length, max_length)
+        split, first = compressor.begin(length), compressor.window_start(length, max_length)
         assert 0 <= first <= split <= length
         assert split == 0 or recent // 2 < length - split <= recent or recent == 1
         assert length - split <= recent or split == 0
@@ -269,11 +269,11 @@ def test_attention_has_no_state_of_one_size() -> None:
 def test_dropout_reaches_every_place(build: Callable[[], NextItemModel]) -> None:
     """The bits of tokens come first, and every bit is one that a layer takes."""
     model, items = build(), random_items(1, 6)
-    places = model.compressor.places
-    bits = torch.zeros(1, places + 6, model.noise_width, dtype=torch.int16)
+    tokens = model.compressor.num_memory_tokens
+    bits = torch.zeros(1, tokens + 6, model.noise_width, dtype=torch.int16)
     rows = context_of([3])
     before = model(items, bits, None, rows)
-    for place in range(places + 6):
+    for place in range(tokens + 6):
         other = bits.clone()
         other[0, place] = -(2**15)
         assert not torch.allclose(model(items, other, None, rows), before)

@@ -161,11 +161,11 @@ def test_small_clients_share_a_group_large_ones_train_alone() -> None:
     ]
     everyone = sorted(index for group in _groups(lanes, None) for index in group)
     assert everyone == list(range(len(lanes)))
-    limit = int(np.median([lane.size.places for lane in lanes]))
+    limit = int(np.median([lane.size.positions for lane in lanes]))
     for group in _groups(lanes, limit):
         counts = [lanes[index].steps for index in group]
         assert counts == sorted(counts, reverse=True)
-        assert all(lanes[index].size.places <= limit for index in group) and len(group) > 1
+        assert all(lanes[index].size.positions <= limit for index in group) and len(group) > 1
 
 
 def fits(lanes: list[Lane], group: list[int]) -> bool:

@@ -143,7 +143,7 @@ class TestSASRec:
 
 class TestGRU4Rec:
     def test_equals_torch(self) -> None:
-        """Same names, same arrangement, same numbers as a one-layer ``nn.GRU``."""
+        """Same names, same plan, same numbers as a one-layer ``nn.GRU``."""
         ours, theirs = GRULayer(5, 7).double(), nn.GRU(5, 7, batch_first=True).double()
         theirs.load_state_dict(ours.state_dict(), strict=True)
         x = torch.randn(2, 9, 5, dtype=torch.float64)
