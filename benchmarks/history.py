@@ -46,7 +46,7 @@ class Server:
 
     def serve(self) -> Tensor:
         """Scores from the memory: (1, V)."""
-        last, _ = self.model.recall(self.items, self.memory)
+        last, _ = self.model.continue_from(self.items, self.memory)
         return last @ self.model.items.weight[1:].T
 
     def anew(self, items: Tensor) -> Tensor:
@@ -145,6 +145,6 @@ def _step(model: NextItemModel, items: Tensor, piece: int) -> None:
         if part.shape == items.shape:
             hidden = encoder(model.embed(part))
         else:
-            hidden, state = encoder.resume(model.embed(part), state)
+            hidden, state = encoder.forward_from(model.embed(part), state)
             state = {name: tensor.detach() for name, tensor in state.items()}
         (hidden @ model.items.weight[1:].T).logsumexp(-1).mean().backward()

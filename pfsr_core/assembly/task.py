@@ -50,7 +50,7 @@ def task_of_mode(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Ta
 def _functions(model: NextItemModel, mode: ItemMode) -> ModelFunctions:
     compressor, serving = model.compressor, None
     if isinstance(compressor, MemoryCompressor):
-        serving = Serving(compressor.begin, *mode.head.memory(*make_serving(model)))
+        serving = Serving(compressor.memory_length, *mode.head.memory(*make_serving(model)))
     return ModelFunctions(
         apply=mode.head.apply(make_apply(model)),
         noise_width=model.noise_width,

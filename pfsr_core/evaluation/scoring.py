@@ -75,7 +75,7 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
     serving = task.model.serving
     assert serving is not None
     model, length = effective_model(task, params, data), len(asked.history)
-    begin = serving.begin(length, None if memory is None else memory.covered)
+    begin = serving.memory_length(length, None if memory is None else memory.covered)
     fits = memory is not None and memory.covered == begin
     first = begin if fits else task.model.window_start(length, max_length)
     codes = torch.from_numpy(asked.history[first:])[None]
@@ -89,7 +89,7 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
         of_old = None if known is None else known[:, :old]
         before = serving.compress(reading, items[:, :old], torch.tensor([asked.user]), of_old)
     of_recent = None if known is None else known[:, old:]
-    last, after = serving.recall(reading, items[:, old:], before, of_recent)
+    last, after = serving.continue_from(reading, items[:, old:], before, of_recent)
     scores = torch.full((data.num_items + 1,), -torch.inf)
     scores[task.items.candidates(data)] = model[ITEMS][1:] @ last[0]
     covered = begin + int(after[COVERED] - before[COVERED])

@@ -39,7 +39,7 @@ from pfsr_core.items.tables import (
     unit_rows,
 )
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, ItemVectors, item_vectors
-from pfsr_core.models.next_item import Apply, Compress, Recall
+from pfsr_core.models.next_item import Apply, Compress, ContinueFrom
 from pfsr_core.models.parameter_names import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.randomness import stream_seed
@@ -74,9 +74,11 @@ def identity(apply: Apply) -> Apply:
     return apply
 
 
-def identity_memory(compress: Compress, recall: Recall) -> tuple[Compress, Recall]:
+def identity_memory(
+    compress: Compress, continue_from: ContinueFrom
+) -> tuple[Compress, ContinueFrom]:
     """What serves from a memory as it is."""
-    return compress, recall
+    return compress, continue_from
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class ItemHead:
     """What turns a model, and what serves from a memory, into those for a mode's tables."""
 
     apply: Callable[[Apply], Apply] = identity
-    memory: Callable[[Compress, Recall], tuple[Compress, Recall]] = identity_memory
+    memory: Callable[[Compress, ContinueFrom], tuple[Compress, ContinueFrom]] = identity_memory
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class MemoryCompressor(Compressor):
     ``encoder``: of the kind that the compressor was made for.
     """
 
-    def begin(self, length: int, covered: int | None) -> int:
+    def memory_length(self, length: int, covered: int | None) -> int:
         """How many items of a history a memory must stand for to go on from it.
 
         ``covered``: those of a memory that is at hand. It serves where the answer is the same.
@@ -97,7 +97,7 @@ class MemoryCompressor(Compressor):
         """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
         raise NotImplementedError
 
-    def recall(
+    def continue_from(
         self, encoder: Any, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
@@ -163,9 +163,9 @@ class LearnedTokens(MemoryCompressor):
         return -(-beyond // self.stride) * self.stride
 
     def window_start(self, length: int, max_length: int) -> int:
-        return max(0, self.begin(length) - (max_length - self.recent))
+        return max(0, self.memory_length(length) - (max_length - self.recent))
 
-    def begin(self, length: int, _covered: int | None = None) -> int:
+    def memory_length(self, length: int, _covered: int | None = None) -> int:
         return int(self.split_points(torch.tensor(length)))
 
     def compress(
@@ -175,16 +175,20 @@ class LearnedTokens(MemoryCompressor):
         plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
         known = {} if times is None else {TIME: time_of_tokens(split_at, times)}
-        return {COVERED: split_at, **known, **encoder.remember(whole, plan, self.num_memory_tokens)}
+        return {
+            COVERED: split_at,
+            **known,
+            **encoder.build_kv_cache(whole, plan, self.num_memory_tokens),
+        }
 
-    def recall(
+    def continue_from(
         self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         of_tokens = memory.get(TIME)
         plan = plan_after_tokens(
             memory[COVERED], x.shape[1], self.num_memory_tokens, of_tokens, times
         )
-        return encoder.follow(x, plan, memory), memory
+        return encoder.decode(x, plan, memory), memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
         """(B, K, D)"""
@@ -221,7 +225,7 @@ class RecurrentState(MemoryCompressor):
     def window_start(self, _length: int, _max_length: int) -> int:
         return 0
 
-    def begin(self, length: int, covered: int | None) -> int:
+    def memory_length(self, length: int, covered: int | None) -> int:
         return covered if covered is not None and covered <= length else 0
 
     def compress(
@@ -230,15 +234,15 @@ class RecurrentState(MemoryCompressor):
         like = torch.zeros_like(x[:, :0].sum(1))
         start = {**self._start(encoder, users), HIDDEN: like}
         start[COVERED] = torch.zeros(len(x), dtype=torch.long)
-        return self.recall(encoder, x, start)[1]
+        return self.continue_from(encoder, x, start)[1]
 
-    def recall(
+    def continue_from(
         self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
     ) -> tuple[Tensor, State]:
         hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
         state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
         if x.shape[1] > STEPS:
-            outputs, state = encoder.resume(x, state)
+            outputs, state = encoder.forward_from(x, state)
             hidden = outputs[:, -1]
         else:
             for item in x.unbind(1):

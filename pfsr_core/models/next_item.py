@@ -22,7 +22,7 @@ from pfsr_core.params import Params
 
 Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
 """(parameters, item codes (B, P), users (B,), times (B, P)) -> the memory"""
-Recall = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
+ContinueFrom = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
 """(parameters, item codes (B, R), memory, times (B, R)) -> (B, D), the memory after them"""
 
 
@@ -104,12 +104,12 @@ class NextItemModel(nn.Module):
         assert isinstance(self.compressor, MemoryCompressor)
         return self.compressor.compress(self.encoder, self.embed(items), users, times)
 
-    def recall(
+    def continue_from(
         self, items: Tensor, memory: State, times: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """What is expected after item codes (B, R) that follow a memory: (B, D), the new memory."""
         assert isinstance(self.compressor, MemoryCompressor)
-        return self.compressor.recall(self.encoder, self.embed(items), memory, times)
+        return self.compressor.continue_from(self.encoder, self.embed(items), memory, times)
 
 
 def make_apply(model: nn.Module) -> Apply:
@@ -129,23 +129,23 @@ def make_apply(model: nn.Module) -> Apply:
     return apply
 
 
-def make_serving(model: NextItemModel) -> tuple[Compress, Recall]:
-    """:meth:`NextItemModel.compress` and ``recall`` as functions of the model's parameters."""
-    compress, recall = (_Method(model, name) for name in ("compress", "recall"))
+def make_serving(model: NextItemModel) -> tuple[Compress, ContinueFrom]:
+    """``compress`` and ``continue_from`` of a model as functions of its parameters."""
+    compress, continue_from = (_Method(model, name) for name in ("compress", "continue_from"))
 
     def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
         memory: State = functional_call(compress, _inside(params), (items, users, times))
         return memory
 
-    def recalled(
+    def continued(
         params: Params, items: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         outcome: tuple[Tensor, State] = functional_call(
-            recall, _inside(params), (items, memory, times)
+            continue_from, _inside(params), (items, memory, times)
         )
         return outcome
 
-    return compressed, recalled
+    return compressed, continued
 
 
 class _Method(nn.Module):

@@ -17,7 +17,7 @@ from pfsr_core.items.functions import ItemFunctions
 from pfsr_core.items.soft_targets import SoftTargetsOf
 from pfsr_core.items.tables import item_rows
 from pfsr_core.models.compressors import latest_start
-from pfsr_core.models.next_item import Apply, Compress, Recall
+from pfsr_core.models.next_item import Apply, Compress, ContinueFrom
 from pfsr_core.params import Params, Partition
 
 
@@ -29,9 +29,9 @@ class Serving:
     and item codes in place of embedded items.
     """
 
-    begin: Callable[[int, int | None], int]
+    memory_length: Callable[[int, int | None], int]
     compress: Compress
-    recall: Recall
+    continue_from: ContinueFrom
 
 
 @dataclass(frozen=True)

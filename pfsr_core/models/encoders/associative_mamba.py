@@ -172,7 +172,7 @@ class AssociativeMamba(nn.Module):
             new |= {"S": S, "c": state["c"] + dt}
         return self._finish(y + self.D[:, None] * x, z), new
 
-    def after(self, u: Tensor, state: State) -> State:
+    def final_state(self, u: Tensor, state: State) -> State:
         """The state that u (B, L, D) leaves behind where it was ``state`` before."""
         _, xBC, dt = self._project(u)
         before = state["conv"].mT

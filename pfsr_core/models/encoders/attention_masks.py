@@ -34,17 +34,17 @@ class AttentionEncoder(SequenceEncoder):
     Calling it takes ``plan`` as a keyword: (B, L, D) to (B, L, D), causal without one.
     """
 
-    def remember(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
         """What later positions see of the first ``count`` of x, without dropout.
 
         Every tensor has the rows of x as its first dimension.
         """
         raise NotImplementedError
 
-    def follow(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
+    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
         """The last of x (B, L, D) alone, (B, D), without dropout.
 
-        ``memory``: what :meth:`remember` gave of the S - L positions before x.
+        ``memory``: what :meth:`build_kv_cache` gave of the S - L positions before x.
         """
         raise NotImplementedError
 

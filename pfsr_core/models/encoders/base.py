@@ -65,7 +65,9 @@ class RecurrentEncoder(SequenceEncoder):
     :meth:`step` takes it. ``packed`` is given only where it ``packs``.
     """
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         """All of x (B, L, D) after ``state``, L >= 1: the outputs and the state after the last.
 
         What as many :meth:`step` give, all at once. x has no padding.
@@ -90,7 +92,7 @@ class Mixer(Protocol):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As an encoder's."""
 
-    def after(self, x: Tensor, state: State) -> State:
+    def final_state(self, x: Tensor, state: State) -> State:
         """The state that x (B, L, D) leaves behind, L >= 1, where it was ``state`` before."""
 
 

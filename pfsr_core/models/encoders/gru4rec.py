@@ -52,7 +52,9 @@ class GRULayer(RecurrentEncoder):
             outputs.append(hidden)
         return torch.stack(outputs, dim=1)
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         outputs = self(x, noise, None, state)
         return outputs, {"hidden": outputs[:, -1]}
 
@@ -99,8 +101,10 @@ class GRU4Rec(RecurrentEncoder):
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
-        hidden, state = self.recurrent.resume(x, state)
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
+        hidden, state = self.recurrent.forward_from(x, state)
         return self.output(self.dropout(hidden, noise)), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

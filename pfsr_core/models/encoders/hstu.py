@@ -86,7 +86,7 @@ class HSTUBlock(nn.Module):
         u, v, q, k = self._project(x)
         return self._after_attention(x, u, self._attend(q, k, v, view), noise)
 
-    def follow(self, x: Tensor, view: View, memory: State, count: int) -> Tensor:
+    def decode(self, x: Tensor, view: View, memory: State, count: int) -> Tensor:
         """The last ``count`` of x alone, (B, count, D), without dropout.
 
         ``memory``: keys and values of the positions that come before x in the ``view``.
@@ -96,7 +96,7 @@ class HSTUBlock(nn.Module):
         attended = self._attend(q[:, :, -count:], k, v, view.of_last(count))
         return self._after_attention(x[:, -count:], u[:, -count:], attended, None)
 
-    def remember(self, x: Tensor) -> State:
+    def keys_and_values(self, x: Tensor) -> State:
         """What others see of positions x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
         _, v, _, k = self._project(x)
         return {"keys": k, "values": v}
@@ -202,20 +202,20 @@ class HSTU(AttentionEncoder):
         normed: Tensor = self.norm(x)
         return normed
 
-    def remember(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
         view, memory = view_of(plan, x.shape[1]), State()
         for index, block in enumerate(self.blocks):
-            memory |= with_prefix(block.remember(x[:, :count]), index)
+            memory |= with_prefix(block.keys_and_values(x[:, :count]), index)
             x = block(x, view)
         return memory
 
-    def follow(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
+    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
         view = view_of(plan, x.shape[1])
         for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
-            x = block.follow(x, view, of_prefix(memory, index), wanted)
+            x = block.decode(x, view, of_prefix(memory, index), wanted)
         last: Tensor = self.norm(x[:, -1])
         return last
 

@@ -83,8 +83,10 @@ class MixerLayer(RecurrentEncoder):
         mixed, state = self.mixer.step(x, state)
         return self._after_mixer(mixed, x, None), state
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
-        return self(x, noise, None, state), self.mixer.after(x, state)
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
+        return self(x, noise, None, state), self.mixer.final_state(x, state)
 
     def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
         mixed = self.dropout(mixed, noise)
@@ -131,10 +133,12 @@ class Stack(RecurrentEncoder):
             next_state |= with_prefix(layer_state, index)
         return x, next_state
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         next_state: State = {}
         for index, layer in enumerate(self.layers):
-            x, layer_state = layer.resume(x, of_prefix(state, index), noise)
+            x, layer_state = layer.forward_from(x, of_prefix(state, index), noise)
             next_state |= with_prefix(layer_state, index)
         return x, next_state
 

@@ -79,7 +79,7 @@ class Mamba1Mixer(nn.Module):
         scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
 
-    def after(self, u: Tensor, state: State) -> State:
+    def final_state(self, u: Tensor, state: State) -> State:
         x, _ = self.in_proj(u).chunk(2, dim=-1)
         window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
         x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))

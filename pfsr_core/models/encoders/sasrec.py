@@ -58,18 +58,18 @@ class AttentionBlock(nn.Module):
         visible: Tensor | None = None,
     ) -> Tensor:
         """``visible`` (B, L, L) in place of causality."""
-        return self._read(x, self.remember(x), visible, noise)
+        return self._read(x, self.keys_and_values(x), visible, noise)
 
-    def follow(self, x: Tensor, visible: Tensor, memory: State, count: int) -> Tensor:
+    def decode(self, x: Tensor, visible: Tensor, memory: State, count: int) -> Tensor:
         """The last ``count`` of x alone, (B, count, D), without dropout.
 
         ``memory``: of the first S - L positions; ``visible`` (B, L, S).
         """
-        seen = self.remember(x)
+        seen = self.keys_and_values(x)
         seen = {name: torch.cat([memory[name], part], dim=2) for name, part in seen.items()}
         return self._read(x[:, -count:], seen, visible[:, -count:], None)
 
-    def remember(self, x: Tensor) -> State:
+    def keys_and_values(self, x: Tensor) -> State:
         """What others see of positions x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
         return {"keys": self._heads(self.key(x)), "values": self._heads(self.value(x))}
 
@@ -168,20 +168,20 @@ class SASRec(AttentionEncoder):
         normed: Tensor = self.norm(x)
         return normed
 
-    def remember(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
         x, memory = self._placed(x, plan), State()
         for index, block in enumerate(self.blocks):
-            memory |= with_prefix(block.remember(x[:, :count]), index)
+            memory |= with_prefix(block.keys_and_values(x[:, :count]), index)
             x = block(x, None, plan.visible)
         return memory
 
-    def follow(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
+    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
         x = self._placed(x, plan)
         for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
-            x = block.follow(x, plan.visible, of_prefix(memory, index), wanted)
+            x = block.decode(x, plan.visible, of_prefix(memory, index), wanted)
         last: Tensor = self.norm(x[:, -1])
         return last
 

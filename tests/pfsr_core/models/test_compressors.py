@@ -105,7 +105,7 @@ class TestTokens:
         assert memory[COVERED].tolist() == [old, old]
         seen = [part for name, part in memory.items() if name not in (COVERED, TIME)]
         assert {part.shape[:3] for part in seen} == {(2, 2, tokens)}
-        last, after = model.recall(items[:, old:], memory, known(times[:, old:]))
+        last, after = model.continue_from(items[:, old:], memory, known(times[:, old:]))
         close(last, whole)
         assert same_top_ten(model, last, whole)
         assert after is memory
@@ -115,7 +115,9 @@ class TestTokens:
         model = tokens_model(encoder, 4, 50, 200).float()
         items = random_items(1, 200)
         whole = model(items, None, None, context_of([150], [1]))[:, -1]
-        last, _ = model.recall(items[:, 150:], model.compress(items[:, :150], torch.tensor([1])))
+        last, _ = model.continue_from(
+            items[:, 150:], model.compress(items[:, :150], torch.tensor([1]))
+        )
         torch.testing.assert_close(last, whole, rtol=0, atol=1e-5)
         assert same_top_ten(model, last, whole)
 
@@ -149,7 +151,7 @@ class TestTokens:
         other = items.clone()
         other[0, 2] = items[0, 2] % ITEMS + 1
         frozen = model.compress(items[:, :8], torch.tensor([0]))
-        found = [model.recall(x[:, 8:], frozen)[0] for x in (items, other)]
+        found = [model.continue_from(x[:, 8:], frozen)[0] for x in (items, other)]
         assert torch.equal(*found)
         whole = [model(x, None, None, context_of([8]))[:, -1] for x in (items, other)]
         assert not torch.allclose(*whole), "an old item must matter, or this test says nothing"
@@ -201,13 +203,13 @@ class TestCut:
     @given(length=st.integers(0, 400), recent=st.integers(1, 60), seed=st.integers(0, 3))
     def test_where_a_history_is_cut(self, length: int, recent: int, seed: int) -> None:
         compressor, max_length = LearnedTokens(2, 1, recent, False), recent + 1 + 37 * seed
-        split, first = compressor.begin(length), compressor.window_start(length, max_length)
+        split, first = compressor.memory_length(length), compressor.window_start(length, max_length)
         assert 0 <= first <= split <= length
         assert split == 0 or recent // 2 < length - split <= recent or recent == 1
         assert length - split <= recent or split == 0
         assert length - first <= max_length
         assert split - first <= max_length - recent
-        assert compressor.begin(length + 1) in (split, split + compressor.stride)
+        assert compressor.memory_length(length + 1) in (split, split + compressor.stride)
 
     def test_a_row_of_a_user_needs_a_memory(self) -> None:
         with pytest.raises(SettingsError, match="personal-memory needs a memory"):
@@ -232,7 +234,7 @@ class TestState:
         memory = model.compress(items[:, :0], torch.tensor(users))
         done = 0
         for count in (0, 1, 17, 0, 1, 6):
-            last, memory = model.recall(items[:, done : done + count], memory)
+            last, memory = model.continue_from(items[:, done : done + count], memory)
             done += count
             assert memory[COVERED].tolist() == [done, done]
             if done:

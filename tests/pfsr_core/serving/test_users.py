@@ -149,7 +149,7 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
 def test_a_state_reads_what_is_new_alone(
     kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = items_read_by(monkeypatch, RecurrentState, "recall")
+    read = items_read_by(monkeypatch, RecurrentState, "continue_from")
     served = open_served(path)
     client, user = somebody(served)
     recommend(served, user)

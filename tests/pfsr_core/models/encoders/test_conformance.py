@@ -130,14 +130,14 @@ class TestStep:
         for t in range(7):
             _, state = encoder.step(x[:, t], state)
         close(encoder(x[:, 7:], state=state), encoder(x)[:, 7:])
-        outputs, after = encoder.resume(x[:, 7:], state)
+        outputs, after = encoder.forward_from(x[:, 7:], state)
         close(outputs, encoder(x)[:, 7:])
         for t in range(7, 20):
             _, state = encoder.step(x[:, t], state)
         assert after.keys() == state.keys()
         for name, tensor in state.items():
             close(after[name], tensor)
-        one = encoder.resume(x[:, :1], after)[1]
+        one = encoder.forward_from(x[:, :1], after)[1]
         for name, tensor in encoder.step(x[:, 0], state)[1].items():
             close(one[name], tensor)
 

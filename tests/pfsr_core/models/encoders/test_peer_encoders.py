@@ -25,7 +25,7 @@ class Doubling(SequenceEncoder):
     def forward(self, x: Tensor, lengths: None = None, state: None = None) -> Tensor:
         return 2 * x
 
-    def after(self, x: Tensor, state: State) -> State:
+    def final_state(self, x: Tensor, state: State) -> State:
         return {"steps": state["steps"] + x.shape[1]}
 
     def initial_state(self, batch_size: int) -> State:
