@@ -25,8 +25,14 @@ from pfsr_core.items.tables import row_numbers
 from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.training.grouping import Size, parameters_of, similar
-from pfsr_core.training.stacking import fill_rows, pad_known, pad_together, stack_params, stack_rows
+from pfsr_core.training.grouping import Size, group_by_size, parameters_of
+from pfsr_core.training.stacking import (
+    pad_and_stack,
+    pad_known,
+    pad_together,
+    stack_params,
+    stack_rows,
+)
 from pfsr_core.training.task import Task, client_item_index
 
 SMALL = 8  # users of a client up to which it is evaluated together with others
@@ -64,7 +70,7 @@ def evaluate_together(
         _entry(task, model, data, max_length) for model, data in zip(models, clients, strict=True)
     ]
     results: dict[int, Evaluated] = {}
-    for group in similar({i: _size(entry) for i, entry in enumerate(entries)}):
+    for group in group_by_size({i: _size(entry) for i, entry in enumerate(entries)}):
         chosen = [entries[i] for i in group]
         scores = _scores(task, chosen)
         results |= {i: _evaluate(entries[i], part) for i, part in zip(group, scores, strict=True)}
@@ -100,7 +106,7 @@ def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     items = pad_together([entry.rows for entry in entries])
     times = pad_known([entry.times for entry in entries])
     parts = zip(*(entry.context for entry in entries), strict=True)
-    context = SequenceContext(*map(fill_rows, parts))
+    context = SequenceContext(*map(pad_and_stack, parts))
     dims = (0, 0, None, None if times is None else 0, 0)
     hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, context)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)

@@ -23,7 +23,7 @@ from pfsr_core.models.item_scorer import BIAS, WEIGHT
 from pfsr_core.params import Params
 from pfsr_core.training.item_scorer import Lesson, ScorerTraining, rows_of
 from pfsr_core.training.local import LossSum
-from pfsr_core.training.stacking import fill_rows, pad_together
+from pfsr_core.training.stacking import pad_and_stack, pad_together
 
 SAMPLES = 2**14  # of a group's step: larger groups gain nothing
 
@@ -124,7 +124,7 @@ def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) ->
     most = max(len(lesson.codes) for lesson in lessons)
     places = [lesson.rows + k * most for k, lesson in enumerate(lessons)]
     return Group(
-        rows=fill_rows([rows_of(table, lesson.codes) for lesson in lessons]),
+        rows=pad_and_stack([rows_of(table, lesson.codes) for lesson in lessons]),
         weight=torch.cat([head[WEIGHT] for head in heads]),
         bias=torch.cat([head[BIAS] for head in heads]),
         losses=table.new_zeros(len(heads)),

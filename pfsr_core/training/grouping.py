@@ -40,7 +40,7 @@ def parameters_of(params: Params, items: int) -> int:
     return made + sum(tensor.numel() for tensor in params.values())
 
 
-def similar(
+def group_by_size(
     sizes: Mapping[int, Size], first: Callable[[int], int] = lambda _index: 0
 ) -> Iterator[list[int]]:
     """The keys in groups that fit; sorted by ``first``, then by size, the largest first."""
