@@ -29,7 +29,7 @@ from pfsr_core.federated.simulation import node_update, state_of
 from pfsr_core.models.item_scorer import head_of
 from pfsr_core.settings.sections import ModelSettings, TrainSettings
 from pfsr_core.training.allocator import keep_freed_memory
-from pfsr_core.training.item_scorer import lesson_of
+from pfsr_core.training.item_scorer import draw_training_pairs
 
 NAME = "round"
 USERS, ITEMS, MEAN_LENGTH = 943, 1682, 106
@@ -112,8 +112,8 @@ def scorer_stand_in(count: int) -> Work:
     config = scorer_training(SCORER)
 
     def work() -> Tensor:
-        lessons = [lesson_of(config, data, 1) for data in clients]
-        return scorer_round(shared, heads, lessons, config)
+        client_pairs = [draw_training_pairs(config, data, 1) for data in clients]
+        return scorer_round(shared, heads, client_pairs, config)
 
     return work
 

@@ -43,7 +43,13 @@ from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.training.batched_item_scorer import Trained, train_scorers
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
+from pfsr_core.training.item_scorer import (
+    ScorerTraining,
+    TrainingPairs,
+    draw_training_pairs,
+    rows_of,
+    train_scorer,
+)
 from pfsr_core.training.task import Task
 
 
@@ -60,16 +66,16 @@ def pfedrec(
 
     def local(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
-    ) -> list[tuple[Lesson, Trained]]:
+    ) -> list[tuple[TrainingPairs, Trained]]:
         round_, table = broadcast.round, broadcast.params[ITEMS]
-        lessons = [lesson_of(training, data, round_) for data in datasets]
+        client_pairs = [draw_training_pairs(training, data, round_) for data in datasets]
         heads = [head_of(state) for state in states]
         if training.local.engine == "loop":
-            pairs = zip(heads, lessons, strict=True)
-            found = [_alone(training, broadcast, head, lesson) for head, lesson in pairs]
+            starts = zip(heads, client_pairs, strict=True)
+            found = [_alone(training, broadcast, head, pairs) for head, pairs in starts]
         else:
-            found = train_scorers(training, table, heads, lessons, round_)
-        return list(zip(lessons, found, strict=True))
+            found = train_scorers(training, table, heads, client_pairs, round_)
+        return list(zip(client_pairs, found, strict=True))
 
     def client_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -96,27 +102,29 @@ def pfedrec(
     )
 
 
-def _alone(training: ScorerTraining, broadcast: Broadcast, head: Params, lesson: Lesson) -> Trained:
-    whole, losses = train_scorer(training, {**broadcast.params, **head}, lesson, broadcast.round)
-    return head_of(whole), rows_of(whole[ITEMS], lesson.codes), losses
+def _alone(
+    training: ScorerTraining, broadcast: Broadcast, head: Params, pairs: TrainingPairs
+) -> Trained:
+    whole, losses = train_scorer(training, {**broadcast.params, **head}, pairs, broadcast.round)
+    return head_of(whole), rows_of(whole[ITEMS], pairs.codes), losses
 
 
-def _update(broadcast: Broadcast, lesson: Lesson, trained: Trained) -> ClientUpdate:
+def _update(broadcast: Broadcast, pairs: TrainingPairs, trained: Trained) -> ClientUpdate:
     _, rows, losses = trained
     table = broadcast.params[ITEMS]
-    norm = torch.linalg.vector_norm(rows - rows_of(table, lesson.codes))
+    norm = torch.linalg.vector_norm(rows - rows_of(table, pairs.codes))
     return ClientUpdate(
-        params={ITEMS: table.index_copy(0, torch.from_numpy(lesson.codes), rows)},
+        params={ITEMS: table.index_copy(0, torch.from_numpy(pairs.codes), rows)},
         weight=1.0,
         metrics=loss_metrics(losses),
-        state=_state(lesson, trained),
+        state=_state(pairs, trained),
         norm=float(norm),
     )
 
 
-def _state(lesson: Lesson, trained: Trained) -> Params:
+def _state(pairs: TrainingPairs, trained: Trained) -> Params:
     head, rows, _ = trained
-    return {**head, ROWS: rows, CODES: torch.from_numpy(lesson.codes.astype("int32"))}
+    return {**head, ROWS: rows, CODES: torch.from_numpy(pairs.codes.astype("int32"))}
 
 
 def _own_view(shared: Params, state: Params) -> Params:

@@ -68,10 +68,10 @@ def response_masks(
     masks = [empty_masks(task.partition.split(whole)[0]) for whole in trained]
     if response.mask_mode == "none":
         return masks
-    taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
-    found = [client_samples(task, training, response, trained[i], jobs[i]) for i in taught]
+    trainable = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
+    found = [client_samples(task, training, response, trained[i], jobs[i]) for i in trainable]
     fishers = client_fishers(target_log_probability(task), found, training.engine)
-    for i, fisher in zip(taught, fishers, strict=True):
+    for i, fisher in zip(trainable, fishers, strict=True):
         masks[i] |= response.mask(fisher)
     return masks
 

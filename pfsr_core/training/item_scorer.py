@@ -46,7 +46,7 @@ class ScorerTraining:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPairs:
     """All batches of a client's training in one round, filled up to T batches of B samples.
 
     ``codes`` (R,): the items that occur, sorted. ``rows`` (T, B): places among them; ``labels``
@@ -61,7 +61,7 @@ class Lesson:
     item_shares: NDArray[np.float32]
 
 
-def lesson_of(config: ScorerTraining, data: ClientDataset, round_: int) -> Lesson:
+def draw_training_pairs(config: ScorerTraining, data: ClientDataset, round_: int) -> TrainingPairs:
     """What ``data`` trains on in the 1-based round: pairs drawn and shuffled in its own stream."""
     seed = stream_seed(config.local.seed, "client", data.client, round_)
     generator = np.random.Generator(np.random.SFC64(seed))
@@ -72,7 +72,7 @@ def lesson_of(config: ScorerTraining, data: ClientDataset, round_: int) -> Lesso
     rows = np.where(drawn, places[order], 0)
     shares = drawn / np.maximum(drawn.sum(1, keepdims=True), 1)
     by_row = drawn / _occurrences(rows, drawn) if config.item_step == "row" else shares
-    return Lesson(
+    return TrainingPairs(
         codes=codes.astype(np.int64),
         rows=rows,
         labels=np.where(drawn, labels[order], 0).astype(np.float32),
@@ -102,7 +102,7 @@ def _occurrences(rows: ItemArray, drawn: NDArray[np.bool_]) -> ItemArray:
 
 
 def train_scorer(
-    config: ScorerTraining, params: Params, lesson: Lesson, round_: int
+    config: ScorerTraining, params: Params, pairs: TrainingPairs, round_: int
 ) -> tuple[Params, LossSum]:
     """The plain loop over a whole table, by autograd: new parameters, writes none of its inputs.
 
@@ -112,8 +112,8 @@ def train_scorer(
     leaves = {name: tensor.requires_grad_() for name, tensor in clone(params).items()}
     head = torch.optim.SGD([leaves[WEIGHT], leaves[BIAS]], lr=steps.learning_rate)
     items = torch.optim.SGD([leaves[ITEMS]], lr=steps.item_learning_rate)
-    codes = torch.from_numpy(lesson.codes)
-    parts = (lesson.rows, lesson.labels, lesson.shares, lesson.item_shares)
+    codes = torch.from_numpy(pairs.codes)
+    parts = (pairs.rows, pairs.labels, pairs.shares, pairs.item_shares)
     for rows, labels, shares, item_shares in zip(*map(torch.from_numpy, parts), strict=True):
         for optimizer, weights in ((head, shares), (items, item_shares)):
             logits = item_logits(leaves, codes[rows])

@@ -17,7 +17,7 @@ from pfsr_core.assembly.registries import scorer_training
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample
-from pfsr_core.training.item_scorer import ScorerTraining, lesson_of
+from pfsr_core.training.item_scorer import ScorerTraining, draw_training_pairs
 
 
 def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds: int) -> float:
@@ -29,9 +29,9 @@ def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds:
     for data in clients:
         drawn = np.zeros(data.num_items + 1)
         for round_ in range(1, rounds + 1):
-            lesson = lesson_of(training, data, round_)
-            zeros = (lesson.shares > 0) & (lesson.labels == 0)
-            drawn += np.bincount(lesson.codes[lesson.rows[zeros]], minlength=len(drawn))
+            pairs = draw_training_pairs(training, data, round_)
+            zeros = (pairs.shares > 0) & (pairs.labels == 0)
+            drawn += np.bincount(pairs.codes[pairs.rows[zeros]], minlength=len(drawn))
         everything = np.arange(len(drawn))
         user = data.users[0]
         scores = coin.random(len(drawn)) - drawn
