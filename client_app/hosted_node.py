@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
@@ -52,7 +52,7 @@ class Node:
     partitions: int  # 0: unknown, the node brings data of its own
     name: str  # empty for a part of a common data set
     settings: Settings
-    federation: Federation
+    federation: FederatedDataset
     hosted: Mapping[str, ClientDataset]  # by name, in the order of the names
     store: NodeStore
 
@@ -164,7 +164,7 @@ def _state_directory(config: Config) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _federation(settings: Settings) -> Federation:
+def _federation(settings: Settings) -> FederatedDataset:
     """Kept while the process lives: in a simulation it answers many messages."""
     return load_federation(settings)
 

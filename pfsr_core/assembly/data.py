@@ -18,7 +18,7 @@ from pfsr_core.settings.sections import FederationSettings
 
 
 @dataclass(frozen=True)
-class Federation:
+class FederatedDataset:
     """The data of a run: who the clients are, in a fixed order, and the log they came from."""
 
     clients: tuple[ClientDataset, ...]
@@ -34,7 +34,7 @@ class Federation:
         return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
-def load_federation(settings: Settings) -> Federation:
+def load_federation(settings: Settings) -> FederatedDataset:
     """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
     _check_column(settings.federation)
     data = settings.data
@@ -44,7 +44,7 @@ def load_federation(settings: Settings) -> Federation:
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
     clients = tuple(with_catalogue(settings, one) for one in clients)
-    return Federation(clients, split, interactions)
+    return FederatedDataset(clients, split, interactions)
 
 
 def _check_column(federation: FederationSettings) -> None:

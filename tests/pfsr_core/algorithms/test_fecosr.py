@@ -9,7 +9,7 @@ import torch
 
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED, Finetuning, fecosr
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.registries import local_training
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.scoring import make_scorer
@@ -27,13 +27,15 @@ from tests.helpers.tiny import tiny_settings, tiny_world
 VALID = "valid/excluded/ndcg@10"
 
 
-def world(**changes: Value) -> tuple[Federation, Assembly]:
+def world(**changes: Value) -> tuple[FederatedDataset, Assembly]:
     chosen = {"algorithm__name": "fecosr", "train__semantic_share": 0.3, **changes}
     _, federation, assembly = tiny_world(**chosen)
     return federation, assembly
 
 
-def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, simulation.States]:
+def after(
+    rounds: int, **changes: Value
+) -> tuple[FederatedDataset, Assembly, Params, simulation.States]:
     """A federation after some rounds: with its shared parameters and its clients' states."""
     federation, assembly = world(train__learning_rate=0.01, **changes)
     server, states = simulation.run(assembly.algorithm, federation.clients, rounds=rounds, seed=1)
@@ -41,7 +43,10 @@ def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, 
 
 
 def finetuned(
-    algorithm: FederatedAlgorithm, shared: Params, states: simulation.States, federation: Federation
+    algorithm: FederatedAlgorithm,
+    shared: Params,
+    states: simulation.States,
+    federation: FederatedDataset,
 ) -> simulation.States:
     broadcast = replace(algorithm.init(), params=shared, round=2).broadcast()
     return simulation.finetune_clients(algorithm, broadcast, states, federation.clients)

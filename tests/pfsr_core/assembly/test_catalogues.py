@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from client_app.hosted_node import make_node
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.registries import ALGORITHMS, local_training
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
@@ -53,7 +53,7 @@ def own_world(items: str = "shared", name: str = "fed-avg", **changes: Value):
 
 
 def trained(
-    world: tuple[Settings, Federation, Assembly], rounds: int = 2
+    world: tuple[Settings, FederatedDataset, Assembly], rounds: int = 2
 ) -> tuple[Params, States, list[ClientDataset]]:
     _, federation, assembly = world
     server, states = run(assembly.algorithm, federation.clients, rounds=rounds, seed=0)
@@ -140,7 +140,7 @@ def test_a_uniform_guess_costs_the_log_of_the_catalogue() -> None:
     assert losses.total / losses.count == pytest.approx(np.log(data.catalogue_size), rel=1e-5)
 
 
-def training_of(world: tuple[Settings, Federation, Assembly]) -> LocalTraining:
+def training_of(world: tuple[Settings, FederatedDataset, Assembly]) -> LocalTraining:
     return local_training(world[0])
 
 

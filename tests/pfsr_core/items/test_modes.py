@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS, ITEMS_OF, local_training
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
@@ -88,7 +88,7 @@ def test_every_item_can_be_ranked_and_the_future_does_not_leak(items: str, encod
     torch.testing.assert_close(hidden[0], hidden[1])
 
 
-def of_length(federation: Federation, name: str, length: int, seed: int) -> ClientDataset:
+def of_length(federation: FederatedDataset, name: str, length: int, seed: int) -> ClientDataset:
     """A client of one user with ``length`` training items."""
     items = len(federation.split.item_ids)
     codes = np.random.default_rng(seed).permutation(np.tile(np.arange(1, items + 1), 20))

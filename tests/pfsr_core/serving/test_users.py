@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.evaluation.scoring import make_scorer
@@ -43,7 +43,7 @@ KINDS = {
 
 
 @cache
-def world(kind: str) -> tuple[Settings, Federation, Assembly, Served]:
+def world(kind: str) -> tuple[Settings, FederatedDataset, Assembly, Served]:
     changes: dict[str, Value] = {
         "algorithm__name": "fed-avg",
         "model__items": "dual",
