@@ -30,7 +30,7 @@ from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import hosted_by
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, HASHED, TF_IDF
 from pfsr_core.serving.node_store import NodeStore, default_state_directory
 from pfsr_core.settings.sections import RunSettings
@@ -175,5 +175,5 @@ def assembly_of(node: Node, algorithm: str) -> Assembly:
 
 
 @lru_cache(maxsize=2)
-def _assemble(settings: Settings, catalogue: Catalogue) -> Assembly:
+def _assemble(settings: Settings, catalogue: ItemCatalogue) -> Assembly:
     return assemble(settings, catalogue)

@@ -15,14 +15,14 @@ from pfsr_core.assembly.settings import Settings
 from pfsr_core.assembly.task import as_catalogue, task_of_mode
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
-from pfsr_core.items.modes import Catalogue, item_mode
+from pfsr_core.items.modes import ItemCatalogue, item_mode
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import fingerprint, shapes_of
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
 
 
-def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assembly:
+def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Assembly:
     """The model over the ``catalogue`` and the algorithm that ``settings`` name.
 
     Item ids stand for a catalogue without texts. Raises SettingsError when they do not fit each

@@ -12,7 +12,7 @@ from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.partition import partition_by_column, partition_by_group, partition_by_user
 from pfsr_core.data.splits import Split, leave_one_out
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import FederationSettings
 
@@ -26,12 +26,12 @@ class FederatedDataset:
     interactions: Interactions
 
     @cached_property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ItemCatalogue:
         """All items with the words about them, and the training histories that they occur in."""
         words = {**self.interactions.titles, **self.interactions.texts}
         ids = self.split.item_ids
         histories = tuple(user.train for user in self.split.users)
-        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
+        return ItemCatalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
 def load_federation(settings: Settings) -> FederatedDataset:

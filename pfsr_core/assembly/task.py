@@ -11,7 +11,7 @@ from torch import Tensor
 from pfsr_core.assembly.registries import COMPRESSORS, ENCODERS
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.items.modes import Catalogue, ItemMode, item_mode, text_vectors
+from pfsr_core.items.modes import ItemCatalogue, ItemMode, item_mode, text_vectors
 from pfsr_core.items.soft_targets import SoftTargetsOf, semantic_targets
 from pfsr_core.models.compressors import USERS, MemoryCompressor
 from pfsr_core.models.encoders.base import SequenceEncoder
@@ -24,19 +24,19 @@ from pfsr_core.settings.sections import ModelSettings
 from pfsr_core.training.task import ModelFunctions, ParamPartition, Serving, Task, TaskLoss
 
 
-def make_task(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Task:
+def make_task(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Task:
     """The next-item model as functions, and the partition of its names by ``model.items``."""
     catalogue = as_catalogue(catalogue)
     mode = item_mode(settings.model, settings.run.seed, catalogue)
     return task_of_mode(settings, catalogue, mode)
 
 
-def as_catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
+def as_catalogue(catalogue: ItemCatalogue | Sequence[str]) -> ItemCatalogue:
     """Raw item ids stand for a catalogue without texts."""
-    return catalogue if isinstance(catalogue, Catalogue) else Catalogue(tuple(catalogue))
+    return catalogue if isinstance(catalogue, ItemCatalogue) else ItemCatalogue(tuple(catalogue))
 
 
-def task_of_mode(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
+def task_of_mode(settings: Settings, catalogue: ItemCatalogue, mode: ItemMode) -> Task:
     """:func:`make_task` with the item mode at hand."""
     model = make_model(settings, len(catalogue.item_ids))
     return Task(
@@ -84,7 +84,7 @@ def _rows_of_users(unknown_user: Params, data: ClientDataset) -> Params:
 
 
 def _soft_targets(
-    settings: Settings, catalogue: Catalogue, texts: Tensor | None
+    settings: Settings, catalogue: ItemCatalogue, texts: Tensor | None
 ) -> SoftTargetsOf | None:
     """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has.
 

@@ -36,7 +36,7 @@ class ItemFunctions:
 
 def all_candidates(data: ClientDataset) -> Tensor:
     """Sorted codes of all items that the client may rank: (V',)."""
-    return torch.from_numpy(data.catalogue)
+    return torch.from_numpy(data.rankable_items)
 
 
 def own_candidates(data: ClientDataset) -> Tensor:

@@ -54,7 +54,7 @@ Table = Callable[[Params, Params], Tensor]
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ItemCatalogue:
     """All items: raw ids by code, and words about each, "" where none are known.
 
     A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
@@ -128,7 +128,7 @@ class ItemMode:
     head: ItemHead = ItemHead()
 
 
-def item_mode(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def item_mode(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     """The mode that ``model.items`` names. Raises DataError where item vectors are missing."""
     return ITEM_MODES[model.items](model, seed, catalogue)
 
@@ -144,7 +144,7 @@ def _materialize(params: ItemParams, table: Table) -> Callable[[Params, Params],
     return materialize
 
 
-def _private(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def _private(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     start_of = _item_start(model, seed, _common_table(model, seed, catalogue))
 
     def start(data: ClientDataset) -> Params:
@@ -168,7 +168,7 @@ def _add_residual(table: Tensor, params: Params, codes: Tensor) -> Tensor:
     return add_rows(table, params[RESIDUAL], codes)
 
 
-def _shared(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def _shared(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     table = _common_table(model, seed, catalogue)
     params = ItemParams({ITEMS: table}, frozenset(), lambda _data: {})
     functions = ItemFunctions(
@@ -180,7 +180,7 @@ def _shared(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
     return ItemMode(params, functions)
 
 
-def _dual(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def _dual(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     def table(params: Params, item_index: Params) -> Tensor:
         shared_rows = _shared_table(params, item_index)
         return _add_residual(shared_rows, params, item_index[OWN_ROWS])
@@ -191,13 +191,13 @@ def _dual(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
     return ItemMode(params, functions)
 
 
-def _semantic(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def _semantic(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     residual = ItemParams({}, frozenset({RESIDUAL}), _zero_residual(model))
     return _projected(model, seed, catalogue, residual, _add_residual)
 
 
 def _projected(
-    model: ModelSettings, seed: int, catalogue: Catalogue, private: ItemParams, change: Change
+    model: ModelSettings, seed: int, catalogue: ItemCatalogue, private: ItemParams, change: Change
 ) -> ItemMode:
     """Projected public vectors; ``change`` is what the ``private`` part does to them."""
     width = model.text_dim + model.id_dim
@@ -226,7 +226,7 @@ def _projected(
     return ItemMode(params, functions, source)
 
 
-def _adapted(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
+def _adapted(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     adapter_seed = stream_seed(seed, "adapter")
 
     def adapter(items: int) -> Params:
@@ -243,7 +243,7 @@ def _adapted(model: ModelSettings, seed: int, catalogue: Catalogue) -> ItemMode:
     return replace(mode, functions=functions, head=ItemHead(with_bias, memory_with_bias))
 
 
-ITEM_MODES: dict[str, Callable[[ModelSettings, int, Catalogue], ItemMode]] = {
+ITEM_MODES: dict[str, Callable[[ModelSettings, int, ItemCatalogue], ItemMode]] = {
     "private": _private,
     "shared": _shared,
     "dual": _dual,
@@ -252,12 +252,12 @@ ITEM_MODES: dict[str, Callable[[ModelSettings, int, Catalogue], ItemMode]] = {
 }
 
 
-def text_vectors(model: ModelSettings, catalogue: Catalogue) -> Tensor:
+def text_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> Tensor:
     """Text vectors by item code, zeros for padding: (V + 1, S). Raises DataError without texts."""
     return _padded(torch.from_numpy(_item_vectors(model, catalogue).rows))
 
 
-def _item_vectors(model: ModelSettings, catalogue: Catalogue) -> ItemVectors:
+def _item_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors:
     if catalogue.vectors is not None:
         return catalogue.vectors
     ids = catalogue.item_ids
@@ -265,7 +265,7 @@ def _item_vectors(model: ModelSettings, catalogue: Catalogue) -> ItemVectors:
     return item_vectors(model.item_vectors, ids, texts, model.text_dim, catalogue.histories)
 
 
-def pooled_vectors(model: ModelSettings, catalogue: Catalogue) -> ItemVectors | None:
+def pooled_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors | None:
     """Those that cannot be made again where a model is served; None where others are asked for."""
     pooled = model.item_vectors == CO_OCCURRENCE
     return _item_vectors(model, catalogue) if pooled else None
@@ -287,7 +287,7 @@ def _zero_residual(model: ModelSettings) -> Callable[[ClientDataset], Params]:
     return lambda data: {RESIDUAL: torch.zeros(len(data.touched) + 1, dim)}
 
 
-def _common_table(model: ModelSettings, seed: int, catalogue: Catalogue) -> Tensor:
+def _common_table(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> Tensor:
     return common_item_table(catalogue.item_ids, model.embedding_dim, seed, model.item_std)
 
 

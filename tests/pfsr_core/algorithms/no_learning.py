@@ -35,7 +35,9 @@ def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds:
         everything = np.arange(len(drawn))
         user = data.users[0]
         scores = coin.random(len(drawn)) - drawn
-        found.append(rank_in_sample(scores, everything, user.test, user.rivals(data.catalogue)))
+        found.append(
+            rank_in_sample(scores, everything, user.test, user.rivals(data.rankable_items))
+        )
     return float(per_user(np.array(found), "hr@10").mean())
 
 

@@ -17,7 +17,7 @@ from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.data.errors import DataError
 from pfsr_core.files import write_json
 from pfsr_core.items.co_occurrence import co_occurrence_vectors
-from pfsr_core.items.modes import Catalogue, pooled_vectors
+from pfsr_core.items.modes import ItemCatalogue, pooled_vectors
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, COLLABORATIVE, ItemVectors, item_vectors
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table
@@ -93,7 +93,7 @@ def test_held_out_items_are_never_looked_at() -> None:
 
 def test_without_histories_it_says_so() -> None:
     with pytest.raises(DataError, match="pools the training histories.*Fix: 'hashed'"):
-        assemble(tiny_settings(**SEMANTIC), Catalogue(("a", "b")))
+        assemble(tiny_settings(**SEMANTIC), ItemCatalogue(("a", "b")))
 
 
 def test_a_node_with_data_of_its_own_refuses_to_pool(tmp_path: Path) -> None:

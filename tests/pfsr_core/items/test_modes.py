@@ -19,7 +19,7 @@ from pfsr_core.evaluation.scoring import effective_model, make_scorer
 from pfsr_core.federated.algorithm import ClientUpdate
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.adapter import SCALE
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.items.tables import OWN_ROWS
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.parameter_names import BIAS, FACTORS, ITEMS, PROJECTION, RESIDUAL
@@ -57,13 +57,13 @@ def test_a_semantic_vector_is_the_projection_of_a_public_one() -> None:
     """Items of the same words and id-dim 0 have the same vector, whatever the projection is."""
     settings = tiny_settings(model__items="semantic", model__id_dim=0)
     texts = ("red car", "red car", "blue car", "blue sea")
-    assembly = assemble(settings, Catalogue(("a", "b", "c", "d"), texts))
+    assembly = assemble(settings, ItemCatalogue(("a", "b", "c", "d"), texts))
     params = {**assembly.task.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
     rows = assembly.task.items.materialize(params, NO_ROWS)[ITEMS]
     torch.testing.assert_close(rows[1], rows[2])
     assert not torch.allclose(rows[1], rows[3])
     told_apart = assemble(
-        tiny_settings(model__items="semantic"), Catalogue(("a", "b", "c", "d"), texts)
+        tiny_settings(model__items="semantic"), ItemCatalogue(("a", "b", "c", "d"), texts)
     ).task
     params = {**told_apart.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
     rows = told_apart.items.materialize(params, NO_ROWS)[ITEMS]
@@ -219,8 +219,8 @@ def test_other_texts_make_another_model() -> None:
     other = replace(catalogue, texts=("something else", *catalogue.texts[1:]))
     assert assemble(settings, other).fingerprint != assembly.fingerprint
     with pytest.raises(DataError, match="no titles"):
-        assemble(settings, Catalogue(catalogue.item_ids))
-    server = assemble(settings, Catalogue(catalogue.item_ids, known=False))
+        assemble(settings, ItemCatalogue(catalogue.item_ids))
+    server = assemble(settings, ItemCatalogue(catalogue.item_ids, known=False))
     assert server.algorithm.reply_shapes == assembly.algorithm.reply_shapes
 
 
@@ -228,7 +228,7 @@ def test_the_same_item_has_the_same_vector_on_nodes_with_other_items() -> None:
     changes: dict[str, Value] = {"model__items": "semantic", "model__item_vectors": "hashed"}
     settings, federation, assembly = tiny_world(**changes)
     ids, texts = federation.catalogue.item_ids[10:20], federation.catalogue.texts[10:20]
-    other = assemble(settings, Catalogue(ids, texts))
+    other = assemble(settings, ItemCatalogue(ids, texts))
     params = {**assembly.task.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
     rows, few = (one.task.items.materialize(params, NO_ROWS)[ITEMS] for one in (assembly, other))
     torch.testing.assert_close(few[1:], rows[11:21])
