@@ -29,7 +29,7 @@ from pfsr_core.federated.simulation import node_update, state_of
 from pfsr_core.models.item_scorer import head_of
 from pfsr_core.settings.sections import ModelSettings, TrainSettings
 from pfsr_core.training.allocator import keep_freed_memory
-from pfsr_core.training.item_scorer import lesson_of
+from pfsr_core.training.item_scorer import draw_training_pairs
 
 NAME = "round"
 USERS, ITEMS, MEAN_LENGTH = 943, 1682, 106
@@ -113,12 +113,10 @@ def scorer_stand_in(count: int) -> Work:
     config = local_training(SCORER)
 
     def work() -> Tensor:
-        drawn = partial(lesson_of, config, round_=1, by_row=False)
-        lessons = [
-            drawn(data=data, negatives_per_positive=PAIRS.negatives_per_positive)
-            for data in clients
-        ]
-        return scorer_round(shared, heads, lessons, config)
+        drawn = partial(draw_training_pairs, config, round_=1, by_row=False)
+        count = PAIRS.negatives_per_positive
+        client_pairs = [drawn(data=data, negatives_per_positive=count) for data in clients]
+        return scorer_round(shared, heads, client_pairs, config)
 
     return work
 

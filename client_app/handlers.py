@@ -157,7 +157,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
                 histories = {user.user: user.full.tolist() for user in data.users}
                 known = [user for user in data.users if len(user.times)]
                 times = {user.user: user.times.tolist() for user in known}
-                kept = times if assembly.task.reads_times else {}
+                kept = times if assembly.task.model.reads_times else {}
                 yield data.client, ServedClient(state, histories, kept)
 
     if order.install:
@@ -273,5 +273,5 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
         item_ids=node.federation.split.item_ids,
         titles=node.federation.interactions.titles,
         texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings, node.federation.catalogue),
+        vectors=pooled_vectors(settings.model, node.federation.catalogue),
     )

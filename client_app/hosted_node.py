@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import hosted_by
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, HASHED, TF_IDF
 from pfsr_core.serving.node_store import NodeStore, default_state_directory
 from pfsr_core.settings.sections import RunSettings
@@ -52,7 +52,7 @@ class Node:
     partitions: int  # 0: unknown, the node brings data of its own
     name: str  # empty for a part of a common data set
     settings: Settings
-    federation: Federation
+    federation: FederatedDataset
     hosted: Mapping[str, ClientDataset]  # by name, in the order of the names
     store: NodeStore
 
@@ -164,7 +164,7 @@ def _state_directory(config: Config) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _federation(settings: Settings) -> Federation:
+def _federation(settings: Settings) -> FederatedDataset:
     """Kept while the process lives: in a simulation it answers many messages."""
     return load_federation(settings)
 
@@ -175,5 +175,5 @@ def assembly_of(node: Node, algorithm: str) -> Assembly:
 
 
 @lru_cache(maxsize=2)
-def _assemble(settings: Settings, catalogue: Catalogue) -> Assembly:
+def _assemble(settings: Settings, catalogue: ItemCatalogue) -> Assembly:
     return assemble(settings, catalogue)

@@ -16,7 +16,7 @@ from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.model import Assembly
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.params import fingerprint
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table, share
@@ -81,7 +81,7 @@ def assembly_of(settings: Settings, roster: Roster) -> Assembly:
     known = roster.members[0].item_ids
     count = max(member.num_items for member in roster.members)
     ids = known or tuple(map(str, range(1, count + 1)))
-    return assemble(settings, Catalogue(ids, known=bool(known)))
+    return assemble(settings, ItemCatalogue(ids, known=bool(known)))
 
 
 def _train(run: Run, name: str) -> dict[str, Any]:

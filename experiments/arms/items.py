@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated.algorithm import FULL, ServerState
@@ -136,7 +136,7 @@ def evaluate_all(
     max_length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
     return evaluate_personal(without_views(assembly), max_length, server.params, states, federation)
@@ -147,7 +147,7 @@ def views_of(
     max_length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> dict[str, Any]:
     """Test figures of each view of the algorithm, and of FULL where it has that."""
     algorithm, found = assembly.algorithm, {}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fecosr import SHIPPED
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.baselines import BASELINES
@@ -95,7 +95,7 @@ def run_market_arm(arm: str, settings: Settings, every: int) -> dict[str, Any]:
     return _trained(settings, federation, _trainers(source, federation.clients), every)
 
 
-def baseline_parts(federation: Federation) -> dict[str, Found]:
+def baseline_parts(federation: FederatedDataset) -> dict[str, Found]:
     """The baselines in each market alone, and fitted to the users of all."""
     (pool,) = _trainers(POOLED, federation.clients)
     fitted = dict(BASELINES)
@@ -115,7 +115,7 @@ def _trainers(source: str, markets: Sequence[ClientDataset]) -> Sequence[ClientD
 
 
 def _trained(
-    settings: Settings, federation: Federation, trainers: Sequence[ClientDataset], every: int
+    settings: Settings, federation: FederatedDataset, trainers: Sequence[ClientDataset], every: int
 ) -> dict[str, Any]:
     assembly = assemble(settings, federation.catalogue)
     length, rounds = settings.model.max_length, settings.federation.rounds
@@ -165,7 +165,7 @@ def _evaluated(
     length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
     personalize: Personalize | None = None,
 ) -> Evaluations:
     """Every market with the model that ``personalize`` makes, else the algorithm's own way."""

@@ -46,7 +46,7 @@ from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
 from pfsr_core.training.fisher import Masks
 from pfsr_core.training.local import Job, LocalTraining
-from pfsr_core.training.task import Task
+from pfsr_core.training.task import Task, TaskLoss
 
 FEDERATED, LOCAL = "federated", "local"  # variants; in a finetuned state also prefixes
 ALONE, ALONE_BEST = "alone", "alone-best"  # prefixes: the model alone now, and at its best round
@@ -97,7 +97,7 @@ class Stages:
     @property
     def hard(self) -> Task:
         """The task without soft targets: of finetuning, and of the model alone."""
-        return replace(self.task, soft_targets=None)
+        return replace(self.task, loss=TaskLoss())
 
     @property
     def held(self) -> frozenset[str]:
@@ -175,8 +175,8 @@ def fecosr(
     base = fed_avg(task, training, averaging)
 
     def init_client(data: ClientDataset) -> Params:
-        alone = _named(ALONE, task.init_shared()) if settings.safety_rule else {}
-        return {**task.init_private(data), **alone}
+        alone = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
+        return {**task.partition.init_private(data), **alone}
 
     def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]

@@ -94,14 +94,14 @@ def fed_avg(
 
     return FederatedAlgorithm(
         client=ClientSide(
-            init=task.init_private,
+            init=task.partition.init_private,
             updates=updates,
-            reply_shapes=shapes_of(task.init_shared()),
+            reply_shapes=shapes_of(task.partition.init_shared()),
             finetunes=finetunes,
             states_fit_any_round=not task.partition.private,
         ),
         server=ServerSide(
-            init=lambda: ServerState(task.init_shared()),
+            init=lambda: ServerState(task.partition.init_shared()),
             update=lambda server, reply: averaging.step(server, reply.params),
         ),
         personalization=Personalization(model, item_variants(task, model)),

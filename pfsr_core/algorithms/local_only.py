@@ -28,7 +28,7 @@ def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
     """The reference for what federation is worth: the same model, budget and seeds."""
 
     def init_client(data: ClientDataset) -> Params:
-        return {**task.init_shared(), **task.init_private(data)}
+        return {**task.partition.init_shared(), **task.partition.init_private(data)}
 
     def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]

@@ -51,9 +51,9 @@ from pfsr_core.params import Params, shapes_of
 from pfsr_core.settings.fields import setting
 from pfsr_core.training.batched_item_scorer import Trained, train_scorers
 from pfsr_core.training.item_scorer import (
-    Lesson,
+    TrainingPairs,
+    draw_training_pairs,
     item_scorer_task,
-    lesson_of,
     rows_of,
     train_scorer,
 )
@@ -86,10 +86,10 @@ def pfedrec(
 
     All clients weigh the same, whatever ``averaging`` says.
     """
-    shapes = shapes_of(task.init_shared())
-    first_score_function = task.init_private(ClientDataset("", (), ()))
-    lesson_in_round = partial(
-        lesson_of,
+    shapes = shapes_of(task.partition.init_shared())
+    first_score_function = task.partition.init_private(ClientDataset("", (), ()))
+    draw_pairs = partial(
+        draw_training_pairs,
         training,
         negatives_per_positive=settings.negatives_per_positive,
         by_row=settings.item_step == "row",
@@ -97,35 +97,36 @@ def pfedrec(
 
     def init_client(data: ClientDataset) -> Params:
         rows = torch.zeros(0, shapes[ITEMS][1])
-        return {**task.init_private(data), ROWS: rows, CODES: torch.zeros(0, dtype=torch.int32)}
+        codes = torch.zeros(0, dtype=torch.int32)
+        return {**task.partition.init_private(data), ROWS: rows, CODES: codes}
 
     def train_all(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
-    ) -> list[tuple[Lesson, Trained]]:
+    ) -> list[tuple[TrainingPairs, Trained]]:
         round_, table = broadcast.round, broadcast.params[ITEMS]
-        lessons = [lesson_in_round(data=data, round_=round_) for data in datasets]
+        client_pairs = [draw_pairs(data=data, round_=round_) for data in datasets]
         heads = [head_of(state) for state in states]
         if training.settings.engine == "loop":
-            pairs = zip(heads, lessons, strict=True)
-            trained = [_train_by_loop(training, broadcast, *pair) for pair in pairs]
+            starts = zip(heads, client_pairs, strict=True)
+            trained = [_train_by_loop(training, broadcast, *start) for start in starts]
         else:
-            trained = train_scorers(training, table, heads, lessons, round_)
-        return list(zip(lessons, trained, strict=True))
+            trained = train_scorers(training, table, heads, client_pairs, round_)
+        return list(zip(client_pairs, trained, strict=True))
 
     def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        return [_update(broadcast, *pair) for pair in train_all(broadcast, states, datasets)]
+        return [_update(broadcast, *result) for result in train_all(broadcast, states, datasets)]
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
-        return [_state(*pair) for pair in train_all(broadcast, states, datasets)]
+        return [_state(*result) for result in train_all(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
         client=ClientSide(init_client, updates, shapes, finetunes),
         server=ServerSide(
-            init=lambda: ServerState(task.init_shared()),
+            init=lambda: ServerState(task.partition.init_shared()),
             update=lambda server, reply: averaging.step(server, reply.params),
         ),
         personalization=Personalization(
@@ -139,28 +140,28 @@ def pfedrec(
 
 
 def _train_by_loop(
-    training: LocalTraining, broadcast: Broadcast, head: Params, lesson: Lesson
+    training: LocalTraining, broadcast: Broadcast, head: Params, pairs: TrainingPairs
 ) -> Trained:
-    params, losses = train_scorer(training, {**broadcast.params, **head}, lesson, broadcast.round)
-    return head_of(params), rows_of(params[ITEMS], lesson.codes), losses
+    params, losses = train_scorer(training, {**broadcast.params, **head}, pairs, broadcast.round)
+    return head_of(params), rows_of(params[ITEMS], pairs.codes), losses
 
 
-def _update(broadcast: Broadcast, lesson: Lesson, trained: Trained) -> ClientUpdate:
+def _update(broadcast: Broadcast, pairs: TrainingPairs, trained: Trained) -> ClientUpdate:
     _, rows, losses = trained
     table = broadcast.params[ITEMS]
-    norm = torch.linalg.vector_norm(rows - rows_of(table, lesson.codes))
+    norm = torch.linalg.vector_norm(rows - rows_of(table, pairs.codes))
     return ClientUpdate(
-        params={ITEMS: table.index_copy(0, torch.from_numpy(lesson.codes), rows)},
+        params={ITEMS: table.index_copy(0, torch.from_numpy(pairs.codes), rows)},
         weight=1.0,
         metrics=loss_metrics(losses),
-        state=_state(lesson, trained),
+        state=_state(pairs, trained),
         norm=float(norm),
     )
 
 
-def _state(lesson: Lesson, trained: Trained) -> Params:
+def _state(pairs: TrainingPairs, trained: Trained) -> Params:
     head, rows, _ = trained
-    return {**head, ROWS: rows, CODES: torch.from_numpy(lesson.codes.astype("int32"))}
+    return {**head, ROWS: rows, CODES: torch.from_numpy(pairs.codes.astype("int32"))}
 
 
 def _own_model(shared: Params, state: Params) -> Params:

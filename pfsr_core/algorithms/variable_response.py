@@ -25,7 +25,7 @@ from pfsr_core.training.fisher import (
     empty_masks,
 )
 from pfsr_core.training.local import Job, LocalTraining
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.task import Task, client_item_index
 from pfsr_core.training.windows import prefix_samples
 
 MaskRule = Callable[[Params], Masks]
@@ -74,9 +74,9 @@ def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) ->
     """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
     generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
     samples = prefix_samples(
-        job.data, training.max_length, count, generator, with_times=task.reads_times
+        job.data, training.max_length, count, generator, with_times=task.model.reads_times
     )
-    rows = task.candidates(job.data)
+    rows = task.items.candidates(job.data)
     return samples._replace(
         prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
     )
@@ -86,13 +86,13 @@ def client_samples(
     task: Task, training: LocalTraining, count: int, params: Params, job: Job
 ) -> Sampled:
     """A client's ``count`` Fisher samples, and which of its names may be masked."""
-    masked = select(params, task.partition.shared - task.averaged)
+    masked = select(params, task.partition.shared - task.items.averaged)
     return Sampled(
         encoder=masked,
         private={name: tensor for name, tensor in params.items() if name not in masked},
         samples=fisher_samples(task, training, job, count),
-        items=len(task.candidates(job.data)) + 1,
-        rows=client_rows(task, job.data),
+        items=len(task.items.candidates(job.data)) + 1,
+        rows=client_item_index(task, job.data),
     )
 
 
@@ -110,9 +110,9 @@ def target_log_probability(task: Task) -> LogProbability:
     ) -> Tensor:
         rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
         rows = {name: constants[name] for name in named if name in constants}
-        model = task.effective({**params, **rest}, rows)
+        model = task.items.materialize({**params, **rest}, rows)
         known = times[0][None] if times else None
-        hidden = task.apply(model, prefix[None], None, known)[0]
+        hidden = task.model.apply(model, prefix[None], None, known)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = model[ITEMS][1:] @ last
         if ROWS in constants:

@@ -18,6 +18,7 @@ def check_settings(name: str, settings: Settings) -> None:
         settings: All settings.
     """
     _check_items(name, settings)
+    _check_negatives(settings)
     for key, reason in ALGORITHMS[name].unread.items():
         _require_defaults(settings, [key], reason)
     model, optimizer = settings.model, settings.algorithm.server.optimizer
@@ -48,6 +49,15 @@ def algorithm_names(settings: Settings) -> list[str]:
         check_settings(name, settings)
         ALGORITHMS[name].check_run(flat_settings(settings))
     return names
+
+
+def _check_negatives(settings: Settings) -> None:
+    """Raises SettingsError where sampled negatives would tell a history."""
+    if settings.train.negatives and settings.model.items == "dual":
+        raise SettingsError(
+            "train.negatives with model.items = 'dual': of a shared table only the rows of the "
+            "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
+        )
 
 
 def _require_defaults(settings: Settings, keys: Sequence[str], reason: str) -> None:

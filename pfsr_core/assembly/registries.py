@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
-
-from torch import nn
 
 from pfsr_core.algorithms.fecosr import FECOSR
 from pfsr_core.algorithms.fed_avg import FED_AVG
@@ -14,9 +11,10 @@ from pfsr_core.algorithms.local_only import LOCAL_ONLY
 from pfsr_core.algorithms.pfedrec import PFEDREC
 from pfsr_core.algorithms.pfsr import PFSR
 from pfsr_core.algorithms.spec import AlgorithmSpec, Labels
-from pfsr_core.models.compressors import LearnedTokens, RecurrentState, WholeHistory
+from pfsr_core.models.compressors import Compressor, LearnedTokens, RecurrentState, WholeHistory
 from pfsr_core.models.encoders.associative_mamba import associative_encoder
-from pfsr_core.models.encoders.base import Encoder
+from pfsr_core.models.encoders.attention_masks import AttentionEncoder
+from pfsr_core.models.encoders.base import RecurrentEncoder, SequenceEncoder
 from pfsr_core.models.encoders.gru4rec import gru4rec_encoder
 from pfsr_core.models.encoders.hstu import hstu_encoder
 from pfsr_core.models.encoders.mamba1 import mamba1_encoder
@@ -25,7 +23,7 @@ from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import ModelSettings
 
 
-def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
+def _associative(model: ModelSettings, anchored: bool) -> SequenceEncoder:
     return associative_encoder(
         model.embedding_dim,
         num_layers=model.num_layers,
@@ -38,7 +36,7 @@ def _associative(model: ModelSettings, anchored: bool) -> nn.Module:
     )
 
 
-ENCODERS: dict[str, Callable[[ModelSettings], nn.Module]] = {
+ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
     "associative-mamba": lambda m: _associative(m, anchored=True),
     "mamba": lambda m: _associative(m, anchored=False),
     "mamba1": lambda m: mamba1_encoder(
@@ -60,7 +58,7 @@ def _extra_places(model: ModelSettings) -> int:
     return model.tokens if model.compressor == "tokens" else 0
 
 
-def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
+def _whole_history(model: ModelSettings, _encoder: SequenceEncoder) -> Compressor:
     if model.personal_memory:
         raise SettingsError(
             "model.personal-memory needs a memory. Fix: model.compressor = 'tokens' or 'state'."
@@ -68,8 +66,8 @@ def _whole_history(model: ModelSettings, _encoder: nn.Module) -> nn.Module:
     return WholeHistory()
 
 
-def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
-    if not hasattr(encoder, "remember"):
+def _tokens(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+    if not isinstance(encoder, AttentionEncoder):
         raise SettingsError(
             f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
             f"attention. Fix: model.encoder = 'sasrec' or 'hstu', or model.compressor = 'state'."
@@ -82,17 +80,17 @@ def _tokens(model: ModelSettings, encoder: nn.Module) -> nn.Module:
     return LearnedTokens(model.embedding_dim, model.tokens, model.recent, model.personal_memory)
 
 
-def _state(model: ModelSettings, encoder: nn.Module) -> nn.Module:
-    if hasattr(encoder, "remember"):
+def _state(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+    if not isinstance(encoder, RecurrentEncoder):
         raise SettingsError(
             f"model.compressor = 'state' with the encoder {model.encoder!r}: attention's state "
             f"grows with the history. Fix: model.compressor = 'tokens', or a recurrent encoder."
         )
-    return RecurrentState(cast(Encoder, encoder), model.personal_memory)
+    return RecurrentState(encoder, model.personal_memory)
 
 
 IDENTITY = "identity"
-COMPRESSORS: dict[str, Callable[[ModelSettings, nn.Module], nn.Module]] = {
+COMPRESSORS: dict[str, Callable[[ModelSettings, SequenceEncoder], Compressor]] = {
     IDENTITY: _whole_history,
     "tokens": _tokens,
     "state": _state,

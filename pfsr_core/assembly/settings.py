@@ -15,6 +15,7 @@ from typing import Any
 from pfsr_core.algorithms.server_optimizers import Averaging, ServerOptimizerSettings
 from pfsr_core.assembly.moved_keys import MOVED_KEYS
 from pfsr_core.assembly.registries import ALGORITHMS, COMPRESSORS, ENCODERS
+from pfsr_core.items.modes import ITEM_MODES
 from pfsr_core.settings.fields import (
     SettingsError,
     Value,
@@ -66,7 +67,7 @@ class Settings:
     data: DataSettings = section(DataSettings)
     federation: FederationSettings = section(FederationSettings)
     model: ModelSettings = section(
-        ModelSettings, choices={"encoder": ENCODERS, "compressor": COMPRESSORS}
+        ModelSettings, choices={"encoder": ENCODERS, "items": ITEM_MODES, "compressor": COMPRESSORS}
     )
     train: TrainSettings = section(TrainSettings)
     algorithm: AlgorithmSettings = section(AlgorithmSettings)

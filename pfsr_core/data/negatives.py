@@ -38,6 +38,6 @@ def never_negative(data: ClientDataset, user: UserHistory) -> ItemArray:
 def _others(data: ClientDataset, items: ItemArray) -> ItemArray:
     """The codes of the client's catalogue that are not among ``items``, ascending."""
     free = np.zeros(data.num_items + 1, bool)
-    free[data.catalogue] = True
+    free[data.rankable_items] = True
     free[items] = False
     return np.flatnonzero(free).astype(np.int64)

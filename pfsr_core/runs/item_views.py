@@ -95,7 +95,7 @@ def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDa
     before, after = (
         effective_model(assembly.task, way(shared, state), data)[ITEMS][1:].float() for way in ways
     )
-    own = np.isin(data.catalogue, data.touched)
+    own = np.isin(data.rankable_items, data.touched)
     moved = torch.linalg.vector_norm(after - before, dim=1)
     moved = moved / torch.linalg.vector_norm(before, dim=1).mean().clamp(min=1e-12)
     shown, axes = _shown(own), _axes(before, after, own)

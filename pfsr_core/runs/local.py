@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.describe import describe
 from pfsr_core.federated.aggregation import merge_sums
@@ -47,7 +47,7 @@ class Experiment:
     """One algorithm over one federation."""
 
     settings: Settings
-    federation: Federation
+    federation: FederatedDataset
     assembly: Assembly
 
     @property
@@ -86,7 +86,7 @@ class Outcome:
     states: Mapping[str, Params]
 
 
-def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
+def simulate(settings: Settings, federation: FederatedDataset, directory: Path, tell: Tell) -> None:
     """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files.
 
     Raises SettingsError and DataError before anything is written.
@@ -122,7 +122,7 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     write_json(directory / "summary.json", summary)
 
 
-def _experiment(settings: Settings, name: str, federation: Federation) -> Experiment:
+def _experiment(settings: Settings, name: str, federation: FederatedDataset) -> Experiment:
     chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
     return Experiment(chosen, federation, assemble(chosen, federation.catalogue))
 
@@ -191,7 +191,7 @@ def _to_evaluate(settings: Settings, round_: int) -> bool:
     return round_ % settings.run.evaluate_every == 0 or round_ == settings.federation.rounds
 
 
-def _write_facts(settings: Settings, federation: Federation, directory: Path) -> None:
+def _write_facts(settings: Settings, federation: FederatedDataset, directory: Path) -> None:
     write_json(directory / "config.json", flat_settings(settings))
     write_json(directory / "environment.json", environment())
     facts = describe(federation.interactions, federation.split)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.registries import labels_of
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
 
 
-def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
+def evaluate_splits(scorer_of: ScorerOf, federation: FederatedDataset) -> Evaluations:
     """Validation and test of every client."""
     return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
 
@@ -39,7 +39,7 @@ def evaluate_personal(
     max_length: int,
     shared: Params,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> Evaluations:
     """Validation and test of every client with its personalised model, and with every view."""
     return _by_split(evaluate_models(assembly, max_length, shared, states, federation.clients))
@@ -50,7 +50,7 @@ def evaluate_trained_on(
     max_length: int,
     broadcast: Broadcast,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> Evaluations:
     """Validation and test of every client in the view FULL."""
     return _by_split(evaluate_full(assembly, max_length, broadcast, states, federation.clients))
@@ -60,7 +60,7 @@ def _by_split(found: Sequence[Evaluated]) -> Evaluations:
     return {split: [one[split] for one in found] for split in SPLITS}
 
 
-def coverage(federation: Federation) -> dict[str, float]:
+def coverage(federation: FederatedDataset) -> dict[str, float]:
     """Share of the held-out items that occur in the training data of their own client."""
     users = sum(len(data.users) for data in federation.clients)
     return {
@@ -69,7 +69,9 @@ def coverage(federation: Federation) -> dict[str, float]:
     }
 
 
-def baseline_rows(federation: Federation, pooled: bool = False) -> tuple[list[Row], list[Row]]:
+def baseline_rows(
+    federation: FederatedDataset, pooled: bool = False
+) -> tuple[list[Row], list[Row]]:
     """Every baseline, fitted on each client alone: rows of the summary and of clients.csv.
 
     With ``pooled`` it is fitted once on the training histories of all; every client still ranks its
@@ -125,7 +127,7 @@ def federated_row(
 
 def client_rows(
     method: str,
-    federation: Federation,
+    federation: FederatedDataset,
     found: Evaluations,
     outcomes: Mapping[str, Sums] | None = None,
 ) -> list[Row]:

@@ -110,7 +110,6 @@ class ModelSettings:
         "an averaged table; dual, an averaged table and a private residual; semantic, projected "
         "public vectors and a private residual; adapted, projected public vectors and a private "
         "low-rank adapter",
-        choices=("private", "shared", "dual", "semantic", "adapted"),
     )
     item_vectors: str = setting(
         "tf-idf",

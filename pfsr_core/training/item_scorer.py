@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.data.negatives import training_pairs
+from pfsr_core.items.functions import ItemFunctions, all_candidates
 from pfsr_core.items.tables import common_item_table, table_rows
 from pfsr_core.models.item_scorer import BIAS, WEIGHT, ItemScorer, first_head, item_logits
 from pfsr_core.models.next_item import make_apply
@@ -27,11 +28,11 @@ from pfsr_core.params import Params, Partition, clone
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.sections import TrainSettings
 from pfsr_core.training.local import LocalTraining, LossSum
-from pfsr_core.training.task import Task
+from pfsr_core.training.task import ModelFunctions, ParamPartition, Task
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPairs:
     """All batches of a client's training in one round, filled up to T batches of B samples.
 
     ``codes`` (R,): the items that occur, sorted. ``rows`` (T, B): places among them; ``labels``
@@ -46,14 +47,14 @@ class Lesson:
     item_shares: NDArray[np.float32]
 
 
-def lesson_of(
+def draw_training_pairs(
     config: LocalTraining,
     data: ClientDataset,
     round_: int,
     *,
     negatives_per_positive: int,
     by_row: bool,
-) -> Lesson:
+) -> TrainingPairs:
     """What a client trains on in a round: pairs drawn and shuffled in its own stream.
 
     Args:
@@ -75,7 +76,7 @@ def lesson_of(
     rows = np.where(drawn, places[order], 0)
     shares = drawn / np.maximum(drawn.sum(1, keepdims=True), 1)
     item_shares = drawn / _occurrences(rows, drawn) if by_row else shares
-    return Lesson(
+    return TrainingPairs(
         codes=codes.astype(np.int64),
         rows=rows,
         labels=np.where(drawn, labels[order], 0).astype(np.float32),
@@ -105,7 +106,7 @@ def _occurrences(rows: ItemArray, drawn: NDArray[np.bool_]) -> ItemArray:
 
 
 def train_scorer(
-    config: LocalTraining, params: Params, lesson: Lesson, round_: int
+    config: LocalTraining, params: Params, pairs: TrainingPairs, round_: int
 ) -> tuple[Params, LossSum]:
     """The plain loop over a whole table, by autograd: new parameters, writes none of its inputs.
 
@@ -115,8 +116,8 @@ def train_scorer(
     leaves = {name: tensor.requires_grad_() for name, tensor in clone(params).items()}
     head = torch.optim.SGD([leaves[WEIGHT], leaves[BIAS]], lr=steps.learning_rate)
     items = torch.optim.SGD([leaves[ITEMS]], lr=steps.item_learning_rate)
-    codes = torch.from_numpy(lesson.codes)
-    parts = (lesson.rows, lesson.labels, lesson.shares, lesson.item_shares)
+    codes = torch.from_numpy(pairs.codes)
+    parts = (pairs.rows, pairs.labels, pairs.shares, pairs.item_shares)
     for rows, labels, shares, item_shares in zip(*map(torch.from_numpy, parts), strict=True):
         for optimizer, weights in ((head, shares), (items, item_shares)):
             logits = item_logits(leaves, codes[rows])
@@ -145,12 +146,15 @@ def item_scorer_task(item_ids: Sequence[str], dim: int, seed: int, item_std: flo
     table = common_item_table(item_ids, dim, seed, item_std)
     head = first_head(dim, stream_seed(seed, "score function"))
     return Task(
-        apply=make_apply(ItemScorer(len(item_ids), dim)),
-        noise_width=0,
-        partition=Partition.of([ITEMS, *head], private=lambda name: name != ITEMS),
-        init_shared=lambda: {ITEMS: table.clone()},
-        init_private=lambda _data: clone(head),
-        candidates=lambda data: torch.from_numpy(data.catalogue),
-        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
-        effective=lambda params, rows: {**params, ITEMS: table_rows(params[ITEMS], rows)},
+        model=ModelFunctions(make_apply(ItemScorer(len(item_ids), dim))),
+        partition=ParamPartition(
+            names=Partition.of([ITEMS, *head], private=lambda name: name != ITEMS),
+            init_shared=lambda: {ITEMS: table.clone()},
+            init_private=lambda _data: clone(head),
+        ),
+        items=ItemFunctions(
+            candidates=all_candidates,
+            unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+            materialize=lambda params, index: {**params, ITEMS: table_rows(params[ITEMS], index)},
+        ),
     )

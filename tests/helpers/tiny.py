@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.federated.model import Assembly
@@ -58,7 +58,7 @@ def tiny_settings(**changes: Value) -> Settings:
     return parse_settings({**TINY, **named, **NEEDS.get(str(named.get("algorithm.name")), {})})
 
 
-def tiny_world(**changes: Value) -> tuple[Settings, Federation, Assembly]:
+def tiny_world(**changes: Value) -> tuple[Settings, FederatedDataset, Assembly]:
     settings = tiny_settings(**changes)
     federation = load_federation(settings)
     return settings, federation, assemble(settings, federation.catalogue)

@@ -17,7 +17,7 @@ from pfsr_core.assembly.data import load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample
-from pfsr_core.training.item_scorer import lesson_of
+from pfsr_core.training.item_scorer import draw_training_pairs
 from pfsr_core.training.local import LocalTraining
 
 
@@ -30,13 +30,17 @@ def hit_rate(clients: Sequence[ClientDataset], training: LocalTraining, rounds: 
     for data in clients:
         drawn = np.zeros(data.num_items + 1)
         for round_ in range(1, rounds + 1):
-            lesson = lesson_of(training, data, round_, negatives_per_positive=4, by_row=True)
-            zeros = (lesson.shares > 0) & (lesson.labels == 0)
-            drawn += np.bincount(lesson.codes[lesson.rows[zeros]], minlength=len(drawn))
+            pairs = draw_training_pairs(
+                training, data, round_, negatives_per_positive=4, by_row=True
+            )
+            zeros = (pairs.shares > 0) & (pairs.labels == 0)
+            drawn += np.bincount(pairs.codes[pairs.rows[zeros]], minlength=len(drawn))
         everything = np.arange(len(drawn))
         user = data.users[0]
         scores = coin.random(len(drawn)) - drawn
-        found.append(rank_in_sample(scores, everything, user.test, user.rivals(data.catalogue)))
+        found.append(
+            rank_in_sample(scores, everything, user.test, user.rivals(data.rankable_items))
+        )
     return float(per_user(np.array(found), "hr@10").mean())
 
 

@@ -84,7 +84,7 @@ def test_soft_targets_need_a_next_item(own: str) -> None:
 
 def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
-    partition = assembly.task.partition.check(assembly.shapes)
+    partition = assembly.task.partition.names.check(assembly.shapes)
     assert not [key for key in assembly.algorithm.client.reply_shapes if key in partition.private]
     table = len(federation.split.item_ids) + 1
     rows = {key for key, shape in assembly.algorithm.client.reply_shapes.items() if table in shape}

@@ -10,7 +10,7 @@ import torch
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED, FeCoSRSettings, fecosr
 from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated import simulation
@@ -27,13 +27,15 @@ from tests.helpers.tiny import tiny_settings, tiny_world
 VALID = "valid/excluded/ndcg@10"
 
 
-def world(**changes: Value) -> tuple[Federation, Assembly]:
+def world(**changes: Value) -> tuple[FederatedDataset, Assembly]:
     chosen = {"algorithm__name": "fecosr", "train__semantic_share": 0.3, **changes}
     _, federation, assembly = tiny_world(**chosen)
     return federation, assembly
 
 
-def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, simulation.States]:
+def after(
+    rounds: int, **changes: Value
+) -> tuple[FederatedDataset, Assembly, Params, simulation.States]:
     """A federation after some rounds: with its shared parameters and its clients' states."""
     federation, assembly = world(train__learning_rate=0.01, **changes)
     server, states = simulation.run(assembly.algorithm, federation.clients, rounds=rounds, seed=1)
@@ -41,7 +43,10 @@ def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, 
 
 
 def finetuned(
-    algorithm: FederatedAlgorithm, shared: Params, states: simulation.States, federation: Federation
+    algorithm: FederatedAlgorithm,
+    shared: Params,
+    states: simulation.States,
+    federation: FederatedDataset,
 ) -> simulation.States:
     broadcast = replace(algorithm.server.init(), params=shared, round=2).broadcast()
     return simulation.finetune_clients(algorithm, broadcast, states, federation.clients)
@@ -70,7 +75,7 @@ def test_an_untouched_adapter_changes_no_score() -> None:
     federation, assembly = world()
     _, _, semantic = tiny_world(model__items="semantic")
     data = federation.clients[0]
-    shared, own = assembly.task.init_shared(), assembly.task.init_private(data)
+    shared, own = assembly.task.partition.init_shared(), assembly.task.partition.init_private(data)
     scores = make_scorer(assembly.task, {**shared, **own}, data, 10)([data.users[0].train])
     residual = {RESIDUAL: torch.zeros(len(data.touched) + 1, 8)}
     expected = make_scorer(semantic.task, {**shared, **residual}, data, 10)([data.users[0].train])
@@ -79,10 +84,10 @@ def test_an_untouched_adapter_changes_no_score() -> None:
 
 def test_pretraining_moves_what_is_shared_and_no_adapter() -> None:
     federation, assembly, shared, states = after(2)
-    start = assembly.task.init_shared()
+    start = assembly.task.partition.init_shared()
     assert all(not torch.equal(shared[name], start[name]) for name in start if "bias" not in name)
     for data in federation.clients:
-        for name, tensor in assembly.task.init_private(data).items():
+        for name, tensor in assembly.task.partition.init_private(data).items():
             assert torch.equal(states[data.client][name], tensor)
             assert name == BASIS or not tensor.any()
 
@@ -169,7 +174,7 @@ def test_a_market_that_cannot_train(left: int) -> None:
         torch.equal(update.params[name], algorithm.server.init().params[name]) for name in shared
     )
     (ended,) = finetuned(algorithm, shared, {}, replace(federation, clients=(market,))).values()
-    start = assembly.task.init_shared()
+    start = assembly.task.partition.init_shared()
     local = algorithm.personalization.variants[LOCAL](shared, ended)
     assert all(torch.equal(local[name], start[name]) for name in start)
     federated = algorithm.personalization.variants[FEDERATED](shared, ended)

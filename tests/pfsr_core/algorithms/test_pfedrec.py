@@ -28,8 +28,8 @@ from pfsr_core.serving.recommend import MODEL, recommend
 from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched_item_scorer as batched_scorer
 from pfsr_core.training.batched_item_scorer import train_scorers
-from pfsr_core.training.item_scorer import Lesson, train_scorer
-from pfsr_core.training.item_scorer import lesson_of as lesson_with
+from pfsr_core.training.item_scorer import TrainingPairs, train_scorer
+from pfsr_core.training.item_scorer import draw_training_pairs as draw_pairs
 from pfsr_core.training.local import LocalTraining
 from tests.helpers.tiny import tiny_settings, tiny_world
 from tests.pfsr_core.algorithms.no_learning import hit_rate
@@ -43,7 +43,7 @@ ONE_USER: dict[str, Value] = {
 }
 
 
-lesson_of = partial(lesson_with, negatives_per_positive=4, by_row=True)
+draw_training_pairs = partial(draw_pairs, negatives_per_positive=4, by_row=True)
 
 
 def training_of(**changes: Value) -> LocalTraining:
@@ -60,30 +60,30 @@ def updates(algorithm: FederatedAlgorithm, *clients: ClientDataset) -> list[Clie
     return algorithm.client.updates(algorithm.server.init().broadcast(), states, clients)
 
 
-def two_steps() -> tuple[Params, Lesson]:
+def two_steps() -> tuple[Params, TrainingPairs]:
     """Items 1 (twice, liked) and 3 (not) in one batch of three, D = 1."""
     params = {ITEMS: torch.tensor([[0.0], [2.0], [7.0], [1.0]])}
     params |= {WEIGHT: torch.tensor([[0.5]]), BIAS: torch.tensor([0.1])}
-    lesson = Lesson(
+    pairs = TrainingPairs(
         codes=np.array([1, 3]),
         rows=np.array([[0, 0, 1]]),
         labels=np.array([[1, 1, 0]], np.float32),
         shares=np.full((1, 3), 1 / 3, np.float32),
         item_shares=np.array([[0.5, 0.5, 1.0]], np.float32),
     )
-    return params, lesson
+    return params, pairs
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 def test_a_batch_by_hand(engine: str) -> None:
-    params, lesson = two_steps()
+    params, pairs = two_steps()
     config = training_of().with_settings(learning_rate=0.3, item_learning_rate=2.0)
     if engine == "loop":
-        whole, losses = train_scorer(config, params, lesson, 1)
+        whole, losses = train_scorer(config, params, pairs, 1)
         rows = whole[ITEMS][[1, 3]]
         assert float(whole[ITEMS][2]) == 7.0
     else:
-        ((whole, rows, losses),) = train_scorers(config, params[ITEMS], [params], [lesson], 1)
+        ((whole, rows, losses),) = train_scorers(config, params[ITEMS], [params], [pairs], 1)
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + exp(-x))
@@ -143,14 +143,14 @@ def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     _, federation, assembly = tiny_world(**ONE_USER)
     whole = updates(assembly.algorithm, *federation.clients)
     monkeypatch.setattr(batched_scorer, "SAMPLES", 50)
-    lessons = [lesson_of(training_of(), data, 1) for data in federation.clients]
-    groups = batched_scorer._groups(lessons)
+    client_pairs = [draw_training_pairs(training_of(), data, 1) for data in federation.clients]
+    groups = batched_scorer._groups(client_pairs)
     assert len(groups) > 3
-    assert sorted(i for group in groups for i in group) == list(range(len(lessons)))
+    assert sorted(i for group in groups for i in group) == list(range(len(client_pairs)))
     for group in groups:
-        widest = max(lessons[i].rows.shape[1] for i in group)
+        widest = max(client_pairs[i].rows.shape[1] for i in group)
         assert len(group) == 1 or len(group) * widest <= 50
-        steps = [len(lessons[i].rows) for i in group]
+        steps = [len(client_pairs[i].rows) for i in group]
         assert steps == sorted(steps, reverse=True)
     for one, other in zip(whole, updates(assembly.algorithm, *federation.clients), strict=True):
         torch.testing.assert_close(one.params, other.params, rtol=0, atol=1e-6)
@@ -176,8 +176,10 @@ def test_negatives_are_drawn_anew_every_round_and_say_what_the_protocol_says() -
     training = training_of()
     drawn = {}
     for protocol in ("strict", "paper-pfedrec"):
-        lessons = [lesson_of(training, replace(data, protocol=protocol), r) for r in range(1, 30)]
-        zeros = [one.codes[one.rows[(one.shares > 0) & (one.labels == 0)]] for one in lessons]
+        client_pairs = [
+            draw_training_pairs(training, replace(data, protocol=protocol), r) for r in range(1, 30)
+        ]
+        zeros = [one.codes[one.rows[(one.shares > 0) & (one.labels == 0)]] for one in client_pairs]
         assert {len(part) for part in zeros} == {12}
         assert len({tuple(np.sort(part)) for part in zeros}) > 5
         drawn[protocol] = set(np.concatenate(zeros).tolist())
@@ -186,11 +188,11 @@ def test_negatives_are_drawn_anew_every_round_and_say_what_the_protocol_says() -
 
 def test_every_sample_counts_once_an_epoch() -> None:
     training = training_of(train__local_epochs=3, train__batch_size=4)
-    lesson = lesson_of(training, reader(5, 9, 2), 1)
-    assert lesson.rows.shape == (3 * 4, 4)  # 15 samples, in batches of 4, 4, 4, 3
-    assert (lesson.shares > 0).sum() == 3 * 15
-    assert lesson.shares.sum(1) == pytest.approx(np.ones(12))
-    for rows, shares in zip(lesson.rows, lesson.item_shares, strict=True):
+    pairs = draw_training_pairs(training, reader(5, 9, 2), 1)
+    assert pairs.rows.shape == (3 * 4, 4)  # 15 samples, in batches of 4, 4, 4, 3
+    assert (pairs.shares > 0).sum() == 3 * 15
+    assert pairs.shares.sum(1) == pytest.approx(np.ones(12))
+    for rows, shares in zip(pairs.rows, pairs.item_shares, strict=True):
         for row in set(rows[shares > 0]):
             assert shares[rows == row].sum() == pytest.approx(1.0)
 

@@ -56,7 +56,7 @@ def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
     data = min(federation.clients, key=lambda one: one.catalogue_size)
     assert data.catalogue_size < data.num_items
     found = item_views(assembly, server.params, states[data.client], data)
-    sold = [int(code) in data.touched for code in data.catalogue]
+    sold = [int(code) in data.touched for code in data.rankable_items]
     assert found.own == sold and len(found.before) == data.catalogue_size
     moved = ~np.isclose(np.array(found.before), np.array(found.after), atol=1e-3).all(1)
     assert moved.any() and (name == "pfedrec" or not (moved & ~np.array(found.own)).any())

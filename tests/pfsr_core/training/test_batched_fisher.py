@@ -36,8 +36,8 @@ def sampled(
     task, training = assembly.task, local_training(settings)
     found = []
     for seed, data in enumerate(clients):
-        private = task.init_private(data)
-        job = Job({**task.init_shared(), **private}, data, seed)
+        private = task.partition.init_private(data)
+        job = Job({**task.partition.init_shared(), **private}, data, seed)
         moved_whole = moved(job.params, seed)
         found.append(client_samples(task, training, count, moved_whole, job))
     return found

@@ -27,8 +27,10 @@ from pfsr_core.federated.protocol import Order
 from pfsr_core.params import Params, pack
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.training.batched_fisher import client_fishers
-from pfsr_core.training.local import Job, client_windows, steps, train
+from pfsr_core.training.local import Job
+from pfsr_core.training.loop import train
 from pfsr_core.training.padding import pad_times
+from pfsr_core.training.steps import client_windows, steps
 from pfsr_core.training.task import Task
 from pfsr_core.training.windows import prefix_samples
 from tests.helpers.tiny import tiny_settings, tiny_world
@@ -58,7 +60,7 @@ def without_times(data: ClientDataset) -> ClientDataset:
 
 def started(task: Task, data: ClientDataset) -> Params:
     """Parameters whose biases of time are not close to nothing."""
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     generator = torch.Generator().manual_seed(2)
     return {
         name: torch.randn(tensor.shape, generator=generator) if "time_bias" in name else tensor
@@ -133,7 +135,7 @@ def test_times_change_what_reads_them_and_nothing_else(encoder: str) -> None:
     """Training, Fisher information and scores; bit for bit the same where no times are read."""
     settings, federation, assembly = tiny_world(**{**HSTU, "model__encoder": encoder})
     task, training, reads = assembly.task, local_training(settings), encoder == "hstu"
-    assert task.reads_times == reads
+    assert task.model.reads_times == reads
     outcomes: list[list[Params]] = []
     for data in (federation.clients[0], without_times(federation.clients[0])):
         job = Job(started(task, data), data, 1)
