@@ -25,7 +25,8 @@ from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.partition import partition_by_user
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.data.synthetic.clusters import generate
-from pfsr_core.federated.simulation import sample_clients, update_clients
+from pfsr_core.federated.sampling import sample_clients
+from pfsr_core.federated.simulation import update_clients
 from pfsr_core.params import Params
 from pfsr_core.serving.node_store import NodeStore
 

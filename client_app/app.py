@@ -1,6 +1,7 @@
-"""The client side of Flower: messages to requests of the node, and its answers back.
+"""The client side of Flower: a message becomes a request to the node, its answer a reply.
 
-Free of torch: Flower starts this in a new process for every message of a deployment.
+Every reply passes the last gate (:mod:`client_app.mods`). Free of torch: Flower starts this in a
+new process for every message of a deployment.
 """
 
 from __future__ import annotations
@@ -19,43 +20,47 @@ from pfsr_core.federated.protocol import (
     CONFIG,
     FACTS,
     FINISH,
-    HELLO,
     METRICS,
+    REGISTER,
     SHARED,
     TRAIN,
 )
 
 WITH_ARRAY = (TRAIN, FINISH)
-FLOWERS_PROCESS = "flwr-clientapp"  # it lives for one message
+FLOWER_PROCESS = "flwr-clientapp"  # it lives for one message
 
 app = ClientApp()
 
 
 def limits(message: Message, context: Context) -> Limits:
     """What may leave in answer to ``message``, asked apart from the answer itself."""
-    found: dict[str, Any] = dict(_ask(LIMITS, message, context).metrics)
-    return Limits(**found)
+    values: dict[str, Any] = dict(_ask(LIMITS, message, context).metrics)
+    return Limits(**values)
 
 
-@app.query("hello", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
-def hello(message: Message, context: Context) -> Message:
-    answer = _ask(HELLO, message, context)
+@app.query("register", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
+def register(message: Message, context: Context) -> Message:
+    """Which clients the node hosts, and of which sizes."""
+    answer = _ask(REGISTER, message, context)
     return _reply(message, answer, {FACTS: ConfigRecord(dict(answer.facts))})
 
 
 @app.query("baselines", mods=[only_shared_leaves(limits, (METRICS,))])
 def baselines(message: Message, context: Context) -> Message:
+    """Sums of the model-free baselines."""
     return _reply(message, _ask(BASELINES, message, context))
 
 
 @app.train(mods=[only_shared_leaves(limits)])
 def train(message: Message, context: Context) -> Message:
+    """One round: the mean of the clients' updates, and the evaluation of what was received."""
     answer = _ask(TRAIN, message, context)
     return _reply(message, answer, {SHARED: ArrayRecord({SHARED: Array(answer.flat)})})
 
 
 @app.query("finish", mods=[only_shared_leaves(limits, (METRICS,))])
 def finish(message: Message, context: Context) -> Message:
+    """After the last round: the evaluation of what is served from now on."""
     return _reply(message, _ask(FINISH, message, context))
 
 
@@ -79,7 +84,7 @@ def _ask(kind: str, message: Message, context: Context) -> Answer:
 
 def _short_lived() -> bool:
     """Whether this process ends with its message: then a resident worker does the work."""
-    return Path(sys.argv[0]).name == FLOWERS_PROCESS
+    return Path(sys.argv[0]).name == FLOWER_PROCESS
 
 
 def _reply(message: Message, answer: Answer, records: dict[str, Any] | None = None) -> Message:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import traceback
 
-from client_app import handlers as nodes
-from client_app.hosted_node import Node, NodeError, make_node
+from client_app import handlers
+from client_app.hosted_node import Node, NodeError, NodeHost
 from client_app.messages import LIMITS, Answer, Limits, NodeFailureError, Request
-from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.federated.protocol import (
     BASELINES,
     FINISH,
-    HELLO,
+    REGISTER,
     TRAIN,
     ProtocolError,
-    order_from_config,
+    instruction_from_config,
 )
 from pfsr_core.params import size_of
 from pfsr_core.serving.sqlite_file import NodeStoreError
@@ -22,6 +21,9 @@ from pfsr_core.settings.fields import SettingsError
 
 FOR_THE_SERVER = (NodeError, NodeStoreError, ProtocolError, SettingsError)
 """Errors whose text is about the run, and never about what is in the data."""
+
+NODES = NodeHost()
+"""The nodes that this process answers for; they live as long as the process."""
 
 
 def answer(request: Request) -> Answer:
@@ -44,20 +46,20 @@ def answer(request: Request) -> Answer:
 
 def _answer(request: Request) -> Answer:
     """Raises ValueError for a kind that no node knows, and whatever the node raises."""
-    node = make_node(parse_settings(request.run_config), request.node_config)
+    node = NODES.node(request.run_config, request.node_config)
     if request.kind == LIMITS:
         return Answer(_limits(node, request)._asdict())
-    if request.kind == HELLO:
-        facts, numbers = nodes.hello(node, request.config)
+    if request.kind == REGISTER:
+        facts, numbers = handlers.register(node, request.config)
         return Answer(numbers, facts)
     if request.kind == BASELINES:
-        return Answer(nodes.baselines(node))
-    order = order_from_config(request.config)
+        return Answer(handlers.baselines(node))
+    instruction = instruction_from_config(request.config)
     if request.kind == TRAIN:
-        flat, metrics = nodes.train(node, order, request.flat)
+        flat, metrics = handlers.train(node, instruction, request.flat)
         return Answer(metrics, flat=flat)
     if request.kind == FINISH:
-        return Answer(nodes.finish(node, order, request.flat))
+        return Answer(handlers.finish(node, instruction, request.flat))
     raise ValueError(f"no node answers {request.kind!r}")
 
 
@@ -65,6 +67,6 @@ def _limits(node: Node, request: Request) -> Limits:
     """What the answer to ``request.config`` may hold: an array only where clients train."""
     values = 0
     if request.config.get("clients"):
-        order = order_from_config(request.config)
-        values = size_of(nodes.sent_shapes(node, order.algorithm))
+        instruction = instruction_from_config(request.config)
+        values = size_of(node.model(instruction.algorithm).algorithm.client.reply_shapes)
     return Limits(values, len(node.clients))

@@ -1,6 +1,6 @@
-"""What a node does: it evaluates, trains and remembers its clients. No Flower in here.
+"""What a node does when it is asked: it registers, evaluates, trains and saves its clients' states.
 
-Everything that a public function here returns leaves the node.
+No Flower in here. Everything that a public function returns leaves the node.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from client_app.hosted_node import Node, assembly_of, with_algorithm
+from client_app.hosted_node import Node, with_algorithm
 from pfsr_core.assembly.settings import flat_settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
@@ -25,10 +25,11 @@ from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated.aggregation import merge_sums, unpack_shared
 from pfsr_core.federated.algorithm import Broadcast, Reply, Sums
 from pfsr_core.federated.evaluation import (
+    ClientModels,
     evaluate_clients,
     evaluate_models,
     shows_full,
-    without_views,
+    without_variants,
 )
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.protocol import (
@@ -38,13 +39,13 @@ from pfsr_core.federated.protocol import (
     OUTCOME,
     PEAK_MEMORY,
     PER_CLIENT,
-    PER_WAY,
+    PER_VARIANT,
     SECONDS,
     TRAINING,
     WEIGHT,
     Flat,
+    Instruction,
     Metrics,
-    Order,
     prefixed,
 )
 from pfsr_core.federated.simulation import (
@@ -56,19 +57,68 @@ from pfsr_core.federated.simulation import (
 )
 from pfsr_core.items.modes import pooled_vectors
 from pfsr_core.models.parameter_names import ITEMS
-from pfsr_core.params import Params, Shapes, pack, shapes_of
+from pfsr_core.params import pack
 from pfsr_core.serving.node_store import Served, ServedClient
 
-Evaluation = dict[str, dict[HeldOut, Sums]]
+ClientSums = dict[str, dict[HeldOut, Sums]]
 """Sums by client and split."""
 
 
-def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
+@dataclass(frozen=True)
+class Assignment:
+    """An instruction with what carries it out: the node, its assembled model, what was received."""
+
+    node: Node
+    instruction: Instruction
+    assembly: Assembly
+    broadcast: Broadcast
+
+    def load_states(self, clients: Sequence[ClientDataset]) -> States:
+        """The private states to continue from, of the clients that have one."""
+        last_rounds = self.instruction.last_rounds
+        rounds = {data.client: last_rounds.get(data.client, 0) for data in clients}
+        fingerprints = {data.client: self.assembly.fingerprint_of(data) for data in clients}
+        run, algorithm = self.instruction.run, self.instruction.algorithm
+        return self.node.store.load_many(run, algorithm, rounds, fingerprints)
+
+    def save_states(self, states: States) -> None:
+        """Saves the states after this round beside those that the server last aggregated."""
+        hosted, instruction = self.node.hosted, self.instruction
+        key = instruction.run, instruction.algorithm, instruction.round
+        fingerprints = {name: self.assembly.fingerprint_of(hosted[name]) for name in states}
+        self.node.store.save(*key, fingerprints, states, instruction.last_rounds)
+
+    def evaluate(
+        self, clients: Sequence[ClientDataset], states: States, assembly: Assembly | None = None
+    ) -> ClientSums:
+        """Both splits by client, with the model that each would recommend with."""
+        length = self.node.settings.model.max_length
+        models = ClientModels(assembly or self.assembly, length, self.broadcast.params, states)
+        evaluations = evaluate_models(models, clients)
+        return {
+            data.client: {split: one[split].client_sums() for split in SPLITS}
+            for data, one in zip(clients, evaluations, strict=True)
+        }
+
+
+def make_assignment(node: Node, instruction: Instruction, received: Flat) -> Assignment:
+    """Unpacks what was received for the model that the instruction names.
+
+    Raises:
+        ProtocolError: it is not a vector of that model's shared parameters.
+    """
+    assembly = node.model(instruction.algorithm)
+    params = unpack_shared(received, assembly.shared_shapes)
+    broadcast = Broadcast(params, instruction.round, instruction.signals)
+    return Assignment(node, instruction, assembly, broadcast)
+
+
+def register(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
     """(facts, numbers) about this node. Copies the private states of a warm start, once."""
     if config["warm-start"]:
         node.store.copy_states(config["warm-start"], config["run"])
-    split = node.federation.split
-    assembly = assembly_of(node, node.settings.algorithm.name)
+    split = node.dataset.split
+    assembly = node.model(node.settings.algorithm.name)
     facts = {
         "partition": node.partition,
         "name": node.name,
@@ -77,7 +127,7 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
         "split-digest": split.digest,
         "items-digest": vocabulary_digest(split.item_ids),
         "num-items": len(split.item_ids),
-        "describe": json.dumps(describe(node.federation.interactions, split)),
+        "describe": json.dumps(describe(node.dataset.interactions, split)),
         # A shared item table has a row for each item: its ids are common knowledge then, only then.
         "item-ids": list(split.item_ids) if ITEMS in assembly.task.partition.shared else [],
         # Nodes with data of their own must make item vectors alike, but have items of their own.
@@ -93,157 +143,116 @@ def hello(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metric
 
 def baselines(node: Node) -> Metrics:
     """Sums of every baseline, fitted on each client alone, and the sums of each client."""
-    sums: Metrics = {}
-    nobody = no_users(node.settings.data.sampled_99).client_sums()
+    metrics: Metrics = {}
+    empty = no_users(node.settings.data.sampled_99).client_sums()
     for name, scorer_of in BASELINES.items():
-        found: Evaluation = {data.client: {} for data in node.clients}
+        sums: ClientSums = {data.client: {} for data in node.clients}
         for split in SPLITS:
             for one in evaluate_clients(scorer_of, node.clients, split):
-                found[one.client][split] = one.client_sums()
-        sums |= _evaluation_metrics(nobody, found, f"{name}/", node.clients)
-    return sums
+                sums[one.client][split] = one.client_sums()
+        metrics |= _evaluation_metrics(empty, sums, f"{name}/", node.clients)
+    return metrics
 
 
-def train(node: Node, order: Order, received: Flat) -> tuple[Flat, Metrics]:
-    """One round: evaluates what was received, trains the asked clients, remembers their states."""
+def train(node: Node, instruction: Instruction, received: Flat) -> tuple[Flat, Metrics]:
+    """One round: evaluates what was received, trains the asked clients, saves their states."""
     started = time.perf_counter()
-    assembly, broadcast = _begin(node, order, received)
-    asked = node.named(order.clients)
-    load = partial(_states, node, order, assembly)
+    work = make_assignment(node, instruction, received)
+    asked = node.named(instruction.clients)
     metrics: Metrics = {}
-    if order.evaluate:
-        everybody = node.settings.run.evaluate_clients == "all"
-        chosen = node.clients if everybody else asked
-        found: Evaluation = {}
-        for portion in portions(assembly.algorithm, broadcast.params, chosen):
-            found |= _evaluated(node, assembly, broadcast, portion, load(portion))
-        metrics |= _evaluation_metrics(_nobody(node, assembly), found)
+    if instruction.evaluate:
+        chosen = node.clients if node.settings.run.evaluate_clients == "all" else asked
+        sums: ClientSums = {}
+        for portion in portions(work.assembly.algorithm, work.broadcast.params, chosen):
+            sums |= work.evaluate(portion, work.load_states(portion))
+        metrics |= _evaluation_metrics(_empty_sums(node, work.assembly), sums)
     flat = pack({})
     if asked:
-        save = partial(_save, node, order, assembly)
-        reply = update_clients(assembly.algorithm, broadcast, asked, load, save)
+        reply = update_clients(
+            work.assembly.algorithm, work.broadcast, asked, work.load_states, work.save_states
+        )
         flat = pack(reply.params)
         metrics |= _reply_metrics(reply)
     return flat, {**metrics, **_cost(started)}
 
 
-def finish(node: Node, order: Order, received: Flat) -> Metrics:
+def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
     """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving.
 
-    For the view FULL clients are trained once more too, and what that gives is not kept.
+    For the variant FULL clients are trained once more too, and what that gives is not kept.
     """
     started = time.perf_counter()
-    assembly, broadcast = _begin(node, order, received)
-    clients = node.named(order.clients)
-    again = order.finetune or shows_full(assembly.algorithm, node.settings)
-    measured = assembly if order.finetune else without_views(assembly)
-    last: Evaluation = {}
-    finetuned: Evaluation = {}
+    work = make_assignment(node, instruction, received)
+    assembly, broadcast = work.assembly, work.broadcast
+    clients = node.named(instruction.clients)
+    again = instruction.finetune or shows_full(
+        assembly.algorithm, node.settings.run.evaluate_clients
+    )
+    measured = assembly if instruction.finetune else without_variants(assembly)
+    last: ClientSums = {}
+    finetuned: ClientSums = {}
     outcomes: list[Sums] = []
 
     def served_clients() -> Iterator[tuple[str, ServedClient]]:
         """One portion of clients at a time, so that their number does not matter."""
         for portion in portions(assembly.algorithm, broadcast.params, clients):
-            states = _states(node, order, assembly, portion)
-            last.update(_evaluated(node, assembly, broadcast, portion, states))
+            states = work.load_states(portion)
+            last.update(work.evaluate(portion, states))
             if again:
                 trained = finetune_clients(assembly.algorithm, broadcast, states, portion)
-                finetuned.update(_evaluated(node, measured, broadcast, portion, trained))
-                states = trained if order.finetune else states
-            if order.finetune:
+                finetuned.update(work.evaluate(portion, trained, measured))
+                states = trained if instruction.finetune else states
+            if instruction.finetune:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
-                state = state_of(assembly.algorithm, states, data)
-                histories = {user.user: user.full.tolist() for user in data.users}
-                known = [user for user in data.users if len(user.times)]
-                times = {user.user: user.times.tolist() for user in known}
-                kept = times if assembly.task.model.reads_times else {}
-                yield data.client, ServedClient(state, histories, kept)
+                yield data.client, _served_client(assembly, states, data)
 
-    if order.install:
-        node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
+    if instruction.install:
+        node.store.install(_served_model(work), served_clients())
     else:
         deque(served_clients(), maxlen=0)
-    metrics = _evaluation_metrics(_nobody(node, assembly), last, clients=clients)
+    metrics = _evaluation_metrics(_empty_sums(node, assembly), last, clients=clients)
     if again:
-        listed = clients if order.finetune else None
-        metrics |= _evaluation_metrics(_nobody(node, measured), finetuned, FINETUNED, listed)
-    if order.finetune:
+        listed = clients if instruction.finetune else None
+        metrics |= _evaluation_metrics(_empty_sums(node, measured), finetuned, FINETUNED, listed)
+    if instruction.finetune:
         metrics |= prefixed(OUTCOME, merge_sums(outcomes))
     return {**metrics, **_cost(started)}
 
 
-def sent_shapes(node: Node, algorithm: str) -> Shapes:
-    """Names and shapes that may leave this node in a round of ``algorithm``."""
-    return assembly_of(node, algorithm).algorithm.client.reply_shapes
-
-
-def _begin(node: Node, order: Order, received: Flat) -> tuple[Assembly, Broadcast]:
-    assembly = assembly_of(node, order.algorithm)
-    shapes = shapes_of(assembly.algorithm.server.init().params)
-    return assembly, Broadcast(unpack_shared(received, shapes), order.round, order.signals)
-
-
-def _states(
-    node: Node, order: Order, assembly: Assembly, clients: Sequence[ClientDataset]
-) -> States:
-    rounds = {data.client: order.last_rounds.get(data.client, 0) for data in clients}
-    marks = {data.client: assembly.fingerprint_of(data) for data in clients}
-    return node.store.load_many(order.run, order.algorithm, rounds, marks)
-
-
-def _save(node: Node, order: Order, assembly: Assembly, states: States) -> None:
-    marks = {name: assembly.fingerprint_of(node.hosted[name]) for name in states}
-    node.store.save(order.run, order.algorithm, order.round, marks, states, order.last_rounds)
-
-
-def _evaluated(
-    node: Node,
-    assembly: Assembly,
-    broadcast: Broadcast,
-    clients: Sequence[ClientDataset],
-    states: States,
-) -> Evaluation:
-    """Sums of both splits by client, with the model that each would recommend with."""
-    length = node.settings.model.max_length
-    found = evaluate_models(assembly, length, broadcast.params, states, clients)
-    return {
-        data.client: {split: one[split].client_sums() for split in SPLITS}
-        for data, one in zip(clients, found, strict=True)
-    }
-
-
 def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
-    """How it ended for each client; said in the node's log, as only sums leave."""
+    """How training ended for each client: written to the node's log, as only sums leave."""
     for client, state in states.items():
-        told = assembly.algorithm.personalization.outcome(state)
-        for name, value in told.items():
+        outcome = assembly.algorithm.personalization.outcome(state)
+        for name, value in outcome.items():
             sys.stderr.write(f"client {client}: {name} {value:g}\n")
-        yield told
+        yield outcome
 
 
-def _nobody(node: Node, assembly: Assembly) -> Sums:
+def _empty_sums(node: Node, assembly: Assembly) -> Sums:
     """The sums of no user, so that a node without clients answers like the others."""
-    variants = assembly.algorithm.personalization.variants
-    return no_users(node.settings.data.sampled_99, variants).client_sums()
+    return no_users(
+        node.settings.data.sampled_99, assembly.algorithm.personalization.variants
+    ).client_sums()
 
 
 def _evaluation_metrics(
-    nobody: Sums,
-    found: Evaluation,
+    empty: Sums,
+    sums: ClientSums,
     prefix: str = "",
     clients: Sequence[ClientDataset] | None = None,
 ) -> Metrics:
-    """The sums of all and of ``nobody``, and lists with one number for each of ``clients``."""
+    """The sums of all clients and of ``empty``, and lists with one number for each of ``clients``."""
     metrics: Metrics = {}
     for split in SPLITS:
-        total = merge(nobody, *(found[name][split] for name in sorted(found)))
+        total = merge(empty, *(sums[name][split] for name in sorted(sums)))
         metrics |= prefixed(f"{prefix}{split}/", total)
         if clients is not None:
-            parts = [found[data.client][split] for data in clients]
+            listed = [sums[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
-            names = [*PER_CLIENT, *(name for name in nobody if name.partition("/")[2] in PER_WAY)]
-            metrics |= {start + name: [part[name] for part in parts] for name in names}
+            of_variants = [name for name in empty if name.partition("/")[2] in PER_VARIANT]
+            for name in (*PER_CLIENT, *of_variants):
+                metrics[start + name] = [part[name] for part in listed]
     return metrics
 
 
@@ -260,18 +269,28 @@ def _cost(started: float) -> Metrics:
     return {SECONDS: time.perf_counter() - started, PEAK_MEMORY: peak}
 
 
-def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Served:
+def _served_client(assembly: Assembly, states: States, data: ClientDataset) -> ServedClient:
+    """A client's state with the histories that it recommends from, and times if these are read."""
+    histories = {user.user: user.full.tolist() for user in data.users}
+    times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
+    state = state_of(assembly.algorithm, states, data)
+    return ServedClient(state, histories, times if assembly.task.model.reads_times else {})
+
+
+def _served_model(work: Assignment) -> Served:
     """The model without its clients, which follow one by one."""
-    settings = with_algorithm(node.settings, order.algorithm)
+    node, instruction = work.node, work.instruction
+    settings = with_algorithm(node.settings, instruction.algorithm)
+    catalogue = node.dataset.catalogue
     return Served(
-        run=order.run,
-        algorithm=order.algorithm,
-        round=order.round - 1,  # the last exchange is no round
-        fingerprint=assembly.fingerprint,
+        run=instruction.run,
+        algorithm=instruction.algorithm,
+        round=instruction.round - 1,  # the last exchange is no round
+        fingerprint=work.assembly.fingerprint,
         settings=flat_settings(settings),
-        shared=shared,
-        item_ids=node.federation.split.item_ids,
-        titles=node.federation.interactions.titles,
-        texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings.model, node.federation.catalogue),
+        shared=work.broadcast.params,
+        item_ids=node.dataset.split.item_ids,
+        titles=node.dataset.interactions.titles,
+        texts=catalogue.texts if work.assembly.vectors_digest else (),
+        vectors=pooled_vectors(settings.model, catalogue),
     )

@@ -1,4 +1,4 @@
-"""Which clients a node hosts, where their data are and where it remembers them.
+"""The node of a federation: which clients it hosts, where their data are, where it remembers them.
 
 A node is a part of a data set that all nodes have, or the owner of data of its own. Its node config
 may say
@@ -11,26 +11,30 @@ may say
                                    clients are called name/client
     state-dir                      where it remembers; else $PFSR_HOME/state, or ./.pfsr/state
     worker                         false: no resident process between messages
+
+A node is made once for a run config and a node config and kept while its process lives, with its
+data and its assembled models (:class:`NodeHost`): an instruction finds them ready.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from client_app.lru import LRUCache
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import FederatedDataset, load_federation
-from pfsr_core.assembly.settings import Settings
+from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import hosted_by
-from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, HASHED, TF_IDF
 from pfsr_core.serving.node_store import NodeStore, default_state_directory
 from pfsr_core.settings.sections import RunSettings
@@ -38,23 +42,65 @@ from pfsr_core.training.allocator import keep_freed_memory
 
 Config = Mapping[str, bool | int | float | str]
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEPT_NODES = 64  # in one process, as Flower's simulation has it: they share data and models
+KEPT_DATASETS = 2
+KEPT_MODELS = 2  # over one data set
 
 
 class NodeError(ValueError):
     """A node config that cannot be used; says which key and what fits."""
 
 
+class HostedData:
+    """The data that the settings of a run name, and the models assembled over their catalogue.
+
+    Nodes of one process that read the same data share it.
+
+    Attributes:
+        dataset: all clients of the data, also those that other nodes host.
+    """
+
+    def __init__(self, dataset: FederatedDataset) -> None:
+        self.dataset = dataset
+        self._models: LRUCache[Settings, Assembly] = LRUCache(KEPT_MODELS)
+
+    @cached_property
+    def clients(self) -> dict[str, ClientDataset]:
+        """All clients by name, in the order of the names."""
+        ordered = sorted(self.dataset.clients, key=lambda data: data.client)
+        return {data.client: data for data in ordered}
+
+    def model(self, settings: Settings) -> Assembly:
+        """The model and the algorithm of ``settings``, assembled at the first call."""
+        return self._models.get(settings, lambda: assemble(settings, self.dataset.catalogue))
+
+
 @dataclass(frozen=True)
 class Node:
-    """A node while it answers one message. ``partition`` orders the nodes of a federation."""
+    """A node of the federation.
+
+    Attributes:
+        partition: orders the nodes of a federation.
+        partitions: into how many parts the data are cut; 0 where the node brings data of its own.
+        name: what the server calls it; empty for a part of a common data set.
+        settings: those of the run, with the node's own data where it has such.
+        data: the data set that its clients are in, with the models assembled over it.
+        hosted: its clients by name, in the order of the names.
+        store: where the private states of its clients and the served model are.
+    """
 
     partition: int
-    partitions: int  # 0: unknown, the node brings data of its own
-    name: str  # empty for a part of a common data set
+    partitions: int
+    name: str
     settings: Settings
-    federation: FederatedDataset
-    hosted: Mapping[str, ClientDataset]  # by name, in the order of the names
+    data: HostedData
+    hosted: Mapping[str, ClientDataset]
     store: NodeStore
+
+    @property
+    def dataset(self) -> FederatedDataset:
+        """The data set that its clients are in."""
+        return self.data.dataset
 
     @cached_property
     def clients(self) -> tuple[ClientDataset, ...]:
@@ -62,16 +108,80 @@ class Node:
         return tuple(self.hosted.values())
 
     def named(self, names: Sequence[str]) -> list[ClientDataset]:
-        """The clients of ``names``, in the node's order; raises NodeError for a stranger."""
-        strangers = [name for name in names if name not in self.hosted]
-        if strangers:
+        """The clients of ``names``, in the node's order.
+
+        Raises:
+            NodeError: one of them does not live here.
+        """
+        unknown = [name for name in names if name not in self.hosted]
+        if unknown:
             label = self.name or self.partition
-            raise NodeError(f"node {label} does not host {', '.join(sorted(strangers))}")
+            raise NodeError(f"node {label} does not host {', '.join(sorted(unknown))}")
         return [self.hosted[name] for name in sorted(set(names))]
 
+    def model(self, algorithm: str) -> Assembly:
+        """The assembled model of this node under ``algorithm``; kept."""
+        return self.data.model(with_algorithm(self.settings, algorithm))
 
-def make_node(settings: Settings, config: Config) -> Node:
-    """The node that Flower's node config describes. Raises NodeError, DataError, SettingsError."""
+
+class NodeHost:
+    """The nodes that this process answers for, each made once and kept.
+
+    A resident worker has one node, a process of Flower's simulation many. Another run config or
+    node config is another node. Its data are kept by the settings that choose them, so that runs
+    over the same data load them once.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: LRUCache[str, Node] = LRUCache(KEPT_NODES)
+        self._data: LRUCache[Settings, HostedData] = LRUCache(KEPT_DATASETS)
+
+    def node(self, run_config: Config, node_config: Config) -> Node:
+        """The node that these configs describe.
+
+        Raises:
+            SettingsError: the run config does not fit.
+            NodeError: the node config does not fit.
+            DataError: its data cannot be read.
+        """
+        key = json.dumps([dict(run_config), dict(node_config)], sort_keys=True)
+        return self._nodes.get(key, lambda: self._make(run_config, node_config))
+
+    def clear(self) -> None:
+        """Forgets everything, as the end of the process does."""
+        self._nodes.retain(lambda _node: False)
+        self._data.retain(lambda _data: False)
+
+    def _make(self, run_config: Config, node_config: Config) -> Node:
+        node = make_node(parse_settings(run_config), node_config, self._load)
+        kept = self._data.values()
+        self._nodes.retain(lambda other: other.data in kept)  # else they would keep old data
+        return node
+
+    def _load(self, settings: Settings) -> HostedData:
+        return self._data.get(settings, lambda: load_data(settings))
+
+
+def load_data(settings: Settings) -> HostedData:
+    """The data of ``settings``, read now. Raises DataError and SettingsError."""
+    return HostedData(load_federation(settings))
+
+
+def make_node(
+    settings: Settings, config: Config, load: Callable[[Settings], HostedData] = load_data
+) -> Node:
+    """The node that Flower's node config describes.
+
+    Args:
+        settings: those of the run.
+        config: the node config.
+        load: gives the data that some settings name.
+
+    Raises:
+        NodeError: the node config does not fit.
+        DataError: its data cannot be read.
+        SettingsError: the settings do not fit the data.
+    """
     torch.set_num_threads(int(os.environ.get("PFSR_THREADS", "1")))
     keep_freed_memory()
     own = bool(config.get("data-path", ""))
@@ -79,13 +189,18 @@ def make_node(settings: Settings, config: Config) -> Node:
     if own:
         _check_item_vectors(settings)
         settings = _own_data(settings, config)
-    data_settings = _data_settings(settings)
     partitions = 0 if own else int(config.get("num-partitions", 1))
     store = NodeStore(_state_directory(config) / f"node-{name or partition}.sqlite")
     secret = store.secret() if settings.model.item_start == "secret" else b""
-    hosted = _hosted(data_settings, partition, partitions, name if own else "", secret)
-    federation = _federation(data_settings)
-    return Node(partition, partitions, name, settings, federation, hosted, store)
+    data = load(_data_settings(settings))
+    if own:
+        clients = {f"{name}/{client}": one for client, one in data.clients.items()}
+    else:
+        here = hosted_by(tuple(data.clients), partition, partitions)
+        clients = {client: data.clients[client] for client in here}
+    if own or secret:
+        clients = {n: replace(one, client=n, secret=secret) for n, one in clients.items()}
+    return Node(partition, partitions, name, settings, data, clients, store)
 
 
 def _name(config: Config, own: bool) -> str:
@@ -127,26 +242,6 @@ def _own_data(settings: Settings, config: Config) -> Settings:
     )
 
 
-@lru_cache(maxsize=2)
-def _hosted(
-    settings: Settings, partition: int, partitions: int, owner: str, secret: bytes
-) -> dict[str, ClientDataset]:
-    """The clients that live here, by name; the names of an owner's clients begin with its own.
-
-    Kept, as the data are, while the process lives: a node may host very many.
-    """
-    everybody = _federation(settings).clients
-    clients = {data.client: data for data in sorted(everybody, key=lambda data: data.client)}
-    if owner:
-        clients = {f"{owner}/{name}": data for name, data in clients.items()}
-    else:
-        here = hosted_by(tuple(clients), partition, partitions)
-        clients = {name: clients[name] for name in here}
-    if not owner and not secret:
-        return clients
-    return {name: replace(d, client=name, secret=secret) for name, d in clients.items()}
-
-
 def with_algorithm(settings: Settings, name: str) -> Settings:
     """The same settings for another algorithm."""
     return replace(settings, algorithm=replace(settings.algorithm, name=name))
@@ -161,19 +256,3 @@ def _data_settings(settings: Settings) -> Settings:
 def _state_directory(config: Config) -> Path:
     given = str(config.get("state-dir", ""))
     return Path(given).expanduser() if given else default_state_directory()
-
-
-@lru_cache(maxsize=2)
-def _federation(settings: Settings) -> FederatedDataset:
-    """Kept while the process lives: in a simulation it answers many messages."""
-    return load_federation(settings)
-
-
-def assembly_of(node: Node, algorithm: str) -> Assembly:
-    """Task and algorithm, over this node's catalogue."""
-    return _assemble(with_algorithm(node.settings, algorithm), node.federation.catalogue)
-
-
-@lru_cache(maxsize=2)
-def _assemble(settings: Settings, catalogue: ItemCatalogue) -> Assembly:
-    return assemble(settings, catalogue)

@@ -16,18 +16,20 @@ import numpy as np
 
 from pfsr_core.federated.protocol import Flat, Metrics
 
-LIMITS = "limits"  # asks what the answer to a message may hold; the answer's metrics say it
+LIMITS = "limits"  # kind of a request for the Limits of a reply; they are the answer's metrics
 
 
 def nothing() -> Flat:
+    """The array of a message that has none."""
     return np.zeros(0, np.float32)
 
 
 class Limits(NamedTuple):
     """What the reply to one message may hold.
 
-    ``values`` of the shared array, and the length of a list among the metrics: one number a client,
-    too short to carry a table.
+    Attributes:
+        values: of the shared array.
+        longest_list: among the metrics: one number a client, too short to carry a table.
     """
 
     values: int
@@ -36,10 +38,14 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """One message: its kind (:mod:`pfsr_core.federated.protocol`), whom it is for, what it says.
+    """One message to a node.
 
-    ``run_config`` and ``node_config`` as Flower gives them. ``flat``: the shared array, empty
-    where the kind has none.
+    Attributes:
+        kind: its kind (:mod:`pfsr_core.federated.protocol`), or LIMITS.
+        run_config: as Flower gives it; chooses the node together with ``node_config``.
+        node_config: as Flower gives it.
+        config: the numbers and texts of the message.
+        flat: the shared array, (values,) float32; empty where the kind has none.
     """
 
     kind: str
@@ -63,18 +69,22 @@ class NodeFailureError(RuntimeError):
 
 
 def send_request(connection: Connection, request: Request) -> None:
+    """Asks the other end of the connection."""
     _send(connection, vars(request))
 
 
 def receive_request(connection: Connection) -> Request:
+    """What :func:`send_request` sent."""
     return Request(**_receive(connection))
 
 
 def send_answer(connection: Connection, answer: Answer) -> None:
+    """Answers the request."""
     _send(connection, vars(answer))
 
 
 def send_failure(connection: Connection, reason: str) -> None:
+    """Answers that the request failed."""
     _send(connection, {"failure": reason, "flat": nothing()})
 
 

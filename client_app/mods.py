@@ -30,13 +30,13 @@ def only_shared_leaves(
         limits = limits_of(message, context)
         reply = call_next(message, context)
         if reply.has_content():
-            check(reply.content, limits, records)
+            check_content(reply.content, limits, records)
         return reply
 
     return mod
 
 
-def check(content: RecordDict, limits: Limits, records: tuple[str, ...]) -> None:
+def check_content(content: RecordDict, limits: Limits, records: tuple[str, ...]) -> None:
     """Raises GateError when ``content`` is not exactly what may leave."""
     if set(content) != set(records):
         raise GateError(f"the reply has records {sorted(content)}; only {sorted(records)} leave")

@@ -2,9 +2,9 @@
 
 Flower starts a process for every message. This one stays between them, with torch, the node's data
 and its algorithms in memory, and answers over a Unix socket that only its own user can reach. It
-ends with its parent (the process that starts the node's tasks), when it is told to, when nobody
-asked for a while, and when who asked has gone before the answer: work that hangs ends with the
-process that Flower gives up.
+ends with its parent (the process that starts the node's tasks), at a request to stop, when it was
+idle for a while, and when the process that asked has gone before the answer: work that hangs ends
+with the process that Flower gives up.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ WATCH_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Answers requests one after the other until one of them stops it."""
     path, parent = Path(arguments[0]), int(arguments[1])
     watch = Watch(parent)
     threading.Thread(target=watch.run, args=(path,), daemon=True).start()
@@ -46,15 +47,15 @@ def serve(connection: Connection, watch: Watch) -> bool:
         return False
     watch.busy(connection)
     try:
-        found: Answer | str = _answer(request)
+        outcome: Answer | str = _answer(request)
     except Exception as error:
-        found = f"{type(error).__name__}: {error}"
+        outcome = f"{type(error).__name__}: {error}"
     finally:
         watch.idle()
-    if isinstance(found, str):
-        send_failure(connection, found)
+    if isinstance(outcome, str):
+        send_failure(connection, outcome)
     else:
-        send_answer(connection, found)
+        send_answer(connection, outcome)
     return True
 
 
@@ -65,7 +66,7 @@ def _answer(request: Request) -> Answer:
 
 
 class Watch:
-    """Ends the process when nobody needs it any more, whatever the main thread is doing."""
+    """Ends the process when it is not needed any more, whatever the main thread is doing."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
@@ -73,17 +74,20 @@ class Watch:
         self._asking: Connection | None = None
 
     def busy(self, connection: Connection) -> None:
+        """The main thread works for the process at the other end of ``connection``."""
         self._asking = connection
 
     def idle(self) -> None:
+        """The main thread waits for the next request."""
         self._asking = None
         self._idle_since = time.monotonic()
 
     def run(self, path: Path) -> None:
+        """Watches until the process is not needed; removes its socket and ends it."""
         while alive(self._parent) and not self._needless():
             time.sleep(WATCH_SECONDS)
         path.unlink(missing_ok=True)
-        os._exit(0)  # the main thread waits in accept or works for nobody
+        os._exit(0)  # the main thread waits in accept, or works and its answer has no reader
 
     def _needless(self) -> bool:
         asking = self._asking
@@ -96,7 +100,7 @@ class Watch:
 
 
 def alive(process: int) -> bool:
-    """Whether ``process`` runs; one that ended and that nobody has waited for yet does not."""
+    """Whether ``process`` runs; not one that ended and was not waited for yet."""
     try:
         os.kill(process, 0)
         state = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")

@@ -26,8 +26,8 @@ POLL_SECONDS = 0.02
 def ask(request: Request, seconds: float) -> Answer:
     """The worker's answer. Raises NodeFailureError with its reason, or when it died on the way.
 
-    After ``seconds`` nobody waits for the answer any more. The worker ends then, so that work that
-    hangs does not keep the node from the next message.
+    After ``seconds`` the answer has no reader any more. The worker ends then, so that work that hangs
+    does not keep the node from the next message.
     """
     with _connection(_socket(request)) as connection:
         try:
@@ -50,7 +50,7 @@ def _socket(request: Request) -> Path:
 
 
 def _directory() -> Path:
-    """A directory that nobody else can enter: who can speak to the worker can read its data."""
+    """A directory of this user alone: whoever can reach the worker can read its data."""
     directory = Path(tempfile.gettempdir()) / f"pfsr-workers-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
@@ -65,7 +65,7 @@ def _directory() -> Path:
 
 @contextlib.contextmanager
 def _connection(path: Path) -> Iterator[Connection]:
-    connection = _connect(path) or _started(path)
+    connection = _connect(path) or _start_worker(path)
     with connection:
         yield connection
 
@@ -77,13 +77,13 @@ def _connect(path: Path) -> Connection | None:
         return None
 
 
-def _started(path: Path) -> Connection:
+def _start_worker(path: Path) -> Connection:
     """Starts a worker unless another process just did; waits until it answers."""
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = _connect(path)
-        if found is not None:
-            return found
+        connection = _connect(path)
+        if connection is not None:
+            return connection
         _stop_older(path)
         path.unlink(missing_ok=True)  # of a worker that was killed
         process = _start(path)
@@ -101,9 +101,9 @@ def _start(path: Path) -> subprocess.Popen[bytes]:
 def _wait(path: Path, process: subprocess.Popen[bytes]) -> Connection:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        found = _connect(path)
-        if found is not None:
-            return found
+        connection = _connect(path)
+        if connection is not None:
+            return connection
         time.sleep(POLL_SECONDS)
     process.kill()
     raise NodeFailureError(
@@ -113,7 +113,7 @@ def _wait(path: Path, process: subprocess.Popen[bytes]) -> Connection:
 
 
 def _stop_older(path: Path) -> None:
-    """Workers of the same parent with other code or another node config: nobody asks them again."""
+    """Stops workers of the same parent with other code or another node config: not used again."""
     parent = path.name.partition("-")[0]
     for other in path.parent.glob(f"{parent}-*"):
         connection = None if other.suffix or other == path else _connect(other)

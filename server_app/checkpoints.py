@@ -1,4 +1,4 @@
-"""What a run continues from: one file a round, replaced at one stroke.
+"""What a run continues from: one file, replaced atomically after each round.
 
 Tensors and numbers lie in one safetensors file, the numbers as JSON in its header, so that there is
 no instant at which the two belong to different rounds.
@@ -31,9 +31,15 @@ class CheckpointError(RuntimeError):
 class Progress:
     """Everything an algorithm's run knows after a round.
 
-    ``last_rounds``: the last round of each client whose answer was aggregated. ``pending``: the
-    line of the last round, whose evaluation comes with the next one. ``best``: the round with the
-    best validation so far, with its metrics. ``served``: the server after it, where that is served.
+    Attributes:
+        server: the server's state after the round.
+        last_rounds: the last round of each client whose answer was aggregated.
+        pending: the line of the last round, whose evaluation comes with the next one.
+        best: the round with the best validation so far, with its metrics.
+        served: the server after that round, where it is served.
+        bytes_down: sent so far.
+        bytes_up: received so far.
+        seconds: that the rounds took so far.
     """
 
     server: ServerState
@@ -89,13 +95,6 @@ def load_checkpoint(directory: Path, fingerprint: str) -> Progress | None:
             f"Fix: resume with the settings and the data of that run."
         )
     return _progress(numbers, tensors)
-
-
-def save_model(directory: Path, params: Params, facts: Mapping[str, Any]) -> None:
-    """``model.safetensors`` with ``config.json`` beside it."""
-    tensors = {name: tensor.contiguous() for name, tensor in params.items()}
-    write_atomically(directory / "model.safetensors", save_tensors(tensors))
-    write_atomically(directory / "config.json", json.dumps(facts, indent=1).encode())
 
 
 def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:

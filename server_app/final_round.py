@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FULL, Sums
 from pfsr_core.federated.evaluation import shows_full
@@ -13,26 +16,29 @@ from pfsr_core.federated.protocol import (
     FINETUNED,
     FINISH,
     OUTCOME,
-    TRAIN,
-    Order,
+    Instruction,
     ProtocolError,
     under,
 )
 from server_app.checkpoints import Progress
-from server_app.instructions import (
-    RoundsAbandonedError,
-    Training,
+from server_app.messaging import Exchange, match_replies, send_and_receive
+from server_app.replies import (
+    client_rows,
     content_of,
     drop_of,
-    order_of,
-    read_answers,
-    reasons_of,
-    send,
+    evaluation_means,
+    evaluation_sums,
+    format_reasons,
+    read_finish,
 )
-from server_app.messaging import Exchange
-from server_app.replies import client_rows, evaluation_means, evaluation_sums, read_finish
 from server_app.roster import Member, Roster
-from server_app.strategy import compared
+from server_app.strategy import (
+    RoundsAbandonedError,
+    Training,
+    make_instruction,
+    make_messages,
+    to_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -51,39 +57,31 @@ class Finish:
     dropped: Sequence[Mapping[str, Any]]
 
 
-def evaluate_last(
-    training: Training, roster: Roster, progress: Progress
-) -> tuple[Progress, Mapping[str, float] | None]:
-    """Compares the last round with the best one before it, where the best one is served.
+def finish(grid: Grid, training: Training, roster: Roster, progress: Progress) -> Finish:
+    """The last exchange: the nodes finetune, evaluate, and keep the main algorithm's model.
 
-    Costs an exchange of its own; elsewhere the figures, here None, come with :func:`finish`. Raises
-    RoundsAbandonedError when no node answers it.
+    Raises:
+        RoundsAbandonedError: no node answers it.
     """
-    if not training.serves_best:
-        return progress, None
-    orders = {m: order_of(training, progress, m.clients, evaluate=True) for m in roster.members}
-    timeout = training.settings.federation.round_timeout
-    result = send(training, TRAIN, orders, progress, timeout)
-    answers, dropped = read_answers(training, result, orders, progress.server.params)
-    if not answers:
-        raise RoundsAbandonedError(f"no node evaluated {training.name}: {reasons_of(dropped)}")
-    means = evaluation_means([answer.sums for answer in answers.values()])
-    return compared(training, roster, progress, means), means
-
-
-def finish(training: Training, roster: Roster, progress: Progress, *, install: bool) -> Finish:
-    """The last exchange. Raises RoundsAbandonedError when no node answers it."""
     if training.serves_best and progress.served is not None:
         progress = replace(progress, server=progress.served)
-    orders = {}
+    instructions = {}
     for member in roster.members:
         clients = tuple(_finishing(training, progress, member))
         if clients:
-            parts = {"finetune": training.settings.algorithm.finetune, "install": install}
-            orders[member] = order_of(training, progress, clients, clients=clients, **parts)
+            instructions[member] = make_instruction(
+                training,
+                progress,
+                clients,
+                clients=clients,
+                finetune=training.settings.algorithm.finetune,
+                install=training.is_main,
+            )
     timeout = training.settings.federation.round_timeout
-    result = send(training, FINISH, orders, progress, timeout)
-    return _read_finish(training, result, orders)
+    arrays = to_arrays(progress.server)
+    messages = make_messages(grid, FINISH, instructions, arrays, ConfigRecord())
+    received = match_replies(messages, send_and_receive(grid, messages, timeout), timeout)
+    return _read_replies(training, received, instructions)
 
 
 def _finishing(training: Training, progress: Progress, member: Member) -> Iterable[str]:
@@ -93,19 +91,21 @@ def _finishing(training: Training, progress: Progress, member: Member) -> Iterab
     return sorted(name for name in progress.last_rounds if name in member.clients)
 
 
-def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, Order]) -> Finish:
+def _read_replies(
+    training: Training, received: Exchange, instructions: Mapping[Member, Instruction]
+) -> Finish:
     last: list[Sums] = []
     finetuned: list[Sums] = []
     outcomes: list[Sums] = []
     rows: list[Mapping[str, Any]] = []
     dropped: list[Mapping[str, Any]] = []
     finetunes = training.settings.algorithm.finetune
-    full = shows_full(training.algorithm, training.settings)
+    full = shows_full(training.algorithm, training.settings.run.evaluate_clients)
     again = FINETUNED if finetunes or full else ""
-    for member, order in orders.items():
-        names = list(order.clients)
+    for member, instruction in instructions.items():
+        names = list(instruction.clients)
         try:
-            metrics = read_finish(content_of(result, member), len(names))
+            metrics = read_finish(content_of(received, member.node), len(names))
             parts = evaluation_sums(metrics), evaluation_sums(metrics, again)
             outcome = under(OUTCOME, metrics)
             listed = FINETUNED if finetunes else ""
@@ -119,7 +119,7 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
         outcomes.append(outcome)
         rows += new_rows
     if not last:
-        raise RoundsAbandonedError(f"no node finished {training.name}: {reasons_of(dropped)}")
+        raise RoundsAbandonedError(f"no node finished {training.name}: {format_reasons(dropped)}")
     after = evaluation_means(finetuned)
     return Finish(
         last=evaluation_means(last),

@@ -1,7 +1,7 @@
-"""How nodes become members: greeted once, admitted when they answer, asked again after a while.
+"""How nodes become members: asked once to register, admitted when they answer.
 
-Nobody waits for one node: a greeting stays on its way while rounds go on, and the node takes part
-from the round after its answer.
+Nobody waits for one node: the registration message stays on its way while rounds go on, and a late
+node takes part from the round after its answer. A node that was refused is asked again after a while.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from pfsr_core.federated.protocol import HELLO, ProtocolError
+from pfsr_core.federated.protocol import REGISTER, ProtocolError
 from server_app.messaging import pull, push, request
-from server_app.roster import FederationError, Member, Refusal, Roster, check, read_hello
+from server_app.registration import check_same_data, read_registration
+from server_app.roster import FederationError, Member, Refusal, Roster
 
-SETTLE_SECONDS = 10.0  # a federation of unknown size is complete when nobody came for this long
+SETTLE_SECONDS = 10.0  # a federation of unknown size is complete when no node came for this long
 POLL_SECONDS = 0.25
-PATIENCE_SECONDS = 5.0  # how long a round is held up for a node that was just greeted
-RETRY_SECONDS = 60.0  # until a node that was refused is greeted again
+PATIENCE_SECONDS = 5.0  # how long a round is held up for a node that was just asked
+RETRY_SECONDS = 60.0  # until a node that was refused is asked again
 
 
-def gather(
+def gather_nodes(
     grid: Grid,
-    hello: Mapping[str, Any],
+    registration: Mapping[str, Any],
     *,
     timeout: float,
     min_nodes: int = 0,
@@ -33,49 +34,49 @@ def gather(
 ) -> Roster:
     """Waits until the federation is complete. Raises FederationError when it does not become so.
 
-    Complete are all parts of a common data set; else, when nobody new came for ``settle`` seconds,
+    Complete are all parts of a common data set; else, when no new node came for ``settle`` seconds,
     ``min_nodes`` nodes (0: whoever came, in a federation that is not made of parts).
     """
     deadline = time.monotonic() + timeout
     roster, changed = Roster(()), time.monotonic()
     while True:
         before = len(roster.members) + len(roster.refused)
-        roster = join(grid, roster, hello, patience=POLL_SECONDS, ttl=timeout)
+        roster = admit_nodes(grid, roster, registration, patience=POLL_SECONDS, ttl=timeout)
         if len(roster.members) + len(roster.refused) != before:
             changed = time.monotonic()
         settled = time.monotonic() - changed > settle
         if _complete(roster) or (settled and _enough(roster, min_nodes)):
-            check(roster)
+            check_same_data(roster)
             return roster
         if time.monotonic() > deadline or _hopeless(roster, min_nodes, settled):
             raise FederationError(_incomplete(roster, min_nodes, timeout))
         time.sleep(POLL_SECONDS)
 
 
-def join(
+def admit_nodes(
     grid: Grid,
     roster: Roster,
-    hello: Mapping[str, Any],
+    registration: Mapping[str, Any],
     *,
     patience: float = PATIENCE_SECONDS,
     ttl: float = RETRY_SECONDS,
 ) -> Roster:
-    """Greets nodes that are new, waits ``patience`` seconds for those, admits who has answered.
+    """Asks new nodes to register, waits ``patience`` seconds for them, admits who has answered.
 
     A node that came back under another id takes its old place.
     """
     connected, now = list(grid.get_node_ids()), time.monotonic()
     refused = {n: r for n, r in roster.refused.items() if n in connected}
     refused = {n: r for n, r in refused.items() if now - r.when < RETRY_SECONDS}
-    greeted = {message: n for message, n in roster.greeted.items() if n in connected}
-    known = {member.node for member in roster.members} | {*refused, *greeted.values()}
+    awaiting = {message: n for message, n in roster.awaiting.items() if n in connected}
+    known = {member.node for member in roster.members} | {*refused, *awaiting.values()}
     new = [node for node in connected if node not in known]
-    greeted |= push(grid, HELLO, {node: request(hello) for node in new}, ttl=ttl)
-    answers, problems = pull(grid, greeted, patience if new else 0.0)
-    heard = {*answers, *problems}
-    left = {message: node for message, node in greeted.items() if node not in heard}
-    members, odd = _admit(roster, answers)
-    reasons = {node: Refusal(reason, now) for node, reason in {**problems, **odd}.items()}
+    awaiting |= push(grid, REGISTER, {node: request(registration) for node in new}, ttl=ttl)
+    answers, problems = pull(grid, awaiting, patience if new else 0.0)
+    answered = {*answers, *problems}
+    left = {message: node for message, node in awaiting.items() if node not in answered}
+    members, rejected = _admit(roster, answers)
+    reasons = {node: Refusal(reason, now) for node, reason in {**problems, **rejected}.items()}
     return Roster(members, left, {**refused, **reasons, **_replaced(roster, members, now)})
 
 
@@ -93,20 +94,20 @@ def _admit(
 ) -> tuple[tuple[Member, ...], dict[int, str]]:
     """The members with those who answered, and why others of these cannot be members."""
     members = {member.place: member for member in roster.members}
-    odd: dict[int, str] = {}
+    rejected: dict[int, str] = {}
     places: set[tuple[int, str]] = set()
     for node, content in answers.items():
         try:
-            member = read_hello(node, content)
+            member = read_registration(node, content)
         except ProtocolError as error:
-            odd[node] = str(error)
+            rejected[node] = str(error)
             continue
         if member.place in places:
-            odd[node] = f"another node calls itself {member.label} too"
+            rejected[node] = f"another node calls itself {member.label} too"
             continue
         places.add(member.place)
         members[member.place] = member
-    return tuple(members[place] for place in sorted(members)), odd
+    return tuple(members[place] for place in sorted(members)), rejected
 
 
 def _replaced(roster: Roster, members: tuple[Member, ...], now: float) -> dict[int, Refusal]:
@@ -136,20 +137,20 @@ def _enough(roster: Roster, min_nodes: int) -> bool:
 
 
 def _hopeless(roster: Roster, min_nodes: int, settled: bool) -> bool:
-    """Nodes refused, and everybody was heard or nobody new has come for a while."""
+    """Whether nodes were refused, and all have answered or no new one has come for a while."""
     expected = max(_expected(roster), min_nodes)
     refused = [refusal for refusal in roster.refused.values() if not refusal.replaced]
-    heard = len(roster.members) + len(refused)
-    return bool(refused) and ((expected > 0 and heard >= expected) or settled)
+    answered = len(roster.members) + len(refused)
+    return bool(refused) and ((expected > 0 and answered >= expected) or settled)
 
 
 def _incomplete(roster: Roster, min_nodes: int, timeout: float) -> str:
     expected = min_nodes or _expected(roster)
     reasons = [f"node {node}: {refusal.reason}" for node, refusal in roster.refused.items()]
-    reasons += [f"node {node}: did not answer yet" for node in roster.greeted.values()]
+    reasons += [f"node {node}: did not answer yet" for node in roster.awaiting.values()]
     wanted = f"{len(roster.members)} of {expected or 'an unknown number of'} nodes"
     lines = "".join(f"\n  {reason}" for reason in reasons)
     return (
         f"{wanted} are ready (federation.start-timeout is {timeout:g} s).{lines}"
-        f"\nFix: start the nodes that are missing, or mend what they report."
+        f"\nFix: start the nodes that are missing, or fix what they report."
     )

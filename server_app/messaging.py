@@ -1,68 +1,80 @@
-"""One exchange with the nodes: messages out, answers in, each answer or its absence by node.
+"""Messages to the nodes and their replies, each reply matched to the message that it answers.
 
-Replies are matched to nodes by the message they answer, not by their sender: the answer for a dead
-node is written by the SuperLink in its own name.
+Not to its sender: the reply for a dead node is written by the SuperLink in its own name.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from pfsr_core.federated.protocol import CONFIG, SHARED, Flat
+from pfsr_core.federated.protocol import CONFIG, SHARED
 
 FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds; the wait between two polls grows by half
-GRACE = 1.0  # seconds that a message outlives the patience for its answer
+GRACE = 1.0  # seconds that a message outlives the wait for its answer
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Contents that came back, and why the others did not, by node id; array and number bytes."""
+    """Contents that came back, and why the others did not, by node id."""
 
     answers: Mapping[int, RecordDict]
     problems: Mapping[int, str]
-    bytes_down: int
-    bytes_up: int
 
 
-def request(config: Mapping[str, Any], flat: Flat | None = None) -> RecordDict:
+def request(config: Mapping[str, Any], arrays: ArrayRecord | None = None) -> RecordDict:
     """The content of a message: its config, and the shared array where there is one."""
     content = RecordDict({CONFIG: ConfigRecord(dict(config))})
-    if flat is not None:
-        content[SHARED] = ArrayRecord({SHARED: Array(flat)})
+    if arrays is not None:
+        content[SHARED] = arrays
     return content
 
 
 def exchange(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float, group: str = ""
+    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float
 ) -> Exchange:
-    """Sends each node its content; all is over ``timeout`` seconds after the call.
+    """Sends each node its content; all is over ``timeout`` seconds after the call."""
+    messages = [Message(content, node, kind) for node, content in contents.items()]
+    return match_replies(messages, send_and_receive(grid, messages, timeout), timeout)
 
-    So are the messages: a node that was late is not handed what nobody waits for any more, and
-    works on the next message instead of staying behind for ever.
+
+def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+    """Sends ``messages``; the replies that came when ``timeout`` seconds are over, also errors.
+
+    The messages are over then as well: a late node does not get what is not waited for any
+    more, and works on the next message instead of staying behind for ever.
     """
     deadline = time.monotonic() + timeout
-    sent = push(grid, kind, contents, ttl=timeout + GRACE, group=group)
-    answers, problems = pull(grid, sent, deadline - time.monotonic())
-    silent = set(contents) - set(answers) - set(problems)
+    for message in messages:
+        message.metadata.ttl = timeout + GRACE
+    if messages:
+        grid.push_messages(messages)
+    return list(_replies(grid, {m.metadata.message_id for m in messages}, deadline))
+
+
+def match_replies(
+    messages: Iterable[Message], replies: Iterable[Message], timeout: float
+) -> Exchange:
+    """What each node answered to its message, or why it did not within ``timeout`` seconds."""
+    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    answers, problems = _by_node(sent, replies)
     patience = float(f"{timeout:.2g}")  # what is left of a round is an odd number
-    problems |= dict.fromkeys(silent, f"no answer within {patience:g} s")
-    down, up = _bytes(contents.values()), _bytes(answers.values())
-    return Exchange(answers, problems, down, up)
+    silent = set(sent.values()) - set(answers) - set(problems)
+    return Exchange(
+        answers, {**problems, **dict.fromkeys(silent, f"no answer within {patience:g} s")}
+    )
 
 
 def push(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, ttl: float, group: str = ""
+    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, ttl: float
 ) -> dict[str, int]:
     """Sends each node its content; nodes by the id of the message they got."""
-    messages = [
-        Message(content, node, kind, ttl=ttl, group_id=group) for node, content in contents.items()
-    ]
+    messages = [Message(content, node, kind, ttl=ttl) for node, content in contents.items()]
     if messages:
         grid.push_messages(messages)
     return {m.metadata.message_id: node for m, node in zip(messages, contents, strict=True)}
@@ -75,9 +87,25 @@ def pull(
 
     Looks once even without any time; nodes that did not answer are in neither.
     """
+    return _by_node(sent, _replies(grid, set(sent), time.monotonic() + timeout))
+
+
+def count_bytes(messages: Iterable[Message]) -> int:
+    """Array and number bytes of what the messages hold; an error holds nothing."""
+    return sum(
+        _size(record)
+        for message in messages
+        if message.has_content()
+        for record in message.content.values()
+    )
+
+
+def _by_node(
+    sent: Mapping[str, int], replies: Iterable[Message]
+) -> tuple[dict[int, RecordDict], dict[int, str]]:
     answers: dict[int, RecordDict] = {}
     problems: dict[int, str] = {}
-    for reply in _replies(grid, set(sent), time.monotonic() + timeout):
+    for reply in replies:
         node = sent[reply.metadata.reply_to_message_id]
         if reply.has_error():
             problems[node] = f"error: {_first_line(reply.error.reason)}"
@@ -97,10 +125,6 @@ def _replies(grid: Grid, waiting: set[str], deadline: float) -> Iterable[Message
             return
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(LONGEST_POLL, pause * 1.5)
-
-
-def _bytes(contents: Iterable[RecordDict]) -> int:
-    return sum(_size(record) for content in contents for record in content.values())
 
 
 def _size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:

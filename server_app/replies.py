@@ -1,4 +1,8 @@
-"""Answers of the nodes, each read and judged alone: a bad one is dropped with its reason."""
+"""Where a reply is judged: each alone, and a bad one is dropped with its reason.
+
+:func:`read_train`, :func:`read_finish` and :func:`read_baselines` read the three kinds of answers
+and refuse what their kind must not say; nothing else of a node's answer is believed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from pfsr_core.federated.protocol import (
     OUTCOME,
     PEAK_MEMORY,
     PER_CLIENT,
-    PER_WAY,
+    PER_VARIANT,
     SECONDS,
     SHARED,
     TRAINING,
@@ -33,6 +37,8 @@ from pfsr_core.federated.protocol import (
     under,
 )
 from pfsr_core.params import Params, Shapes
+from server_app.messaging import Exchange
+from server_app.roster import Member
 
 EVALUATION = tuple(f"{split}/" for split in SPLITS)
 COST = (SECONDS, PEAK_MEMORY)
@@ -58,6 +64,23 @@ class Expected:
     sent: Params
     max_weight: float  # of one client
     max_change: float  # L2 norm
+
+
+def content_of(received: Exchange, node: int) -> RecordDict:
+    """What the node answered. Raises ProtocolError when it did not."""
+    if node not in received.answers:
+        raise ProtocolError(received.problems.get(node, "not connected"))
+    return received.answers[node]
+
+
+def drop_of(member: Member, reason: object, clients: int) -> Mapping[str, Any]:
+    """How the log says that an answer of so many clients was dropped."""
+    return {"node": member.label, "reason": str(reason), "clients": clients}
+
+
+def format_reasons(dropped: Sequence[Mapping[str, Any]]) -> str:
+    """Why answers were dropped, node by node, as a sentence."""
+    return "; ".join(f"node {drop['node']}: {drop['reason']}" for drop in dropped) or "none"
 
 
 def read_train(content: RecordDict, expected: Expected) -> TrainAnswer:
@@ -123,7 +146,9 @@ def client_rows(
     for split in SPLITS:
         start = f"{prefix}{CLIENT}{split}/"
         for way in ("", *ways):
-            names = [f"{way}/{name}" if way and name in PER_WAY else name for name in PER_CLIENT]
+            names = [
+                f"{way}/{name}" if way and name in PER_VARIANT else name for name in PER_CLIENT
+            ]
             columns = [numbers(metrics, start + name, len(clients)) for name in names]
             for client, *values in zip(clients, *columns, strict=True):
                 row = dict(zip(PER_CLIENT, values, strict=True))

@@ -1,4 +1,4 @@
-"""Who is there: the clients of each node, learnt from the nodes' first answer (a hello).
+"""Who is there: the clients of each node, as the nodes registered them.
 
 The server samples clients, by name, and then asks each node for its own. Which node hosts a client,
 and under which random id Flower knows the node, changes nothing in who is asked.
@@ -6,16 +6,9 @@ and under which random id Flower knows the node, changes nothing in who is asked
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
-
-from flwr.app import RecordDict
-
-from pfsr_core.data.client_dataset import SPLITS
-from pfsr_core.federated.protocol import CLIENT, FACTS, METRICS, ProtocolError, numbers
 
 
 class FederationError(RuntimeError):
@@ -24,7 +17,13 @@ class FederationError(RuntimeError):
 
 @dataclass(frozen=True)
 class ClientFacts:
-    """``covered``: held-out items that occur in the client's own training data, by split."""
+    """What a client's node registered about it.
+
+    Attributes:
+        users: how many it has.
+        interactions: how many it trains on.
+        covered: held-out items that occur in its own training data, by split.
+    """
 
     users: int
     interactions: int
@@ -33,7 +32,7 @@ class ClientFacts:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A node that answered. ``partitions`` is 0 for a node with data of its own."""
+    """A node that registered. ``partitions`` is 0 for a node with data of its own."""
 
     node: int
     partition: int
@@ -54,13 +53,19 @@ class Member:
 
     @property
     def label(self) -> int | str:
-        """What people call it."""
+        """How messages name it."""
         return self.name or self.partition
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """``when``: on the monotonic clock, in seconds. ``replaced``: a later node has its place."""
+    """Why a node cannot take part.
+
+    Attributes:
+        reason: in words.
+        when: it was refused, on the monotonic clock, in seconds.
+        replaced: whether a later node has its place.
+    """
 
     reason: str
     when: float
@@ -69,14 +74,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Roster:
-    """All nodes that answered, in the order of their partitions and names.
+    """All nodes that registered, in the order of their partitions and names.
 
-    ``greeted``: nodes by the message that asked them and that they have not answered yet.
-    ``refused``: why a node cannot take part, and when it said so.
+    Attributes:
+        members: who takes part.
+        awaiting: nodes that have not registered yet, by the message that asked them to.
+        refused: why a node cannot take part, and since when.
     """
 
     members: tuple[Member, ...]
-    greeted: Mapping[str, int] = field(default_factory=dict)
+    awaiting: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[int, Refusal] = field(default_factory=dict)
 
     @cached_property
@@ -86,10 +93,12 @@ class Roster:
 
     @cached_property
     def facts(self) -> dict[str, ClientFacts]:
+        """What is known about each client, by name."""
         return {name: facts for member in self.members for name, facts in member.clients.items()}
 
     @cached_property
     def users(self) -> int:
+        """Users of all clients."""
         return _users(self.members)
 
     @property
@@ -112,75 +121,3 @@ def _names(members: tuple[Member, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=2)
 def _users(members: tuple[Member, ...]) -> int:
     return sum(facts.users for member in members for facts in member.clients.values())
-
-
-def read_hello(node: int, content: RecordDict) -> Member:
-    """A node's first answer. Raises ProtocolError when it is not one."""
-    try:
-        facts: Mapping[str, Any] = content.config_records[FACTS]
-        metrics = content.metric_records[METRICS]
-        names = list(facts["clients"])
-        columns = [
-            numbers(metrics, CLIENT + column, len(names))
-            for column in ("users", "interactions", *(f"{split}/covered" for split in SPLITS))
-        ]
-        return Member(
-            node=node,
-            partition=facts["partition"],
-            partitions=facts["partitions"],
-            name=facts["name"],
-            clients={
-                name: ClientFacts(
-                    int(users), int(size), dict(zip(SPLITS, map(int, covered), strict=True))
-                )
-                for name, users, size, *covered in zip(names, *columns, strict=True)
-            },
-            split_digest=facts["split-digest"],
-            items_digest=facts["items-digest"],
-            num_items=facts["num-items"],
-            description=facts["describe"],
-            item_ids=tuple(facts["item-ids"]),
-            vectors=facts["vectors"],
-        )
-    except KeyError as error:
-        raise ProtocolError(f"a hello without {error}") from None
-
-
-def check(roster: Roster) -> None:
-    """Raises FederationError when the nodes do not split the same data in the same way."""
-    _check_digests(roster)
-    twice = [name for name, count in Counter(roster.clients).items() if count > 1]
-    if twice:
-        raise FederationError(
-            f"{', '.join(twice[:5])} live on more than one node. Fix: give each node data of its "
-            f"own with clients of its own, or partition-id and num-partitions that fit."
-        )
-    if not roster.clients:
-        raise FederationError("no node hosts a client. Fix: check partition-id and num-partitions.")
-
-
-def _check_digests(roster: Roster) -> None:
-    parts = [member for member in roster.members if member.partitions]
-    for name in ("split_digest", "items_digest") if parts else ():
-        found = {getattr(member, name): member.label for member in parts}
-        if len(found) > 1:
-            listed = ", ".join(f"node {node}: {value[:12]}" for value, node in found.items())
-            raise FederationError(
-                f"the nodes do not read the same data ({name.replace('_', ' ')} {listed}). "
-                f"Fix: give every node the same data set, or each its own with data-path."
-            )
-    catalogues = {member.item_ids for member in roster.members}
-    if len(catalogues) > 1:
-        raise FederationError(
-            "the nodes have different items, but model.items = 'shared' and 'dual' average one "
-            "table. Fix: give every node the same catalogue, or choose model.items = 'private' or "
-            "'semantic'."
-        )
-    vectors = {member.vectors: member.label for member in roster.members}
-    if len(vectors) > 1:
-        listed = ", ".join(f"node {node}: {value[:12]}" for value, node in vectors.items())
-        raise FederationError(
-            f"the nodes make different item vectors ({listed}), so one projection would mean "
-            f"different things. Fix: give every node the same texts of items and the same file in "
-            f"model.item-vectors."
-        )

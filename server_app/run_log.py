@@ -1,4 +1,4 @@
-"""A run's directory and its voice: files that are written as it goes, and progress lines."""
+"""The run directory, whose files are written as the run goes, and the progress log."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as save_tensors
+
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.vocabulary import save_vocabulary
 from pfsr_core.files import append_line, write_atomically
+from pfsr_core.params import Params
 from pfsr_core.runs.environment import environment
 from pfsr_core.runs.files import new_directories
 from pfsr_core.settings.fields import SettingsError, Value
 from pfsr_core.settings.sections import runs_directory
-from server_app.checkpoints import save_model
 
 MAY_CHANGE = (  # settings that a resumed run may have otherwise
     "run.resume",
@@ -38,12 +40,15 @@ class RunLog:
 
     @property
     def run_id(self) -> str:
+        """The id of the run is the name of its directory."""
         return self.directory.name
 
     def path(self, name: str) -> Path:
+        """The place of a file of the run."""
         return self.directory / name
 
     def write(self, name: str, content: object) -> None:
+        """Writes a JSON file atomically."""
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.path(name), text.encode())
 
@@ -53,6 +58,7 @@ class RunLog:
         return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
     def add_round(self, line: Mapping[str, Any]) -> None:
+        """Appends a completed record to metrics.jsonl."""
         append_line(self.path("metrics.jsonl"), line)
 
     def forget_rounds(self, algorithm: str, first: int) -> None:
@@ -80,15 +86,26 @@ def open_run(settings: Settings) -> RunLog:
 
 
 def write_model(
-    log: RunLog, name: str, params: Any, facts: Mapping[str, Any], item_ids: tuple[str, ...]
+    log: RunLog, name: str, params: Params, facts: Mapping[str, Any], item_ids: tuple[str, ...]
 ) -> None:
-    """The shared model under ``name``; with its vocabulary where it holds an item table."""
-    save_model(log.path(name), params, facts)
+    """Writes a shared model below the run's directory.
+
+    Args:
+        log: the run.
+        name: the directory of ``model.safetensors`` and ``config.json``.
+        params: the shared parameters.
+        facts: what config.json says of them.
+        item_ids: the vocabulary of an item table; empty where the model has none.
+    """
+    directory = log.path(name)
+    tensors = {key: tensor.contiguous() for key, tensor in params.items()}
+    write_atomically(directory / "model.safetensors", save_tensors(tensors))
+    write_atomically(directory / "config.json", json.dumps(facts, indent=1).encode())
     if item_ids:
-        save_vocabulary(log.path(name), item_ids)
+        save_vocabulary(directory, item_ids)
 
 
-def speak() -> None:
+def configure_logging() -> None:
     """Lets progress lines through to standard output, which Flower streams."""
     logger.handlers.clear()
     handler = logging.StreamHandler(sys.stdout)
@@ -96,10 +113,6 @@ def speak() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def say(text: str) -> None:
-    logger.info(text)
 
 
 def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:

@@ -15,7 +15,7 @@ from server_app.final_round import Finish
 from server_app.messaging import exchange, request
 from server_app.replies import client_rows, evaluation_means, evaluation_sums, read_baselines
 from server_app.roster import ClientFacts, Roster
-from server_app.run_log import RunLog, say
+from server_app.run_log import RunLog, logger
 
 Json = dict[str, Any]
 BASELINE_ROWS = "baseline-clients.json"
@@ -46,7 +46,7 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
     """Writes ``baselines.json`` and the rows of each client; once in a run."""
     if log.read("baselines.json") is not None:
         return
-    say("baselines on every client ...")
+    logger.info("baselines on every client ...")
     contents = {member.node: request({}) for member in roster.members}
     result = exchange(grid, BASELINES, contents, timeout=timeout)
     found: list[Mapping[str, Any]] = []
@@ -59,7 +59,7 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
             metrics = read_baselines(result.answers[member.node], len(names))
             rows += _baseline_rows(metrics, names)
         except ProtocolError as error:
-            say(f"no baselines from node {member.label}: {error}")
+            logger.info(f"no baselines from node {member.label}: {error}")
             continue
         found.append(metrics)
     log.write(BASELINE_ROWS, rows)

@@ -1,0 +1,1 @@
+"""What a round is, whoever connects server and nodes: values, aggregation, evaluation."""

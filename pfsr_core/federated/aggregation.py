@@ -46,6 +46,7 @@ class ReplySum:
         self._norms: list[float] = []
 
     def add(self, reply: Reply) -> None:
+        """Adds a reply, by its weight."""
         for name, tensor in reply.params.items():
             if name not in self._total:
                 self._total[name] = torch.zeros_like(tensor, dtype=torch.float64)
@@ -84,11 +85,16 @@ def reply_problem(
 ) -> str | None:
     """Why a reply must not be aggregated, or None. Looks at this reply alone.
 
-    ``sent``: the shared parameters it answers; the reply may be ``max_change`` away from them (L2).
+    Args:
+        reply: the reply of one node.
+        shapes: names and shapes that it must have.
+        max_weight: the largest weight, of all its clients.
+        sent: the shared parameters that it answers.
+        max_change: how far from ``sent`` it may be, L2 norm.
     """
     if set(reply.params) != set(shapes):
-        odd = sorted(set(reply.params) ^ set(shapes))
-        return f"names differ: {', '.join(odd)}"
+        differing = sorted(set(reply.params) ^ set(shapes))
+        return f"names differ: {', '.join(differing)}"
     for name, tensor in reply.params.items():
         problem = _tensor_problem(tensor, shapes[name])
         if problem:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import FederatedAlgorithm
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.parameter_names import ROW_NAMES
-from pfsr_core.params import Shapes, fingerprint
+from pfsr_core.params import Shapes, fingerprint, shapes_of
 from pfsr_core.training.task import Task
 
 
@@ -28,6 +29,11 @@ class Assembly:
     fingerprint: str
     vectors_digest: str = ""
     vectors_method: str = ""
+
+    @cached_property
+    def shared_shapes(self) -> Shapes:
+        """Names and shapes of what the server sends: one vector on the wire, in this order."""
+        return shapes_of(self.algorithm.server.init().params)
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model, and whose rows a client's state holds: of which items and users."""

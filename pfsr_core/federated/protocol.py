@@ -1,10 +1,10 @@
-"""What the two apps say to each other: kinds of messages, names of records, orders, numbers.
+"""What the two apps send each other: kinds of messages, names of records, instructions, numbers.
 
 Shared parameters travel as one flat float32 vector (:mod:`pfsr_core.params`); everything else is
 numbers under names. Flower's own types appear in neither: the apps wrap what is made here. Nothing
 here loads torch: a node's process that only passes messages on does not need it.
 
-    query.hello      who are you: partition, clients, sizes, digests
+    query.register   which clients a node hosts: partition, names, sizes, digests
     query.baselines  sums of the model-free baselines
     train            one round: evaluate what was received, train, answer with the mean
     query.finish     after the last round: evaluate, finetune, evaluate, keep the model for serving
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HELLO = "query.hello"
+REGISTER = "query.register"
 BASELINES = "query.baselines"
 TRAIN = "train"
 FINISH = "query.finish"
@@ -27,7 +27,7 @@ FINISH = "query.finish"
 SHARED = "shared"  # the one array record, and the one array in it
 METRICS = "metrics"
 CONFIG = "config"
-FACTS = "facts"  # text and counts of a hello
+FACTS = "facts"  # text and counts of a registration
 
 WEIGHT = "weight"
 NORMS = "norms"
@@ -38,8 +38,8 @@ FINETUNED = "finetuned/"  # prefix of the sums after finetuning
 OUTCOME = "outcome/"  # prefix of the sums of how it ended for the clients
 CLIENT = "client/"  # prefix of lists with one number a client
 
-PER_WAY = ("excluded/hr@10", "excluded/ndcg@10")
-PER_CLIENT = (*PER_WAY, "users", "covered")
+PER_VARIANT = ("excluded/hr@10", "excluded/ndcg@10")
+PER_CLIENT = (*PER_VARIANT, "users", "covered")
 
 Number = int | float
 Metrics = dict[str, Number | list[int] | list[float]]
@@ -51,15 +51,22 @@ class ProtocolError(ValueError):
 
 
 @dataclass(frozen=True)
-class Order:
+class Instruction:
     """What a node is asked to do in ``train`` and ``query.finish``.
 
-    ``last_rounds``: the last round whose answer was aggregated of each client that the order
-    concerns and that has one, which is the version of its private state to continue from.
-    ``clients``: those to train, or to finish with. ``evaluate``: rank the held-out items with what
-    was received, before training; of the node's clients, or of those to train, as
-    run.evaluate-clients says.
-    ``finetune`` and ``install`` belong to ``finish``.
+    Attributes:
+        run: the id of the run.
+        algorithm: the name of the algorithm.
+        round: the round, from 1 on; the last exchange has the number after the last round.
+        last_rounds: of each client that the instruction concerns, the last round whose answer was
+            aggregated: the version of its private state to continue from. Clients without such a
+            round are left out.
+        clients: those to train, or to finish with.
+        signals: numbers that the algorithm sends with the shared parameters.
+        evaluate: rank the held-out items with what was received, before training; of the node's
+            clients, or of those to train, as run.evaluate-clients says.
+        finetune: of ``query.finish``: train once more before evaluating again.
+        install: of ``query.finish``: keep the model for serving.
     """
 
     run: str
@@ -73,27 +80,27 @@ class Order:
     install: bool = False
 
 
-def order_to_config(order: Order) -> dict[str, Any]:
-    """An order as text, numbers and lists of one type each."""
+def instruction_to_config(instruction: Instruction) -> dict[str, Any]:
+    """An instruction as text, numbers and lists of one type each."""
     return {
-        "run": order.run,
-        "algorithm": order.algorithm,
-        "round": order.round,
-        "hosted": list(order.last_rounds),
-        "last-rounds": list(order.last_rounds.values()),
-        "clients": list(order.clients),
-        "signal-names": list(order.signals),
-        "signal-values": [float(value) for value in order.signals.values()],
-        "evaluate": order.evaluate,
-        "finetune": order.finetune,
-        "install": order.install,
+        "run": instruction.run,
+        "algorithm": instruction.algorithm,
+        "round": instruction.round,
+        "hosted": list(instruction.last_rounds),
+        "last-rounds": list(instruction.last_rounds.values()),
+        "clients": list(instruction.clients),
+        "signal-names": list(instruction.signals),
+        "signal-values": [float(value) for value in instruction.signals.values()],
+        "evaluate": instruction.evaluate,
+        "finetune": instruction.finetune,
+        "install": instruction.install,
     }
 
 
-def order_from_config(config: Mapping[str, Any]) -> Order:
-    """Undoes :func:`order_to_config`; raises ProtocolError when something is missing."""
+def instruction_from_config(config: Mapping[str, Any]) -> Instruction:
+    """Undoes :func:`instruction_to_config`; raises ProtocolError when something is missing."""
     try:
-        return Order(
+        return Instruction(
             run=config["run"],
             algorithm=config["algorithm"],
             round=config["round"],
@@ -106,18 +113,19 @@ def order_from_config(config: Mapping[str, Any]) -> Order:
         )
     except (KeyError, ValueError) as error:
         raise ProtocolError(
-            f"an order without {error}: server and node differ in version"
+            f"an instruction without {error}: server and node differ in version"
         ) from None
 
 
 def prefixed(prefix: str, sums: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers, each under ``prefix`` and its name."""
     return {prefix + name: value for name, value in sums.items()}
 
 
 def under(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers whose name begins with ``prefix``, without it; raises ProtocolError on a list."""
-    found = {name: value for name, value in metrics.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): scalar(found, name) for name in found}
+    names = [name for name in metrics if name.startswith(prefix)]
+    return {name.removeprefix(prefix): scalar(metrics, name) for name in names}
 
 
 def scalar(metrics: Mapping[str, Any], name: str) -> float:

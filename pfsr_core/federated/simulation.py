@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.aggregation import ReplySum, as_reply, merge_replies
 from pfsr_core.federated.algorithm import (
@@ -15,8 +13,8 @@ from pfsr_core.federated.algorithm import (
     Reply,
     ServerState,
 )
+from pfsr_core.federated.sampling import sample_clients
 from pfsr_core.params import Params
-from pfsr_core.randomness import stream_seed
 
 States = dict[str, Params]
 Load = Callable[[Sequence[ClientDataset]], Mapping[str, Params]]
@@ -33,19 +31,6 @@ class RoundReport:
     states: Mapping[str, Params]
     asked: tuple[str, ...]
     reply: Reply
-
-
-def sample_clients(clients: Sequence[str], share: float, seed: int, round_: int) -> tuple[str, ...]:
-    """``share`` of the clients, at least one, without replacement; in the given order.
-
-    Depends on the names, the seed and the round only: never on nodes or their ids.
-    """
-    count = max(1, round(share * len(clients)))
-    if count >= len(clients):
-        return tuple(clients)
-    rng = np.random.default_rng(stream_seed(seed, "sampling", round_))
-    chosen = np.sort(rng.permutation(len(clients))[:count])
-    return tuple(clients[i] for i in chosen)
 
 
 def hosted_by(clients: Sequence[str], node: int, nodes: int) -> tuple[str, ...]:

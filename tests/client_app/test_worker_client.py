@@ -13,12 +13,12 @@ from multiprocessing import Pipe
 import numpy as np
 import pytest
 
-from client_app import worker_client as resident
+from client_app import worker_client
 from client_app.dispatch import answer
 from client_app.messages import LIMITS, NodeFailureError, Request
 from client_app.worker import Watch, alive
 from pfsr_core.assembly.settings import flat_settings
-from pfsr_core.federated.protocol import HELLO, TRAIN, Order, order_to_config
+from pfsr_core.federated.protocol import REGISTER, TRAIN, Instruction, instruction_to_config
 from pfsr_core.federated.simulation import hosted_by
 from pfsr_core.params import pack
 from tests.helpers.tiny import tiny_settings, tiny_world
@@ -31,15 +31,15 @@ def home(tmp_path, monkeypatch):
     """Sockets of this test alone, in a path short enough for one; every worker is ended."""
     directory = tmp_path / "w"
     directory.mkdir()
-    monkeypatch.setattr(resident.tempfile, "gettempdir", lambda: str(directory))
+    monkeypatch.setattr(worker_client.tempfile, "gettempdir", lambda: str(directory))
     started = []
-    start = resident._start
+    start = worker_client._start
 
     def remember(path):
         started.append(start(path))
         return started[-1]
 
-    monkeypatch.setattr(resident, "_start", remember)
+    monkeypatch.setattr(worker_client, "_start", remember)
     yield started
     for process in started:
         process.kill()
@@ -54,14 +54,18 @@ def node_config(directory, **more):
 def train_request(directory):
     _settings, federation, assembly = tiny_world(algorithm__name="fed-avg")
     names = hosted_by(sorted(data.client for data in federation.clients), 0, 2)
-    order = Order("run", "fed-avg", 1, dict.fromkeys(names, 0), tuple(names), evaluate=True)
+    instruction = Instruction(
+        "run", "fed-avg", 1, dict.fromkeys(names, 0), tuple(names), evaluate=True
+    )
     flat = pack(assembly.algorithm.server.init().params)
-    return Request(TRAIN, RUN_CONFIG, node_config(directory), order_to_config(order), flat)
-
-
-def hello(directory, **config):
     return Request(
-        HELLO, RUN_CONFIG, node_config(directory, **config), {"run": "r", "warm-start": ""}
+        TRAIN, RUN_CONFIG, node_config(directory), instruction_to_config(instruction), flat
+    )
+
+
+def registration(directory, **config):
+    return Request(
+        REGISTER, RUN_CONFIG, node_config(directory, **config), {"run": "r", "warm-start": ""}
     )
 
 
@@ -75,61 +79,69 @@ def same(found, expected):
 
 
 def test_the_answers_are_those_of_the_process_itself(tmp_path, home):
-    same(resident.ask(train_request(tmp_path / "a"), 60), answer(train_request(tmp_path / "b")))
-    same(resident.ask(hello(tmp_path / "a"), 60), answer(hello(tmp_path / "b")))
-    limits = resident.ask(Request(LIMITS, RUN_CONFIG, node_config(tmp_path / "a")), 60)
+    same(
+        worker_client.ask(train_request(tmp_path / "a"), 60), answer(train_request(tmp_path / "b"))
+    )
+    same(worker_client.ask(registration(tmp_path / "a"), 60), answer(registration(tmp_path / "b")))
+    limits = worker_client.ask(Request(LIMITS, RUN_CONFIG, node_config(tmp_path / "a")), 60)
     assert limits.metrics == {"values": 0, "longest_list": 3}
     assert len(home) == 1, "one worker answered all three"
 
 
 def test_the_socket_is_private(tmp_path, home):
-    resident.ask(hello(tmp_path), 60)
-    path = resident._socket(hello(tmp_path))
+    worker_client.ask(registration(tmp_path), 60)
+    path = worker_client._socket(registration(tmp_path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_an_open_directory_is_refused(tmp_path, home):
-    resident._directory().chmod(0o755)
+    worker_client._directory().chmod(0o755)
     with pytest.raises(NodeFailureError, match="open to others"):
-        resident.ask(hello(tmp_path), 60)
+        worker_client.ask(registration(tmp_path), 60)
 
 
 def test_a_failure_comes_with_its_reason_and_the_worker_stays(tmp_path, home):
     with pytest.raises(NodeFailureError, match="NodeError: node 0 does not host stranger"):
-        order = Order("run", "fed-avg", 1, {"stranger": 0}, ("stranger",))
+        instruction = Instruction("run", "fed-avg", 1, {"stranger": 0}, ("stranger",))
         request = train_request(tmp_path)
-        resident.ask(
-            Request(TRAIN, RUN_CONFIG, request.node_config, order_to_config(order), request.flat),
+        worker_client.ask(
+            Request(
+                TRAIN,
+                RUN_CONFIG,
+                request.node_config,
+                instruction_to_config(instruction),
+                request.flat,
+            ),
             60,
         )
-    assert resident.ask(hello(tmp_path), 60).facts["partition"] == 0
+    assert worker_client.ask(registration(tmp_path), 60).facts["partition"] == 0
     assert len(home) == 1
 
 
 def test_a_worker_that_was_killed_is_replaced(tmp_path, home):
-    resident.ask(hello(tmp_path), 60)
+    worker_client.ask(registration(tmp_path), 60)
     home[0].kill()
     home[0].wait()
-    assert resident.ask(hello(tmp_path), 60).facts["partition"] == 0
+    assert worker_client.ask(registration(tmp_path), 60).facts["partition"] == 0
     assert len(home) == 2
 
 
 def test_a_worker_that_dies_on_the_way_is_a_failure_not_a_wait(tmp_path, home):
-    resident.ask(hello(tmp_path), 60)
+    worker_client.ask(registration(tmp_path), 60)
     os.kill(home[0].pid, signal.SIGSTOP)  # it will not answer, so the kill comes first
     killer = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.5; kill -9 {home[0].pid}"])
     with pytest.raises(NodeFailureError, match="ended while it answered"):
-        resident.ask(hello(tmp_path), 60)
+        worker_client.ask(registration(tmp_path), 60)
     killer.wait()
 
 
 def test_a_worker_that_hangs_is_left_when_the_time_is_over(tmp_path, home):
-    resident.ask(hello(tmp_path), 60)
+    worker_client.ask(registration(tmp_path), 60)
     os.kill(home[0].pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(NodeFailureError, match="did not answer 'query.hello' in 1 s"):
-        resident.ask(hello(tmp_path), 1)
+    with pytest.raises(NodeFailureError, match="did not answer 'query.register' in 1 s"):
+        worker_client.ask(registration(tmp_path), 1)
     assert time.monotonic() - began < 5
     os.kill(home[0].pid, signal.SIGCONT)
 
@@ -138,7 +150,7 @@ def test_an_owner_of_data_keeps_the_text_of_an_error_to_itself(tmp_path, capfd):
     private = tmp_path / "private.csv"
     private.write_text("user,item,time\nsecret-name,17,not-a-time\n")
     config = {"name": "shop", "data-path": str(private), "data-source": "file"}
-    request = Request(HELLO, RUN_CONFIG, {**config, "state-dir": str(tmp_path)})
+    request = Request(REGISTER, RUN_CONFIG, {**config, "state-dir": str(tmp_path)})
     with pytest.raises(NodeFailureError) as found:
         answer(request)
     assert str(found.value) == "MalformedFileError; what it says is in the node's log"
@@ -158,8 +170,8 @@ def test_work_that_nobody_waits_for_any_more_is_needless():
 
 
 def test_another_node_config_has_another_worker_and_ends_the_old_one(tmp_path, home):
-    resident.ask(hello(tmp_path), 60)
-    resident.ask(hello(tmp_path, name="other"), 60)
+    worker_client.ask(registration(tmp_path), 60)
+    worker_client.ask(registration(tmp_path, name="other"), 60)
     assert len(home) == 2
     assert home[0].wait(timeout=10) == 0
 
@@ -168,11 +180,11 @@ def test_the_worker_ends_with_its_parent(tmp_path, home):
     """The parent of the asking process stands for Flower's, which starts it for each message."""
     script = f"""
 import subprocess, sys, tempfile
-from client_app import resident, messages
+from client_app import worker_client, messages
 tempfile.gettempdir = lambda: {str(tmp_path / "w")!r}
-start = resident._start
-resident._start = lambda path: print((process := start(path)).pid, flush=True) or process
-resident.ask(messages.Request("unknown", {RUN_CONFIG!r}, {node_config(tmp_path)!r}), 60)
+start = worker_client._start
+worker_client._start = lambda path: print((process := start(path)).pid, flush=True) or process
+worker_client.ask(messages.Request("unknown", {RUN_CONFIG!r}, {node_config(tmp_path)!r}), 60)
 """
     shell = f"{sys.executable} - <<'END'; true\n{script}\nEND\n"
     number = tmp_path / "worker"

@@ -29,13 +29,13 @@ from pathlib import Path
 PLACE = Path({place!r})
 
 
-def install(nodes):
-    train = nodes.train
+def install(handlers):
+    train = handlers.train
 
-    def faulty(node, order, *rest):
-        (PLACE / f"train-{{node.partition}}-{{order.round}}").touch()
+    def faulty(node, instruction, *rest):
+        (PLACE / f"train-{{node.partition}}-{{instruction.round}}").touch()
         plan = json.loads((PLACE / "plan.json").read_text())
-        here = [f for f in plan if f["node"] == node.partition and f["round"] == order.round]
+        here = [f for f in plan if f["node"] == node.partition and f["round"] == instruction.round]
         kinds = {{fault["kind"]: fault["seconds"] for fault in here}}
         if "raise" in kinds:
             raise RuntimeError("the sensor is unplugged")
@@ -43,16 +43,16 @@ def install(nodes):
             os._exit(7)
         time.sleep(kinds.get("sleep", 0.0))
         began = time.process_time()  # not the clock: the machine may do other things
-        answer = train(node, order, *rest)
+        answer = train(node, instruction, *rest)
         if "slow" in kinds:
             time.sleep(9 * (time.process_time() - began))
         return answer
 
-    nodes.train = faulty
+    handlers.train = faulty
 
 
-def install_ask(resident):
-    ask = resident.ask
+def install_ask(worker_client):
+    ask = worker_client.ask
 
     def faulty(request, seconds):
         plan = json.loads((PLACE / "plan.json").read_text())
@@ -62,7 +62,7 @@ def install_ask(resident):
             os._exit(7)
         return ask(request, seconds)
 
-    resident.ask = faulty
+    worker_client.ask = faulty
 """
 
 
@@ -114,10 +114,12 @@ def faulty_app(directory: Path, *faults: Fault) -> FaultyApp:
     place.mkdir(parents=True)
     copy_app(app)
     (app / "client_app" / "fault.py").write_text(MODULE.format(place=str(place)), "utf-8")
-    with (app / "client_app" / "answering.py").open("a", encoding="utf-8") as file:
-        file.write("\n\nfrom client_app import fault\n\nfault.install(nodes)\n")
+    with (app / "client_app" / "dispatch.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nfrom client_app import fault\n\nfault.install(handlers)\n")
     with (app / "client_app" / "app.py").open("a", encoding="utf-8") as file:
-        file.write("\n\nfrom client_app import fault, resident\n\nfault.install_ask(resident)\n")
+        file.write(
+            "\n\nfrom client_app import fault, worker_client\n\nfault.install_ask(worker_client)\n"
+        )
     faulty = FaultyApp(app, place)
     faulty.plan(*faults)
     return faulty

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message
 
 from pfsr_core.assembly.settings import Settings
-from server_app.app import show
+from server_app.run import print_results
 from tests.integration.helpers import settings_in
 from tests.integration.loopback import run_loopback
 
@@ -35,7 +35,7 @@ def main(directory: Path, resume: str) -> None:
         os.write(events, word.encode())
 
     log, _grid = run_loopback(settings(directory, resume), directory, NODES, before=before)
-    show(log)
+    print_results(log)
 
 
 if __name__ == "__main__":

@@ -90,13 +90,13 @@ def bundle(app: Path, variant: Variant) -> Path:
     if variant.reply_poll is None:
         return APP
     copy_app(app)
-    exchange = app / "server_app" / "exchange.py"
-    text = exchange.read_text("utf-8")
+    messaging = app / "server_app" / "messaging.py"
+    text = messaging.read_text("utf-8")
     constants = "FIRST_POLL, LONGEST_POLL = 0.02, 1.0"
     if constants not in text:
-        raise RuntimeError(f"{exchange} has no line {constants!r}")
+        raise RuntimeError(f"{messaging} has no line {constants!r}")
     poll = variant.reply_poll
-    exchange.write_text(
+    messaging.write_text(
         text.replace(constants, f"FIRST_POLL, LONGEST_POLL = {poll}, {poll}"), "utf-8"
     )
     return app

@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
 from pfsr_core.assembly.settings import Settings, flat_settings
-from server_app.app import run_federation
+from server_app.run import run_federation
 from server_app.run_log import RunLog
 
 Tamper = Callable[[int, Message, Message], Message | None]

@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 
 from pfsr_core.federated.aggregation import merge_replies
 from pfsr_core.federated.protocol import TRAIN, WEIGHT
-from server_app.instructions import RoundsAbandonedError
+from server_app.strategy import RoundsAbandonedError
 from tests.integration.helpers import (
     assert_same_server,
     final_server,
@@ -99,7 +99,7 @@ def test_a_node_that_left_is_missing_not_waited_for(tmp_path, honest_half):
         nonlocal training
         training = training or message.metadata.message_type == TRAIN
 
-    rounds = iter([True, True])  # both say hello; at the first round node 0 is gone
+    rounds = iter([True, True])  # both register; at the first round node 0 is gone
 
     def connected(partition):
         return partition == 1 or next(rounds, False)

@@ -6,7 +6,7 @@ import pytest
 
 from pfsr_core.assembly.data import load_federation
 from pfsr_core.federated.protocol import CONFIG, FINISH, TRAIN
-from pfsr_core.federated.simulation import sample_clients
+from pfsr_core.federated.sampling import sample_clients
 from tests.integration.helpers import (
     assert_same_server,
     final_server,

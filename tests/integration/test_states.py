@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from client_app import hosted_node as hosting
+from client_app.dispatch import NODES
 from pfsr_core.federated.protocol import FINISH, TRAIN
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.settings.fields import SettingsError
@@ -57,9 +57,8 @@ def test_a_client_that_was_absent_comes_back_with_its_state(tmp_path):
 def test_a_node_that_restarts_in_every_round_keeps_its_state(tmp_path):
     settings = settings_in(tmp_path)
 
-    def forget(_partition, _message):  # a new process has no caches and opens its store anew
-        hosting._federation.cache_clear()
-        hosting._assemble.cache_clear()
+    def forget(_partition, _message):  # a new process has no nodes and opens its store anew
+        NODES.clear()
 
     server, _states = plain_loop(settings, nodes=2)
     log, _grid = run_loopback(settings, tmp_path, nodes=2, before=forget)
@@ -210,7 +209,7 @@ def test_a_node_that_comes_back_under_another_id_takes_its_old_place(tmp_path):
     grid_ids: list[int] = []
     options = {"before": rename}
     from pfsr_core.assembly.settings import flat_settings
-    from server_app.app import run_federation
+    from server_app.run import run_federation
     from tests.integration.loopback import partitions
 
     class Renaming(LoopbackGrid):

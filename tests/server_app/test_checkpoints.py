@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pfsr_core.federated.algorithm import ServerState
-from pfsr_core.files import write_atomically
 from server_app.checkpoints import (
     CHECKPOINT,
     CheckpointError,
@@ -65,16 +64,3 @@ def test_half_a_file_is_refused(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path, "mark")
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(_descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("server_app.checkpoints.os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"

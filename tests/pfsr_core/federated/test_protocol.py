@@ -9,7 +9,7 @@ import torch
 from pfsr_core import params as packing
 from pfsr_core.federated import protocol
 from pfsr_core.federated.aggregation import unpack_shared
-from pfsr_core.federated.protocol import Order, ProtocolError
+from pfsr_core.federated.protocol import Instruction, ProtocolError
 from pfsr_core.params import shapes_of
 
 PARAMS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([-1.5])}
@@ -55,25 +55,27 @@ def test_size_is_the_length_of_the_vector():
 
 
 @pytest.mark.parametrize(
-    "order",
+    "instruction",
     [
-        Order("run", "pfsr", 1, {}),
-        Order("run", "pfsr", 3, {"b": 2, "a": 0}, ("a",), {"target-norm": 0.1}, True),
-        Order("run", "fed-avg", 9, {"a": 8}, finetune=True, install=True),
+        Instruction("run", "pfsr", 1, {}),
+        Instruction("run", "pfsr", 3, {"b": 2, "a": 0}, ("a",), {"target-norm": 0.1}, True),
+        Instruction("run", "fed-avg", 9, {"a": 8}, finetune=True, install=True),
     ],
 )
-def test_an_order_survives_its_config(order):
-    config = protocol.order_to_config(order)
-    assert protocol.order_from_config(config) == order
-    assert list(protocol.order_from_config(config).last_rounds) == list(order.last_rounds)
+def test_an_instruction_survives_its_config(instruction):
+    config = protocol.instruction_to_config(instruction)
+    assert protocol.instruction_from_config(config) == instruction
+    assert list(protocol.instruction_from_config(config).last_rounds) == list(
+        instruction.last_rounds
+    )
 
 
 @pytest.mark.parametrize("missing", ["run", "clients", "signal-values", "install"])
-def test_an_order_that_lacks_something_is_refused(missing):
-    config = protocol.order_to_config(Order("run", "pfsr", 1, {"a": 0}))
+def test_an_instruction_that_lacks_something_is_refused(missing):
+    config = protocol.instruction_to_config(Instruction("run", "pfsr", 1, {"a": 0}))
     del config[missing]
     with pytest.raises(ProtocolError, match=missing):
-        protocol.order_from_config(config)
+        protocol.instruction_from_config(config)
 
 
 def test_sums_come_back_from_under_their_prefix():

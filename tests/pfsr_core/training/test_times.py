@@ -23,7 +23,7 @@ from pfsr_core.evaluation.batched import evaluate_together
 from pfsr_core.evaluation.client import evaluate_client
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated.model import Assembly
-from pfsr_core.federated.protocol import Order
+from pfsr_core.federated.protocol import Instruction
 from pfsr_core.params import Params, pack
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.training.batched_fisher import client_fishers
@@ -185,10 +185,10 @@ class TestServing:
         """A node that has finished at once, so that it serves what the run started with."""
         settings = tiny_settings(**{**HSTU, "model__encoder": encoder})
         node = make_node(settings, {"state-dir": str(directory)})
-        assembly = assemble(settings, node.federation.catalogue)
+        assembly = assemble(settings, node.dataset.catalogue)
         params = {name: started(assembly.task, node.clients[0])[name] for name in _shared(assembly)}
         names = tuple(node.hosted)
-        finish(node, Order("run", "pfsr", 0, {}, names, install=True), pack(params))
+        finish(node, Instruction("run", "pfsr", 0, {}, names, install=True), pack(params))
         return node
 
     @pytest.mark.parametrize("encoder", ["hstu", "sasrec"])
@@ -205,12 +205,12 @@ class TestServing:
         node = self.node(tmp_path, "hstu")
         served, settings = node.store.served(), node.settings
         data = node.clients[0]
-        user, assembly = data.users[0], assemble(settings, node.federation.catalogue)
+        user, assembly = data.users[0], assemble(settings, node.dataset.catalogue)
         whole = assembly.algorithm.personalization.model(
             served.shared, served.clients[data.client].state
         )
         score = make_scorer(assembly.task, whole, data, settings.model.max_length)
-        given = [node.federation.split.item_ids[code - 1] for code in user.full]
+        given = [node.dataset.split.item_ids[code - 1] for code in user.full]
         expected = {
             None: score([user.full], [user.times])[0],
             tuple(given): score([user.full])[0],

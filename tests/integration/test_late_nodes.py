@@ -6,7 +6,7 @@ import pytest
 
 from pfsr_core.assembly.settings import flat_settings
 from pfsr_core.federated.protocol import TRAIN
-from server_app.app import run_federation
+from server_app.run import run_federation
 from tests.integration.helpers import (
     assert_same_server,
     final_server,
