@@ -68,11 +68,12 @@ test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as rea
 test-docker: setup ## Lint the container files; build and run them where an engine is
 	$(BIN)/python -m pytest -q -rs -m "docker or not docker" tests/docker
 
-check: setup ## Format, lint, types, import contracts
+check: setup ## Format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pfsr settings --check
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Server:
 
     def serve(self) -> Tensor:
         """Scores from the memory: (1, V)."""
-        last, _ = self.model.recall(self.items, self.memory)
+        last, _ = self.model.continue_from(self.items, self.memory)
         return last @ self.model.items.weight[1:].T
 
     def anew(self, items: Tensor) -> Tensor:
@@ -139,12 +138,13 @@ def _truncated(encoder: str) -> Measurement:
 
 def _step(model: NextItemModel, items: Tensor, piece: int) -> None:
     """Forward and backward over ``items`` (B, L), ``piece`` after piece."""
-    encoder = cast(RecurrentEncoder, model.encoder)
+    encoder = model.encoder
+    assert isinstance(encoder, RecurrentEncoder)
     state = encoder.initial_state(len(items))
     for part in items.split(piece, dim=1):
         if part.shape == items.shape:
             hidden = encoder(model.embed(part))
         else:
-            hidden, state = encoder.resume(model.embed(part), state)
+            hidden, state = encoder.forward_from(model.embed(part), state)
             state = {name: tensor.detach() for name, tensor in state.items()}
         (hidden @ model.items.weight[1:].T).logsumexp(-1).mean().backward()

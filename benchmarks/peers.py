@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pfsr_core.models.item_scorer import ItemScorer
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining
+from pfsr_core.training.item_scorer import TrainingPairs
+from pfsr_core.training.local import LocalTraining
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -88,7 +89,10 @@ class Attention(nn.Module):
 
 
 def scorer_round(
-    shared: Params, heads: Sequence[Params], lessons: Sequence[Lesson], training: ScorerTraining
+    shared: Params,
+    heads: Sequence[Params],
+    client_pairs: Sequence[TrainingPairs],
+    training: LocalTraining,
 ) -> Tensor:
     """The mean item table (V + 1, D) of PFedRec's clients after a round, one after the other.
 
@@ -98,20 +102,20 @@ def scorer_round(
     table = shared[ITEMS]
     common, total = ItemScorer(len(table) - 1, table.shape[1]), torch.zeros_like(table)
     common.load_state_dict({**shared, **heads[0]})
-    for head, lesson in zip(heads, lessons, strict=True):
+    for head, pairs in zip(heads, client_pairs, strict=True):
         model = copy.deepcopy(common)
         model.load_state_dict({**common.state_dict(), **head})
-        total += _train_alone(model, lesson, training)
+        total += _train_alone(model, pairs, training)
     return total / len(heads)
 
 
-def _train_alone(model: ItemScorer, lesson: Lesson, training: ScorerTraining) -> Tensor:
-    drawn, codes = torch.from_numpy(lesson.shares > 0), torch.from_numpy(lesson.codes)
-    items, labels = codes[torch.from_numpy(lesson.rows)[drawn]], torch.from_numpy(lesson.labels)
-    loader = DataLoader(TensorDataset(items, labels[drawn]), training.local.batch_size)
+def _train_alone(model: ItemScorer, pairs: TrainingPairs, training: LocalTraining) -> Tensor:
+    drawn, codes = torch.from_numpy(pairs.shares > 0), torch.from_numpy(pairs.codes)
+    items, labels = codes[torch.from_numpy(pairs.rows)[drawn]], torch.from_numpy(pairs.labels)
+    loader = DataLoader(TensorDataset(items, labels[drawn]), training.settings.batch_size)
     optimizers = (
-        SGD(model.score.parameters(), lr=training.local.learning_rate),
-        SGD(model.items.parameters(), lr=training.local.item_learning_rate),
+        SGD(model.score.parameters(), lr=training.settings.learning_rate),
+        SGD(model.items.parameters(), lr=training.settings.item_learning_rate),
     )
     criterion = nn.BCELoss()
     for codes, targets in loader:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from torch import Tensor
 
 from benchmarks.peers import scorer_round
 from benchmarks.timing import Measurement, Work, compare
-from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.registries import scorer_training
+from pfsr_core.algorithms.pfedrec import PFedRecSettings
+from pfsr_core.assembly.assemble import assemble, local_training
 from pfsr_core.assembly.settings import AlgorithmSettings, Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.partition import partition_by_user
@@ -29,7 +29,7 @@ from pfsr_core.federated.simulation import node_update, state_of
 from pfsr_core.models.item_scorer import head_of
 from pfsr_core.settings.sections import ModelSettings, TrainSettings
 from pfsr_core.training.allocator import keep_freed_memory
-from pfsr_core.training.item_scorer import lesson_of
+from pfsr_core.training.item_scorer import draw_training_pairs
 
 NAME = "round"
 USERS, ITEMS, MEAN_LENGTH = 943, 1682, 106
@@ -38,10 +38,11 @@ COUNTS = (30, 100, 300, USERS)
 SECONDS = 30.0  # for the repetitions of one pair
 DEFAULT = ModelSettings()
 TINY = ModelSettings(embedding_dim=16, state_dim=8, num_layers=1, num_heads=2, max_length=20)
+PAIRS = PFedRecSettings(item_step="batch")
 SCORER = Settings(
     model=ModelSettings(items="shared", embedding_dim=32, item_std=1.0),
     train=TrainSettings(learning_rate=0.1, item_learning_rate=13456.0, batch_size=256),
-    algorithm=AlgorithmSettings(name="pfedrec", item_step="batch"),
+    algorithm=AlgorithmSettings(name="pfedrec", own={"pfedrec": PAIRS}),
 )
 
 
@@ -107,13 +108,15 @@ def scorer_stand_in(count: int) -> Work:
     """The first round of PFedRec on ``count`` clients as the authors' code would take it."""
     clients = one_user_clients(MEAN_LENGTH)[:count]
     algorithm = assemble(SCORER, clients[0].item_ids).algorithm
-    shared = algorithm.init().params
-    heads = [head_of(algorithm.init_client(data)) for data in clients]
-    config = scorer_training(SCORER)
+    shared = algorithm.server.init().params
+    heads = [head_of(algorithm.client.init(data)) for data in clients]
+    config = local_training(SCORER)
 
     def work() -> Tensor:
-        lessons = [lesson_of(config, data, 1) for data in clients]
-        return scorer_round(shared, heads, lessons, config)
+        drawn = partial(draw_training_pairs, config, round_=1, by_row=False)
+        count = PAIRS.negatives_per_positive
+        client_pairs = [drawn(data=data, negatives_per_positive=count) for data in clients]
+        return scorer_round(shared, heads, client_pairs, config)
 
     return work
 
@@ -123,7 +126,7 @@ def training(settings: Settings, engine: str, count: int, mean_length: int = MEA
     settings = replace(settings, train=replace(settings.train, engine=engine))
     clients = one_user_clients(mean_length)[:count]
     algorithm_ = assemble(settings, clients[0].item_ids).algorithm
-    broadcast = algorithm_.init().broadcast()
+    broadcast = algorithm_.server.init().broadcast()
     states = {data.client: state_of(algorithm_, {}, data) for data in clients}
     return lambda: node_update(algorithm_, broadcast, states, clients)
 

@@ -115,14 +115,14 @@ def _rounds(clients: Mapping[str, ClientDataset], asked: int, store: NodeStore) 
     settings = Settings()
     settings = replace(settings, algorithm=replace(settings.algorithm, name=ALGORITHM))
     algorithm = assemble(settings, next(iter(clients.values())).item_ids).algorithm
-    server, seconds, names = algorithm.init(), [], tuple(clients)
+    server, seconds, names = algorithm.server.init(), [], tuple(clients)
     last: dict[str, int] = {}
     for round_ in range(1, ROUNDS + 1):
         start = time.perf_counter()
         chosen = [clients[n] for n in sample_clients(names, asked / len(names), 0, round_)]
         load, save = partial(_load, store, last), partial(_save, store, last, round_)
         reply = update_clients(algorithm, server.broadcast(), chosen, load, save)
-        server = algorithm.server_update(server, reply)
+        server = algorithm.server.update(server, reply)
         last |= {data.client: round_ for data in chosen}
         seconds.append(time.perf_counter() - start)
     return seconds

@@ -20,8 +20,8 @@ from pfsr_core.federated.protocol import (
     CONFIG,
     FACTS,
     FINISH,
-    REGISTER,
     METRICS,
+    REGISTER,
     SHARED,
     TRAIN,
 )

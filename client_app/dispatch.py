@@ -68,5 +68,5 @@ def _limits(node: Node, request: Request) -> Limits:
     values = 0
     if request.config.get("clients"):
         instruction = instruction_from_config(request.config)
-        values = size_of(node.model(instruction.algorithm).algorithm.reply_shapes)
+        values = size_of(node.model(instruction.algorithm).algorithm.client.reply_shapes)
     return Limits(values, len(node.clients))

@@ -223,7 +223,7 @@ def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
 def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
     """How training ended for each client: written to the node's log, as only sums leave."""
     for client, state in states.items():
-        outcome = assembly.algorithm.outcome(state)
+        outcome = assembly.algorithm.personalization.outcome(state)
         for name, value in outcome.items():
             sys.stderr.write(f"client {client}: {name} {value:g}\n")
         yield outcome
@@ -231,7 +231,9 @@ def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
 
 def _empty_sums(node: Node, assembly: Assembly) -> Sums:
     """The sums of no user, so that a node without clients answers like the others."""
-    return no_users(node.settings.data.sampled_99, assembly.algorithm.views).client_sums()
+    return no_users(
+        node.settings.data.sampled_99, assembly.algorithm.personalization.variants
+    ).client_sums()
 
 
 def _evaluation_metrics(
@@ -272,7 +274,7 @@ def _served_client(assembly: Assembly, states: States, data: ClientDataset) -> S
     histories = {user.user: user.all_items.tolist() for user in data.users}
     times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
     state = state_of(assembly.algorithm, states, data)
-    return ServedClient(state, histories, times if assembly.task.reads_times else {})
+    return ServedClient(state, histories, times if assembly.task.model.reads_times else {})
 
 
 def _served_model(work: Assignment) -> Served:
@@ -290,5 +292,5 @@ def _served_model(work: Assignment) -> Served:
         item_ids=node.dataset.split.item_ids,
         titles=node.dataset.interactions.titles,
         texts=catalogue.texts if work.assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings, catalogue),
+        vectors=pooled_vectors(settings.model, catalogue),
     )

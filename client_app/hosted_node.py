@@ -30,7 +30,7 @@ import torch
 
 from client_app.lru import LRUCache
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
@@ -60,7 +60,7 @@ class HostedData:
         dataset: all clients of the data, also those that other nodes host.
     """
 
-    def __init__(self, dataset: Federation) -> None:
+    def __init__(self, dataset: FederatedDataset) -> None:
         self.dataset = dataset
         self._models: LRUCache[Settings, Assembly] = LRUCache(KEPT_MODELS)
 
@@ -98,7 +98,7 @@ class Node:
     store: NodeStore
 
     @property
-    def dataset(self) -> Federation:
+    def dataset(self) -> FederatedDataset:
         """The data set that its clients are in."""
         return self.data.dataset
 

@@ -72,10 +72,13 @@ SHARED_TABLE: Overrides = {
     "train.round-decay": 0.95,
     "model.item-std": 0.02,
 }
-NO_LOSS: Overrides = {"algorithm.keep-strength": 0.0, "algorithm.magnitude-strength": 0.0}
+NO_LOSS: Overrides = {
+    "algorithm.pfsr.anchor-strength": 0.0,
+    "algorithm.pfsr.magnitude-strength": 0.0,
+}
 # FedDPA's constraint, in which small changes are pulled up to C_t too. Parts of PFSR were varied
 # around it.
-TWO_SIDED: Overrides = {"algorithm.magnitude-side": "both"}
+TWO_SIDED: Overrides = {"algorithm.pfsr.magnitude-side": "both"}
 # The default budget ends while the federated curves still rise; these do not stop there.
 TWICE: Overrides = {"federation.rounds": 48}
 SHARED_LONG: Overrides = {
@@ -86,13 +89,13 @@ SHARED_LONG: Overrides = {
 CENTRAL: Overrides = {**ALL_DATA, **ONE_CLIENT, "federation.rounds": 30}
 FED_DPA: Overrides = {
     **TWO_SIDED,
-    "algorithm.mask-mode": "minmax",
-    "algorithm.two-phases": True,
-    "algorithm.serve": "personal",
+    "algorithm.pfsr.mask-mode": "minmax",
+    "algorithm.pfsr.two-phases": True,
+    "algorithm.pfsr.serve": "personal",
 }
 ONE_USER: Overrides = {
     "federation.partition": "user",
-    "algorithm.fisher-samples": 8,
+    "algorithm.pfsr.fisher-samples": 8,
     "federation.rounds": 2,
 }
 
@@ -122,12 +125,12 @@ ARMS: dict[str, Overrides] = {
     "central, forward only": {**CENTRAL, "model.encoder": "mamba"},
     "central, sasrec": {**CENTRAL, "model.encoder": "sasrec", "model.num-heads": 2},
     "central, gru4rec": {**CENTRAL, "model.encoder": "gru4rec"},
-    "two-sided, anchor global": {**TWO_SIDED, "algorithm.anchor": "global"},
-    "pfsr, serves the personal encoder": {"algorithm.serve": "personal"},
-    "two-sided, rho .05": {**TWO_SIDED, "algorithm.rho": 0.05},
-    "two-sided, rho .5": {**TWO_SIDED, "algorithm.rho": 0.5},
-    "pfsr, count aggregation": {"algorithm.aggregation": "count"},
-    "pfsr, two phases": {"algorithm.two-phases": True},
+    "two-sided, anchor global": {**TWO_SIDED, "algorithm.pfsr.anchor": "global"},
+    "pfsr, serves the personal encoder": {"algorithm.pfsr.serve": "personal"},
+    "two-sided, rho .05": {**TWO_SIDED, "algorithm.pfsr.rho": 0.05},
+    "two-sided, rho .5": {**TWO_SIDED, "algorithm.pfsr.rho": 0.5},
+    "pfsr, count aggregation": {"algorithm.pfsr.aggregation": "count"},
+    "pfsr, two phases": {"algorithm.pfsr.two-phases": True},
     "pfsr, as in FedDPA": FED_DPA,
     "fed-prox": {"algorithm.name": "fed-prox"},
     "pfsr, clients of 100": _clients(100),
@@ -143,9 +146,9 @@ ARMS: dict[str, Overrides] = {
     "two-sided, clients of 5": {
         **TWO_SIDED,
         **_clients(5),
-        "algorithm.fisher-samples": 16,
+        "algorithm.pfsr.fisher-samples": 16,
     },
-    "pfsr, clients of 5": {**_clients(5), "algorithm.fisher-samples": 16},
+    "pfsr, clients of 5": {**_clients(5), "algorithm.pfsr.fisher-samples": 16},
     "fed-avg, clients of 5": {**FED_AVG, **_clients(5)},
     # A user's held-out item is none of its history, so its client cannot rank it, however long it
     # trains. Two rounds show that nothing else is wrong.

@@ -109,7 +109,8 @@ def _read_replies(
             parts = evaluation_sums(metrics), evaluation_sums(metrics, again)
             outcome = under(OUTCOME, metrics)
             listed = FINETUNED if finetunes else ""
-            new_rows = list(client_rows(metrics, listed, names, training.algorithm.views))
+            variants = training.algorithm.personalization.variants
+            new_rows = list(client_rows(metrics, listed, names, variants))
         except ProtocolError as error:
             dropped.append(drop_of(member, error, len(names)))
             continue

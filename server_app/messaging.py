@@ -65,7 +65,9 @@ def match_replies(
     answers, problems = _by_node(sent, replies)
     patience = float(f"{timeout:.2g}")  # what is left of a round is an odd number
     silent = set(sent.values()) - set(answers) - set(problems)
-    return Exchange(answers, {**problems, **dict.fromkeys(silent, f"no answer within {patience:g} s")})
+    return Exchange(
+        answers, {**problems, **dict.fromkeys(silent, f"no answer within {patience:g} s")}
+    )
 
 
 def push(

@@ -146,7 +146,9 @@ def client_rows(
     for split in SPLITS:
         start = f"{prefix}{CLIENT}{split}/"
         for way in ("", *ways):
-            names = [f"{way}/{name}" if way and name in PER_VARIANT else name for name in PER_CLIENT]
+            names = [
+                f"{way}/{name}" if way and name in PER_VARIANT else name for name in PER_CLIENT
+            ]
             columns = [numbers(metrics, start + name, len(clients)) for name in names]
             for client, *values in zip(clients, *columns, strict=True):
                 row = dict(zip(PER_CLIENT, values, strict=True))

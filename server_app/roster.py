@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 
-
 class FederationError(RuntimeError):
     """Nodes that cannot form a federation; says which and why."""
 

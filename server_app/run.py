@@ -15,7 +15,7 @@ from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.model import Assembly
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.params import fingerprint
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table, share
@@ -102,7 +102,7 @@ def train_algorithm(run: Run, name: str) -> dict[str, Any]:
         is_main=name == run.settings.algorithm.name,
     )
     progress = load_checkpoint(run.log.path(directory), training.fingerprint)
-    progress = progress or Progress(training.algorithm.init())
+    progress = progress or Progress(training.algorithm.server.init())
     run.log.forget_rounds(name, progress.pending["round"] if progress.pending else 0)
     strategy = PersonalizedStrategy(training, run.roster, progress)
     federation = settings.federation
@@ -122,7 +122,7 @@ def server_model(settings: Settings, roster: Roster) -> Assembly:
     known = roster.members[0].item_ids
     count = max(member.num_items for member in roster.members)
     ids = known or tuple(map(str, range(1, count + 1)))
-    return assemble(settings, Catalogue(ids, known=bool(known)))
+    return assemble(settings, ItemCatalogue(ids, known=bool(known)))
 
 
 def _write_result(

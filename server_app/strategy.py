@@ -101,7 +101,7 @@ class Training:
     @property
     def serves_best(self) -> bool:
         """Whether the model of the best round is finetuned and served, not that of the last."""
-        return self.settings.run.may_serve_best and self.algorithm.states_fit_any_round
+        return self.settings.run.may_serve_best and self.algorithm.client.states_fit_any_round
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class PersonalizedStrategy(Strategy):
             )
             return None, None
         merged = merge_replies(attempt.replies)
-        server = self.training.algorithm.server_update(self.progress.server, merged)
+        server = self.training.algorithm.server.update(self.progress.server, merged)
         self._apply_round(server_round, server, merged)
         return to_arrays(server), MetricRecord({**merged.metrics, "weight": merged.weight})
 
@@ -356,9 +356,7 @@ class PersonalizedStrategy(Strategy):
         for name in sorted(str(member.label) for member in new):
             logger.info(f"node {name} joined")
 
-    def _exchange(
-        self, grid: Grid, messages: Iterable[Message], deadline: float
-    ) -> list[Message]:
+    def _exchange(self, grid: Grid, messages: Iterable[Message], deadline: float) -> list[Message]:
         self._patience = deadline - time.monotonic()
         return send_and_receive(grid, list(messages), self._patience)
 
@@ -371,7 +369,7 @@ class PersonalizedStrategy(Strategy):
         dropped: list[Mapping[str, Any]] = []
         for member, instruction in sent.instructions.items():
             expected = Expected(
-                algorithm.reply_shapes,
+                algorithm.client.reply_shapes,
                 instruction.clients,
                 instruction.evaluate,
                 self.progress.server.params,

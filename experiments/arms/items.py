@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated.algorithm import FULL, ServerState
@@ -47,11 +47,11 @@ MANY_CLIENTS: Overrides = {
     "train.item-learning-rate": 0.1,
     "train.residual-learning-rate": 0.1,
     "train.projection-learning-rate": 0.1,
-    "algorithm.server-optimizer": "adam",
-    "algorithm.server-learning-rate": 0.006,
-    "algorithm.server-decay": 0.99,
-    "algorithm.server-epsilon": 1e-6,
-    "algorithm.fisher-samples": 8,
+    "algorithm.server.optimizer": "adam",
+    "algorithm.server.learning-rate": 0.006,
+    "algorithm.server.decay": 0.99,
+    "algorithm.server.epsilon": 1e-6,
+    "algorithm.pfsr.fisher-samples": 8,
 }
 # Few large ones: averaging shrinks what single clients learn of an item, as with a shared table.
 FEW_CLIENTS: Overrides = {
@@ -136,7 +136,7 @@ def evaluate_all(
     max_length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
     models = ClientModels(without_variants(assembly), max_length, server.params, states)
@@ -148,14 +148,14 @@ def views_of(
     max_length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
 ) -> dict[str, Any]:
     """Test figures of each view of the algorithm, and of FULL where it has that."""
     algorithm, found = assembly.algorithm, {}
-    for name, view in algorithm.views.items():
-        seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
+    for name, view in algorithm.personalization.variants.items():
+        seen = replace(assembly, algorithm=algorithm.with_model(view))
         found[name] = evaluate_all(seen, max_length, server, states, federation)
-    if algorithm.has_full_view:
+    if algorithm.has_full_variant:
         models = ClientModels(assembly, max_length, server.params, states)
         found[FULL] = evaluate_trained_on(models, server.broadcast(), federation)
     return {name: figures(evaluations) for name, evaluations in found.items()}
@@ -178,8 +178,8 @@ def figures(found: Evaluations) -> dict[str, Any]:
 
 def bytes_of_a_round(assembly: Assembly) -> dict[str, int]:
     """Bytes to and from a client in a round, as float32."""
-    down = size_of(shapes_of(assembly.algorithm.init().params))
-    up = size_of(assembly.algorithm.reply_shapes)
+    down = size_of(shapes_of(assembly.algorithm.server.init().params))
+    up = size_of(assembly.algorithm.client.reply_shapes)
     return {
         "bytes_down_per_client": BYTES_PER_VALUE * down,
         "bytes_up_per_client": BYTES_PER_VALUE * up,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pfsr_core.algorithms.fecosr import SHIPPED
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.baselines import BASELINES
@@ -50,7 +50,7 @@ PRETRAINED, SHIPS = "pretrained", "shipped"  # parts; the others are views of th
 START = "markets, "
 ALL, LARGEST, POOLED = "all", "largest", "pooled"
 CROSS_ENTROPY: dict[str, Value] = {"train.semantic-share": 0.0}
-ALONE: dict[str, Value] = {"algorithm.safety-rule": False}
+ALONE: dict[str, Value] = {"algorithm.fecosr.safety-rule": False}
 SHARES = (0.1, 0.5, 1.0)
 
 Overrides = dict[str, Value]
@@ -58,8 +58,8 @@ Found = Mapping[str, Any]
 
 ARMS: dict[str, tuple[str, Overrides]] = {
     "fecosr": (ALL, {}),
-    "fecosr, adapter alone": (ALL, {"algorithm.finetune-mode": "adapter", **ALONE}),
-    "fecosr, all but the adapter": (ALL, {"algorithm.finetune-mode": "all"}),
+    "fecosr, adapter alone": (ALL, {"algorithm.fecosr.finetune-mode": "adapter", **ALONE}),
+    "fecosr, all but the adapter": (ALL, {"algorithm.fecosr.finetune-mode": "all"}),
     "fecosr, cross-entropy": (ALL, {**CROSS_ENTROPY}),
     **{
         f"fecosr, share {share:g}": (ALL, {"train.semantic-share": share, **ALONE})
@@ -95,7 +95,7 @@ def run_market_arm(arm: str, settings: Settings, every: int) -> dict[str, Any]:
     return _trained(settings, federation, _trainers(source, federation.clients), every)
 
 
-def baseline_parts(federation: Federation) -> dict[str, Found]:
+def baseline_parts(federation: FederatedDataset) -> dict[str, Found]:
     """The baselines in each market alone, and fitted to the users of all."""
     (pool,) = _trainers(POOLED, federation.clients)
     fitted = dict(BASELINES)
@@ -115,7 +115,7 @@ def _trainers(source: str, markets: Sequence[ClientDataset]) -> Sequence[ClientD
 
 
 def _trained(
-    settings: Settings, federation: Federation, trainers: Sequence[ClientDataset], every: int
+    settings: Settings, federation: FederatedDataset, trainers: Sequence[ClientDataset], every: int
 ) -> dict[str, Any]:
     assembly = assemble(settings, federation.catalogue)
     length, rounds = settings.model.max_length, settings.federation.rounds
@@ -141,12 +141,13 @@ def _trained(
     )
     server, found = chosen[0]
     parts, ships = {PRETRAINED: by_market(found)}, {}
-    if assembly.algorithm.states_fit_any_round:
+    if assembly.algorithm.client.states_fit_any_round:
         after = simulation.finetune_clients(
             assembly.algorithm, server.broadcast(), newest, federation.clients
         )
-        ships = {name: assembly.algorithm.outcome(state) for name, state in after.items()}
-        ways = {SHIPS: assembly.algorithm.personalize, **assembly.algorithm.views}
+        personalization = assembly.algorithm.personalization
+        ships = {name: personalization.outcome(state) for name, state in after.items()}
+        ways = {SHIPS: personalization.model, **personalization.variants}
         for way, personalize in ways.items():
             ended = _evaluated(assembly, length, server, after, federation, personalize)
             parts[way] = by_market(ended)
@@ -164,29 +165,28 @@ def _evaluated(
     length: int,
     server: ServerState,
     states: Mapping[str, Params],
-    federation: Federation,
+    federation: FederatedDataset,
     personalize: Personalize | None = None,
 ) -> Evaluations:
     """Every market with the model that ``personalize`` makes, else the algorithm's own way."""
-    own = assembly.algorithm.personalize
-    algorithm = replace(assembly.algorithm, views={}, personalize=personalize or own)
-    one = replace(assembly, algorithm=algorithm)
+    own = assembly.algorithm.personalization.model
+    one = replace(assembly, algorithm=assembly.algorithm.with_model(personalize or own))
     return evaluate_personal(ClientModels(one, length, server.params, states), federation)
 
 
 def _watched(algorithm: FederatedAlgorithm, updates: dict[int, list[Tensor]]) -> FederatedAlgorithm:
     """The algorithm, whose clients' changes of the shared parameters are put into ``updates``."""
 
-    def client_updates(
+    def watched_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        found = algorithm.client_updates(broadcast, states, datasets)
+        found = algorithm.client.updates(broadcast, states, datasets)
         start = flatten(broadcast.params)
         changes = [flatten({n: one.params[n] for n in broadcast.params}) - start for one in found]
         updates.setdefault(broadcast.round, []).extend(changes)
         return found
 
-    return replace(algorithm, client_updates=client_updates)
+    return replace(algorithm, client=replace(algorithm.client, updates=watched_updates))
 
 
 def mean_cosine(changes: Sequence[Tensor]) -> float | None:

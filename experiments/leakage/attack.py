@@ -62,7 +62,7 @@ Scores = NDArray[np.float32]
 def moves(assembly: Assembly, data: ClientDataset) -> Tensor:
     """How the vector of every item moves between what a client received and its reply: (V, D)."""
     algorithm = assembly.algorithm
-    server, state = algorithm.init(), algorithm.init_client(data)
+    server, state = algorithm.server.init(), algorithm.client.init(data)
     reply = algorithm.client_update(server.broadcast(), state, data).params
     none = {RESIDUAL: torch.zeros_like(state[RESIDUAL])} if RESIDUAL in state else {}
     before, after = (

@@ -213,6 +213,33 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+@app.command("settings")
+@plain_errors(core_errors)
+def list_settings(
+    prefix: Annotated[
+        str, typer.Argument(help="Only these, e.g. train or algorithm.pfsr.", metavar="[SECTION]")
+    ] = "",
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="Write them into pyproject.toml and docs/reference/settings.md."
+        ),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when those two files are stale.")
+    ] = False,
+) -> None:
+    """List the settings with their defaults, meanings and limits.
+
+    With `--write` or `--check` it sees to the files of a checkout that are made from them.
+
+    Example: `pfsr settings algorithm.pfsr`
+    """
+    from pfsr.cli.settings import print_settings
+
+    print_settings(prefix, write, check, typer.echo)
+
+
 @app.command()
 @plain_errors(core_errors)
 def report(run: Annotated[Path, typer.Argument()]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.reports.page import final_table, write_report
 from pfsr_core.reports.tables import clients_text, methods_text
@@ -121,6 +121,6 @@ def _named(where: str, rows: Sequence[Row]) -> list[Method]:
     return [replace(method_of(row), version=where, kind="") for row in rows]
 
 
-def _who(federation: Federation) -> str:
+def _who(federation: FederatedDataset) -> str:
     users, items = len(federation.split.users), len(federation.split.item_ids)
     return f"{users} users in {len(federation.clients)} clients, {items} items"

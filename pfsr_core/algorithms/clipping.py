@@ -27,16 +27,16 @@ def with_row_clipping(algorithm: FederatedAlgorithm, bound: float) -> FederatedA
 
     What a client keeps is not clipped. An algorithm that sends no item table is left as it is.
     """
-    if ITEMS not in algorithm.reply_shapes:
+    if ITEMS not in algorithm.client.reply_shapes:
         return algorithm
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        updates = algorithm.client_updates(broadcast, states, datasets)
-        return [_clipped(update, broadcast.params, bound) for update in updates]
+        replies = algorithm.client.updates(broadcast, states, datasets)
+        return [_clipped(update, broadcast.params, bound) for update in replies]
 
-    return replace(algorithm, client_updates=client_updates)
+    return replace(algorithm, client=replace(algorithm.client, updates=updates))
 
 
 def clip_rows(sent: Tensor, reply: Tensor, bound: float) -> Tensor:

@@ -4,7 +4,7 @@
               (``train.semantic-share``) and weights n_m^power. Item rows are never sent, and the
               market adapter stays at zero: item vectors are the projected public ones.
     stage 2   finetune, on the node, nothing is sent: from the shared model of the chosen round,
-              with hard targets, of the parts that ``mode`` names. The epoch with the best
+              with hard targets, of the parts that ``finetune-mode`` names. The epoch with the best
               validation NDCG@10 is kept; epoch 0 is stage 1's model, as the adapter starts at zero.
     rule      a market ships the result only if it beats, on its validation NDCG@10, what the market
               reaches alone; else it ships that.
@@ -12,13 +12,13 @@
 The rule's model alone has the same parts, batches and epochs: it is trained beside every round,
 with hard targets, as nothing has to agree with other markets, kept at its best round, and finetuned
 in the same way. That doubles the cost of a round on the node, and the node keeps two encoders more.
-Of its parameters nothing is sent. Sums of its figures are, as of every view: each round, and by
+Of its parameters nothing is sent. Sums of its figures are, as of every variant: each round, and by
 client after the last one, when which of the two is shipped is counted as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from pfsr_core.algorithms.fed_avg import fed_avg, update_of
-from pfsr_core.algorithms.server_optimizers import ServerStep, average
+from pfsr_core.algorithms.server_optimizers import PLAIN_MEAN, Averaging
+from pfsr_core.algorithms.spec import AlgorithmSpec, ItemDemand, Labels
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.client import evaluate_client, user_values
 from pfsr_core.evaluation.scoring import make_scorer
@@ -35,17 +36,19 @@ from pfsr_core.federated.algorithm import (
     Broadcast,
     ClientUpdate,
     FederatedAlgorithm,
+    Personalization,
     Personalize,
     Sums,
 )
 from pfsr_core.params import Params, select
 from pfsr_core.randomness import stream_seed
+from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
 from pfsr_core.training.fisher import Masks
 from pfsr_core.training.local import Job, LocalTraining
-from pfsr_core.training.task import Task
+from pfsr_core.training.task import Task, TaskLoss
 
-FEDERATED, LOCAL = "federated", "local"  # views; in a finetuned state also prefixes
+FEDERATED, LOCAL = "federated", "local"  # variants; in a finetuned state also prefixes
 ALONE, ALONE_BEST = "alone", "alone-best"  # prefixes: the model alone now, and at its best round
 SCORE = "alone-best-score"
 SHIPS = "ships-federated"
@@ -54,18 +57,26 @@ SHIPPED = "shipped-federated"
 
 
 @dataclass(frozen=True)
-class Finetuning:
-    """Stage 2. ``mode``: "adapter" trains the adapter alone, "all" all but it, "all+adapter" both.
+class FeCoSRSettings:
+    """Finetuning on the clients (stage 2), and the safety rule."""
 
-    Private rows of users, where the model has them, belong to the adapter.
-    ``step``: step sizes over those of the first round. ``safety_rule``: whether a model alone is
-    trained beside, and the better one shipped.
-    """
-
-    mode: str = "all+adapter"
-    epochs: int = 10
-    step: float = 1.0
-    safety_rule: bool = True
+    finetune_mode: str = setting(
+        "all+adapter",
+        "what is finetuned: adapter, the market adapter and private rows of users; all, everything "
+        "else; all+adapter, both",
+        choices=("adapter", "all", "all+adapter"),
+    )
+    finetune_epochs: int = setting(
+        10, "epochs of finetuning, of which the best by validation NDCG@10 is kept", low=1
+    )
+    finetune_step: float = setting(
+        1.0, "learning rates of finetuning, relative to those of the first round", low=1e-6
+    )
+    safety_rule: bool = setting(
+        True,
+        "also train every client alone, and ship that model where it is the better one by "
+        "validation NDCG@10",
+    )
 
 
 class Scored(NamedTuple):
@@ -81,19 +92,19 @@ class Stages:
 
     task: Task
     training: LocalTraining
-    finetuning: Finetuning
+    settings: FeCoSRSettings
 
     @property
     def hard(self) -> Task:
         """The task without soft targets: of finetuning, and of the model alone."""
-        return replace(self.task, soft_targets=None)
+        return replace(self.task, loss=TaskLoss())
 
     @property
     def held(self) -> frozenset[str]:
         """The names that stage 2 does not move."""
         partition = self.task.partition
         held = {"adapter": partition.shared, "all": partition.private, "all+adapter": frozenset()}
-        return held[self.finetuning.mode]
+        return held[self.settings.finetune_mode]
 
     def pretrained(
         self, task: Task, starts: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
@@ -123,7 +134,7 @@ class Stages:
         """Every client's best epoch of stage 2, the first of equals; epoch 0 is its start."""
         now = list(starts)
         best = list(map(self.scored, now, datasets))
-        for epoch in range(1, self.finetuning.epochs + 1):
+        for epoch in range(1, self.settings.finetune_epochs + 1):
             now = self._epoch(now, datasets, epoch)
             pairs = zip(best, map(self.scored, now, datasets), strict=True)
             best = [new if new.score > old.score else old for old, new in pairs]
@@ -142,7 +153,8 @@ class Stages:
             self._job(start, data, ("finetune", data.client, epoch), self.held)
             for start, data in zip(starts, datasets, strict=True)
         ]
-        config = replace(self.training.scaled(self.finetuning.step), local_epochs=1)
+        rates = self.training.scaled(self.settings.finetune_step)
+        config = rates.with_settings(local_epochs=1)
         return [whole for whole, _ in train_clients(self.hard, config, jobs)]
 
     def _job(
@@ -155,33 +167,32 @@ class Stages:
 def fecosr(
     task: Task,
     training: LocalTraining,
-    *,
-    finetuning: Finetuning = Finetuning(),
-    step: ServerStep = average,
-    weight_power: float = 0.5,
+    settings: FeCoSRSettings,
+    averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """FeCoSR over a task whose private part is an adapter that starts at zero."""
-    stages, private = Stages(task, training, finetuning), task.partition.private
+    stages, private = Stages(task, training, settings), task.partition.private
+    base = fed_avg(task, training, averaging)
 
     def init_client(data: ClientDataset) -> Params:
-        alone = _named(ALONE, task.init_shared()) if finetuning.safety_rule else {}
-        return {**task.init_private(data), **alone}
+        alone = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
+        return {**task.partition.init_private(data), **alone}
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
         starts = [{**broadcast.params, **select(state, private)} for state in states]
         trained = stages.pretrained(task, starts, datasets, broadcast.round)
         alone: Sequence[Params] = [{}] * len(states)
-        if finetuning.safety_rule:
+        if settings.safety_rule:
             alone = stages.trained_alone(states, datasets, broadcast.round)
-        updates = [
-            update_of(task, broadcast, *one, data, weight_power)
-            for one, data in zip(trained, datasets, strict=True)
+        replies = [
+            update_of(task, broadcast, result, data, averaging.weight_power)
+            for result, data in zip(trained, datasets, strict=True)
         ]
         return [
-            replace(update, state={**update.state, **own})
-            for update, own in zip(updates, alone, strict=True)
+            replace(reply, state={**reply.state, **own})
+            for reply, own in zip(replies, alone, strict=True)
         ]
 
     def finetunes(
@@ -193,7 +204,7 @@ def fecosr(
             {**own, **_named(FEDERATED, one.params)}
             for own, one in zip(adapters, federated, strict=True)
         ]
-        if not finetuning.safety_rule:
+        if not settings.safety_rule:
             return ended
         local = stages.finetuned([_best_alone(state, private) for state in states], datasets)
         return [
@@ -201,16 +212,21 @@ def fecosr(
             for state, one, other in zip(ended, federated, local, strict=True)
         ]
 
-    views = {FEDERATED: partial(_federated, private), LOCAL: partial(_local, private)}
+    variants = {FEDERATED: partial(_federated, private), LOCAL: partial(_local, private)}
     return replace(
-        fed_avg(task, training, step=step, weight_power=weight_power),
-        init_client=init_client,
-        client_updates=client_updates,
-        personalize=_shipping(views[FEDERATED], views[LOCAL]),
-        finetunes=finetunes,
-        views=views if finetuning.safety_rule else {},
-        outcome=shipped,
-        states_fit_any_round=True,
+        base,
+        client=replace(
+            base.client,
+            init=init_client,
+            updates=updates,
+            finetunes=finetunes,
+            states_fit_any_round=True,
+        ),
+        personalization=Personalization(
+            model=_shipped_model(variants[FEDERATED], variants[LOCAL]),
+            variants=variants if settings.safety_rule else {},
+            outcome=shipped,
+        ),
     )
 
 
@@ -219,14 +235,14 @@ def shipped(state: Params) -> Sums:
     return {SHIPPED: state[SHIPS].item()} if SHIPS in state else {}
 
 
-def _shipping(federated: Personalize, local: Personalize) -> Personalize:
+def _shipped_model(federated: Personalize, local: Personalize) -> Personalize:
     """Before the end what stage 1 has reached, after it what is shipped."""
 
-    def personalize(received: Params, state: Params) -> Params:
+    def model(received: Params, state: Params) -> Params:
         ships_local = SHIPS in state and not state[SHIPS].item()
         return (local if ships_local else federated)(received, state)
 
-    return personalize
+    return model
 
 
 def _federated(private: frozenset[str], received: Params, state: Params) -> Params:
@@ -264,3 +280,40 @@ def _under(state: Params, prefix: str) -> Params:
     """Undoes :func:`_named`; empty where the state has none."""
     start = f"{prefix}/"
     return {n.removeprefix(start): tensor for n, tensor in state.items() if n.startswith(start)}
+
+
+def refuse_unfit(values: Mapping[str, Value]) -> None:
+    """Raises SettingsError for what has no place in the two stages; ``values`` by dotted key."""
+    safety_rule = values["algorithm.fecosr.safety-rule"]
+    if safety_rule and not values["algorithm.finetune"]:
+        raise SettingsError(
+            "fecosr's safety rule compares finetuned models, but algorithm.finetune = false: "
+            "clients would train alone for nothing, and ship without the check. Fix: "
+            "algorithm.finetune = true, or algorithm.fecosr.safety-rule = false."
+        )
+    if values["model.personal-memory"] and values["algorithm.fecosr.finetune-mode"] == "all":
+        raise SettingsError(
+            "model.personal-memory with fecosr and algorithm.fecosr.finetune-mode = 'all': the "
+            "private rows of users are trained with the adapter, which stays out then. Fix: "
+            "algorithm.fecosr.finetune-mode = 'all+adapter'."
+        )
+    if values["run.warm-start"] and safety_rule:
+        raise SettingsError(
+            "run.warm-start with fecosr's safety rule: all that clients keep from a run is the "
+            "model alone, which would go on from there while the shared one begins anew. Fix: "
+            "run.warm-start = ''."
+        )
+
+
+def shipped_label(outcome: Sums) -> str:
+    """Which of the two models a client ships; empty where the rule was not asked."""
+    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
+
+
+FECOSR = AlgorithmSpec(
+    fecosr,
+    FeCoSRSettings,
+    items=ItemDemand("adapted", "finetunes a market adapter"),
+    check_run=refuse_unfit,
+    labels=Labels(outcome_column="ships", outcome=shipped_label),
+)

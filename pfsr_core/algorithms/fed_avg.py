@@ -12,15 +12,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.server_optimizers import ServerStep, average
+from pfsr_core.algorithms.server_optimizers import PLAIN_MEAN, Averaging
+from pfsr_core.algorithms.spec import AlgorithmSpec
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import (
     GLOBAL,
     WITH_PRIVATE,
     Broadcast,
+    ClientSide,
     ClientUpdate,
     FederatedAlgorithm,
+    Personalization,
     Personalize,
+    ServerSide,
     ServerState,
 )
 from pfsr_core.items.adapter import SCALE
@@ -40,91 +44,96 @@ ADDED = frozenset({RESIDUAL, USERS, SCALE, FACTORS, BIAS})
 def fed_avg(
     task: Task,
     training: LocalTraining,
+    averaging: Averaging = PLAIN_MEAN,
     *,
-    step: ServerStep = average,
     proximal_strength: float = 0.0,
-    weight_power: float = 1.0,
 ) -> FederatedAlgorithm:
-    """Averages the shared names; ``step`` uses the mean.
+    """Averages the shared names.
 
-    A client weighs its training interactions to the ``weight_power``.
+    Args:
+        task: The model and the partition of its names.
+        training: How a client trains.
+        averaging: Weights of the clients, and what the server does with their mean.
+        proximal_strength: Weight mu of FedProx's proximal term.
     """
 
-    def term(params: Params, _context: object, anchor: Params) -> Tensor:
+    def proximal_term(params: Params, _context: object, anchor: Params) -> Tensor:
         return proximal(params, anchor, proximal_strength)
 
-    def local(
+    def train_all(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Trained]:
-        pull = ExtraLoss(partial(term, anchor=broadcast.params), {}) if proximal_strength else None
+        term = partial(proximal_term, anchor=broadcast.params)
         jobs = [
             Job(
                 params={**broadcast.params, **state},
                 data=data,
                 stream=stream_seed(training.seed, "client", data.client, broadcast.round),
-                extra_loss=pull,
+                extra_loss=ExtraLoss(term, {}) if proximal_strength else None,
             )
             for state, data in zip(states, datasets, strict=True)
         ]
         return train_clients(task, training.in_round(broadcast.round), jobs)
 
-    def personalize(shared: Params, state: Params) -> Params:
+    def model(shared: Params, state: Params) -> Params:
         return {**shared, **state}
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        trained = local(broadcast, states, datasets)
+        trained = train_all(broadcast, states, datasets)
         return [
-            update_of(task, broadcast, *one, data, weight_power)
-            for one, data in zip(trained, datasets, strict=True)
+            update_of(task, broadcast, result, data, averaging.weight_power)
+            for result, data in zip(trained, datasets, strict=True)
         ]
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
-        return [whole for whole, _ in local(broadcast, states, datasets)]
+        return [params for params, _ in train_all(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
-        init=lambda: ServerState(task.init_shared()),
-        init_client=task.init_private,
-        client_updates=client_updates,
-        server_update=lambda server, reply: step(server, reply.params),
-        personalize=personalize,
-        reply_shapes=shapes_of(task.init_shared()),
-        finetunes=finetunes,
-        views=item_views(task, personalize),
-        states_fit_any_round=not task.partition.private,
+        client=ClientSide(
+            init=task.partition.init_private,
+            updates=updates,
+            reply_shapes=shapes_of(task.partition.init_shared()),
+            finetunes=finetunes,
+            states_fit_any_round=not task.partition.private,
+        ),
+        server=ServerSide(
+            init=lambda: ServerState(task.partition.init_shared()),
+            update=lambda server, reply: averaging.step(server, reply.params),
+        ),
+        personalization=Personalization(model, item_variants(task, model)),
     )
 
 
-def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
-    """Where clients add something of items or users: the model without and with it.
+def item_variants(task: Task, model: Personalize) -> Mapping[str, Personalize]:
+    """The variants GLOBAL and WITH_PRIVATE, where clients add something to items or users.
 
-    They are GLOBAL and WITH_PRIVATE. An adapter is left out with the rows of users; by itself it
-    makes no views.
+    An adapter is left out of GLOBAL together with the rows of users; by itself it makes no variant.
     """
     if not task.partition.private & {RESIDUAL, USERS}:
         return {}
     added = task.partition.private & ADDED
 
-    def without(shared: Params, state: Params) -> Params:
-        whole = personalize(shared, state)
-        return {**whole, **{name: torch.zeros_like(whole[name]) for name in added}}
+    def without_added(shared: Params, state: Params) -> Params:
+        params = model(shared, state)
+        return {**params, **{name: torch.zeros_like(params[name]) for name in added}}
 
-    return {GLOBAL: without, WITH_PRIVATE: personalize}
+    return {GLOBAL: without_added, WITH_PRIVATE: model}
 
 
-def update_of(  # noqa: PLR0913 - all of one training
+def update_of(
     task: Task,
     broadcast: Broadcast,
-    whole: Params,
-    losses: LossSum,
+    trained: Trained,
     data: ClientDataset,
     weight_power: float,
 ) -> ClientUpdate:
     """The reply with the shared names of a trained model; its private ones are the state."""
-    shared, private = task.partition.split(whole)
+    params, losses = trained
+    shared, private = task.partition.split(params)
     return ClientUpdate(
         params=shared,
         weight=float(data.num_interactions) ** weight_power,
@@ -135,4 +144,8 @@ def update_of(  # noqa: PLR0913 - all of one training
 
 
 def loss_metrics(losses: LossSum) -> dict[str, float]:
+    """The sums that every algorithm sends: of losses, and of the targets that they are over."""
     return {"train-loss": losses.total, "train-targets": losses.count}
+
+
+FED_AVG = AlgorithmSpec(lambda task, training, _, averaging: fed_avg(task, training, averaging))

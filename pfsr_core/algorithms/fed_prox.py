@@ -1,21 +1,36 @@
-"""FedProx (Li et al., 2020): federated averaging with a pull towards what was received."""
+"""FedProx (Li et al., 2020): federated averaging with a pull towards what was received.
+
+L = CE + mu / 2 * || theta - theta_g ||^2        over the shared names
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pfsr_core.algorithms.fed_avg import fed_avg
-from pfsr_core.algorithms.server_optimizers import ServerStep, average
+from pfsr_core.algorithms.server_optimizers import PLAIN_MEAN, Averaging
+from pfsr_core.algorithms.spec import AlgorithmSpec
 from pfsr_core.federated.algorithm import FederatedAlgorithm
+from pfsr_core.settings.fields import setting
 from pfsr_core.training.local import LocalTraining
 from pfsr_core.training.task import Task
+
+
+@dataclass(frozen=True)
+class FedProxSettings:
+    """The proximal term."""
+
+    strength: float = setting(0.01, "weight mu of the proximal term", low=0.0)
 
 
 def fed_prox(
     task: Task,
     training: LocalTraining,
-    strength: float,
-    *,
-    step: ServerStep = average,
-    weight_power: float = 1.0,
+    settings: FedProxSettings,
+    averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
-    """``strength`` is mu: mu / 2 * || theta - theta_g ||^2 over the shared names."""
-    return fed_avg(task, training, step=step, proximal_strength=strength, weight_power=weight_power)
+    """Federated averaging with a proximal term over the shared names."""
+    return fed_avg(task, training, averaging, proximal_strength=settings.strength)
+
+
+FED_PROX = AlgorithmSpec(fed_prox, FedProxSettings)

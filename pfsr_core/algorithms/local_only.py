@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pfsr_core.algorithms.fed_avg import loss_metrics
+from pfsr_core.algorithms.spec import AlgorithmSpec
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import (
     Broadcast,
+    ClientSide,
     ClientUpdate,
     FederatedAlgorithm,
+    Personalization,
+    ServerSide,
     ServerState,
 )
 from pfsr_core.params import Params
@@ -24,9 +28,9 @@ def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
     """The reference for what federation is worth: the same model, budget and seeds."""
 
     def init_client(data: ClientDataset) -> Params:
-        return {**task.init_shared(), **task.init_private(data)}
+        return {**task.partition.init_shared(), **task.partition.init_private(data)}
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
         jobs = [
@@ -35,21 +39,23 @@ def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
         ]
         trained = train_clients(task, training.in_round(broadcast.round), jobs)
         return [
-            ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), whole, 0.0)
-            for (whole, losses), data in zip(trained, datasets, strict=True)
+            ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), params, 0.0)
+            for (params, losses), data in zip(trained, datasets, strict=True)
         ]
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
-        return [update.state for update in client_updates(broadcast, states, datasets)]
+        return [update.state for update in updates(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
-        init=lambda: ServerState({}),
-        init_client=init_client,
-        client_updates=client_updates,
-        server_update=lambda server, _reply: replace(server, round=server.round + 1),
-        personalize=lambda _shared, state: state,
-        reply_shapes={},
-        finetunes=finetunes,
+        client=ClientSide(init_client, updates, reply_shapes={}, finetunes=finetunes),
+        server=ServerSide(
+            init=lambda: ServerState({}),
+            update=lambda server, _reply: replace(server, round=server.round + 1),
+        ),
+        personalization=Personalization(lambda _shared, state: state),
     )
+
+
+LOCAL_ONLY = AlgorithmSpec(lambda task, training, _settings, _averaging: local_only(task, training))

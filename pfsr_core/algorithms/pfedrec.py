@@ -6,15 +6,15 @@
              reply E, the whole table, with weight 1
     server   E <- mean over the clients, or a longer step in its direction
 
-A client recommends with its own score function and its own last view of the items: the rows that
-its last training touched as that left them, and every other row as last received. So a client
-that was absent sees the newest table but for the rows it touched when it last took part. Those rows
-are all that is kept of a table, under ``personal/``. It trains from the received table alone.
+A client recommends with its own score function and its own last table: the rows that its last
+training touched as that left them, and every other row as last received. So a client that was
+absent sees the newest table but for the rows it touched when it last took part. Those rows are all
+that is kept of a table, under ``personal/``. It trains from the received table alone.
 
 Other than in the published code the bias stays at home (nothing uses it elsewhere), and a step on a
-row is the mean over the row's own samples (``ScorerTraining.item_step``). Two views stand beside
-this model: the averaged table with the score function that all started from ("global"), and with
-the client's own ("global+private").
+row is the mean over the row's own samples (``algorithm.pfedrec.item-step``). Two variants stand
+beside this model: the averaged table with the score function that all started from ("global"), and
+with the client's own ("global+private").
 
 A reply is dense, and of one size and weight for all. Yet a single client's reply gives its history
 away: the rows that differ from what was sent are its items and their negatives, and the sign of the
@@ -25,99 +25,167 @@ over many clients should be seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from pfsr_core.algorithms.fed_avg import loss_metrics
-from pfsr_core.algorithms.server_optimizers import ServerStep, average
+from pfsr_core.algorithms.server_optimizers import PLAIN_MEAN, Averaging
+from pfsr_core.algorithms.spec import AlgorithmSpec, ItemDemand, Labels
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import (
     GLOBAL,
     WITH_PRIVATE,
     Broadcast,
+    ClientSide,
     ClientUpdate,
     FederatedAlgorithm,
+    Personalization,
+    ServerSide,
     ServerState,
 )
 from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, shapes_of
+from pfsr_core.settings.fields import setting
 from pfsr_core.training.batched_item_scorer import Trained, train_scorers
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining, lesson_of, rows_of, train_scorer
+from pfsr_core.training.item_scorer import (
+    TrainingPairs,
+    draw_training_pairs,
+    item_scorer_task,
+    rows_of,
+    train_scorer,
+)
+from pfsr_core.training.local import LocalTraining
 from pfsr_core.training.task import Task
 
 
+@dataclass(frozen=True)
+class PFedRecSettings:
+    """Steps on item rows, and sampled negatives."""
+
+    item_step: str = setting(
+        "row",
+        "what a step on an item's row is the mean of: row, the gradients of the samples of that "
+        "item; batch, those of the whole batch, as published",
+        choices=("row", "batch"),
+    )
+    negatives_per_positive: int = setting(
+        4, "number of sampled items of label 0 for each interaction of label 1", low=0
+    )
+
+
 def pfedrec(
-    task: Task, training: ScorerTraining, *, step: ServerStep = average
+    task: Task,
+    training: LocalTraining,
+    settings: PFedRecSettings,
+    averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
-    """PFedRec over an item scorer whose table is shared and whose score function is private."""
-    shapes, common = shapes_of(task.init_shared()), task.init_private(ClientDataset("", (), ()))
+    """PFedRec over an item scorer whose table is shared and whose score function is private.
+
+    All clients weigh the same, whatever ``averaging`` says.
+    """
+    shapes = shapes_of(task.partition.init_shared())
+    first_score_function = task.partition.init_private(ClientDataset("", (), ()))
+    draw_pairs = partial(
+        draw_training_pairs,
+        training,
+        negatives_per_positive=settings.negatives_per_positive,
+        by_row=settings.item_step == "row",
+    )
 
     def init_client(data: ClientDataset) -> Params:
         rows = torch.zeros(0, shapes[ITEMS][1])
-        return {**task.init_private(data), ROWS: rows, CODES: torch.zeros(0, dtype=torch.int32)}
+        codes = torch.zeros(0, dtype=torch.int32)
+        return {**task.partition.init_private(data), ROWS: rows, CODES: codes}
 
-    def local(
+    def train_all(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
-    ) -> list[tuple[Lesson, Trained]]:
+    ) -> list[tuple[TrainingPairs, Trained]]:
         round_, table = broadcast.round, broadcast.params[ITEMS]
-        lessons = [lesson_of(training, data, round_) for data in datasets]
+        client_pairs = [draw_pairs(data=data, round_=round_) for data in datasets]
         heads = [head_of(state) for state in states]
-        if training.local.engine == "loop":
-            pairs = zip(heads, lessons, strict=True)
-            found = [_alone(training, broadcast, head, lesson) for head, lesson in pairs]
+        if training.settings.engine == "loop":
+            starts = zip(heads, client_pairs, strict=True)
+            trained = [_train_by_loop(training, broadcast, *start) for start in starts]
         else:
-            found = train_scorers(training, table, heads, lessons, round_)
-        return list(zip(lessons, found, strict=True))
+            trained = train_scorers(training, table, heads, client_pairs, round_)
+        return list(zip(client_pairs, trained, strict=True))
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        return [_update(broadcast, *one) for one in local(broadcast, states, datasets)]
+        return [_update(broadcast, *result) for result in train_all(broadcast, states, datasets)]
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
-        return [_state(*one) for one in local(broadcast, states, datasets)]
+        return [_state(*result) for result in train_all(broadcast, states, datasets)]
 
     return FederatedAlgorithm(
-        init=lambda: ServerState(task.init_shared()),
-        init_client=init_client,
-        client_updates=client_updates,
-        server_update=lambda server, reply: step(server, reply.params),
-        personalize=_own_view,
-        reply_shapes=shapes,
-        finetunes=finetunes,
-        views={
-            GLOBAL: lambda shared, _state: {**shared, **common},
-            WITH_PRIVATE: lambda shared, state: {**shared, **head_of(state)},
-        },
+        client=ClientSide(init_client, updates, shapes, finetunes),
+        server=ServerSide(
+            init=lambda: ServerState(task.partition.init_shared()),
+            update=lambda server, reply: averaging.step(server, reply.params),
+        ),
+        personalization=Personalization(
+            _own_model,
+            variants={
+                GLOBAL: lambda shared, _state: {**shared, **first_score_function},
+                WITH_PRIVATE: lambda shared, state: {**shared, **head_of(state)},
+            },
+        ),
     )
 
 
-def _alone(training: ScorerTraining, broadcast: Broadcast, head: Params, lesson: Lesson) -> Trained:
-    whole, losses = train_scorer(training, {**broadcast.params, **head}, lesson, broadcast.round)
-    return head_of(whole), rows_of(whole[ITEMS], lesson.codes), losses
+def _train_by_loop(
+    training: LocalTraining, broadcast: Broadcast, head: Params, pairs: TrainingPairs
+) -> Trained:
+    params, losses = train_scorer(training, {**broadcast.params, **head}, pairs, broadcast.round)
+    return head_of(params), rows_of(params[ITEMS], pairs.codes), losses
 
 
-def _update(broadcast: Broadcast, lesson: Lesson, trained: Trained) -> ClientUpdate:
+def _update(broadcast: Broadcast, pairs: TrainingPairs, trained: Trained) -> ClientUpdate:
     _, rows, losses = trained
     table = broadcast.params[ITEMS]
-    norm = torch.linalg.vector_norm(rows - rows_of(table, lesson.codes))
+    norm = torch.linalg.vector_norm(rows - rows_of(table, pairs.codes))
     return ClientUpdate(
-        params={ITEMS: table.index_copy(0, torch.from_numpy(lesson.codes), rows)},
+        params={ITEMS: table.index_copy(0, torch.from_numpy(pairs.codes), rows)},
         weight=1.0,
         metrics=loss_metrics(losses),
-        state=_state(lesson, trained),
+        state=_state(pairs, trained),
         norm=float(norm),
     )
 
 
-def _state(lesson: Lesson, trained: Trained) -> Params:
+def _state(pairs: TrainingPairs, trained: Trained) -> Params:
     head, rows, _ = trained
-    return {**head, ROWS: rows, CODES: torch.from_numpy(lesson.codes.astype("int32"))}
+    return {**head, ROWS: rows, CODES: torch.from_numpy(pairs.codes.astype("int32"))}
 
 
-def _own_view(shared: Params, state: Params) -> Params:
+def _own_model(shared: Params, state: Params) -> Params:
     table = shared[ITEMS].index_copy(0, state[CODES].long(), state[ROWS].to(shared[ITEMS].dtype))
     return {ITEMS: table, **head_of(state)}
+
+
+PFEDREC = AlgorithmSpec(
+    pfedrec,
+    PFedRecSettings,
+    make_task=lambda model, item_ids, seed: item_scorer_task(
+        item_ids, model.embedding_dim, seed, model.item_std
+    ),
+    items=ItemDemand(
+        "shared", "averages the item table", "; which items clients have then reaches the server"
+    ),
+    unread=dict.fromkeys(
+        (
+            "train.semantic-share",
+            "train.negatives",
+            "model.compressor",
+            "model.personal-memory",
+        ),
+        "with pfedrec, which predicts no next item",
+    ),
+    labels=Labels(loss="Binary cross-entropy of items and sampled negatives"),
+)

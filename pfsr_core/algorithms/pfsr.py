@@ -25,35 +25,115 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
-from pfsr_core.algorithms.server_optimizers import ServerStep, average
-from pfsr_core.algorithms.variable_response import Response, response_masks
+from pfsr_core.algorithms.fed_avg import fed_avg, item_variants, loss_metrics
+from pfsr_core.algorithms.server_optimizers import PLAIN_MEAN, Averaging, ServerStep
+from pfsr_core.algorithms.spec import AlgorithmSpec
+from pfsr_core.algorithms.variable_response import MaskRule, response_masks
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import (
     Broadcast,
+    ClientSide,
     ClientUpdate,
     FederatedAlgorithm,
+    Personalization,
     Reply,
     ServerState,
 )
 from pfsr_core.params import Params, Shapes, distance
 from pfsr_core.randomness import stream_seed
+from pfsr_core.settings.fields import setting
 from pfsr_core.training.batched import train_clients
-from pfsr_core.training.fisher import Masks, empty_masks, kept_share, merge_by_mask
+from pfsr_core.training.fisher import (
+    Masks,
+    empty_masks,
+    kept_share,
+    merge_by_mask,
+    minmax_mask,
+    quantile_mask,
+)
 from pfsr_core.training.local import ExtraLoss, Job, LocalTraining, LossSum
 from pfsr_core.training.losses import keep_local, magnitude
 from pfsr_core.training.task import Task
 
-FISHER_MASK = Response()
 PERSONAL = "personal/"
 MASK = "mask/"
 UNMASKED = "unmasked/"
 TARGET_NORM = "target-norm"
+
+
+@dataclass(frozen=True)
+class PFSRSettings:
+    """The Fisher mask, what is served, and the loss that holds both parts of the encoder."""
+
+    mask_mode: str = setting(
+        "quantile",
+        "which coordinates of the encoder stay local: quantile, a share rho of every tensor; "
+        "minmax, those whose scaled Fisher information is above fisher-threshold; none",
+        choices=("quantile", "minmax", "none"),
+    )
+    rho: float = setting(
+        0.25,
+        "share of every encoder tensor that stays local with mask-mode = 'quantile'",
+        low=0.0,
+        high=1.0,
+    )
+    fisher_threshold: float = setting(
+        0.4,
+        "Fisher information, scaled to [0, 1], above which a coordinate stays local with "
+        "mask-mode = 'minmax'",
+        low=0.0,
+        high=1.0,
+    )
+    fisher_samples: int = setting(
+        64, "number of (prefix, target) samples that Fisher information is estimated from", low=1
+    )
+    serve: str = setting(
+        "merged",
+        "encoder that a client recommends with: merged, its local coordinates in the shared "
+        "encoder, as its next round would start; personal, as its last training left it",
+        choices=("merged", "personal"),
+    )
+    anchor: str = setting(
+        "local",
+        "what local coordinates are held to: the client's last encoder, or the global one",
+        choices=("local", "global"),
+    )
+    anchor_strength: float = setting(
+        0.1, "weight lambda1 of the loss that holds local coordinates to their anchor", low=0.0
+    )
+    magnitude_strength: float = setting(
+        0.05, "weight lambda2 of the loss on the norm of the shared coordinates' update", low=0.0
+    )
+    magnitude_side: str = setting(
+        "above",
+        "which update norms are pulled to the median C_t of the last round: above, only larger "
+        "ones; both, smaller ones too, as in FedDPA, where norms cannot shrink as training ends",
+        choices=("above", "both"),
+    )
+    two_phases: bool = setting(
+        False, "train the local coordinates first and then the others, as in FedDPA"
+    )
+    aggregation: str = setting(
+        "zero",
+        "what the mean takes for a coordinate that a client kept local: zero, no change; count, "
+        "nothing, the mean is over the other clients",
+        choices=("zero", "count"),
+    )
+
+    @property
+    def mask_rule(self) -> MaskRule | None:
+        """The rule that ``mask_mode`` names; None masks nothing."""
+        if self.mask_mode == "none":
+            return None
+        if self.mask_mode == "minmax":
+            return lambda fisher: minmax_mask(fisher, self.fisher_threshold)
+        return lambda fisher: quantile_mask(fisher, self.rho)
 
 
 @dataclass(frozen=True)
@@ -65,45 +145,28 @@ class Personal:
     masks: Masks
 
 
-@dataclass(frozen=True)
-class Magnitude:
-    """The dynamic magnitude loss: ``keep`` is lambda1, ``magnitude`` is lambda2.
+class Trained(NamedTuple):
+    """What a client keeps after its training, the masks it trained with, and its losses."""
 
-    ``side``: whether norms below C_t are left alone ("above") or pulled up to it too ("both", as in
-    FedDPA). C_t is a median of norms: with "both" they cannot shrink as training ends.
-    ``anchor``: what the kept coordinates are held to, the client's last encoder ("local") or the
-    one just received ("global").
-    """
-
-    keep: float = 0.1
-    magnitude: float = 0.05
-    two_phases: bool = True
-    anchor: str = "local"
-    side: str = "above"
-
-
-Trained = tuple[Personal, Masks, LossSum]
-"""What a client keeps after its training, the masks it trained with, and its losses."""
+    personal: Personal
+    masks: Masks
+    losses: LossSum
 
 
 def pfsr(
     task: Task,
     training: LocalTraining,
-    *,
-    response: Response = FISHER_MASK,
-    loss: Magnitude = Magnitude(),
-    aggregation: str = "zero",
-    step: ServerStep = average,
-    weight_power: float = 1.0,
+    settings: PFSRSettings,
+    averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
-    base, whole = fed_avg(task, training), response.serve == "personal"
+    base, serves_personal = fed_avg(task, training), settings.serve == "personal"
 
-    def local(
+    def train_all(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Trained]:
-        shared, term = broadcast.params, _magnitude_term(loss, broadcast)
-        olds = [split_state(state, shared) for state in states]
+        shared, term = broadcast.params, _magnitude_term(settings, broadcast)
+        before = [split_state(state, shared) for state in states]
         jobs = [
             Job(
                 params={**merge_by_mask(old.masks, old.encoder, shared), **old.private},
@@ -111,64 +174,71 @@ def pfsr(
                 stream=stream_seed(training.seed, "client", data.client, broadcast.round),
                 extra_loss=ExtraLoss(term, {"masks": old.masks, "encoder": old.encoder}),
             )
-            for old, data in zip(olds, datasets, strict=True)
+            for old, data in zip(before, datasets, strict=True)
         ]
-        train_all = partial(train_clients, task, training.in_round(broadcast.round))
-        masks = [old.masks for old in olds]
-        found = _phases(train_all, jobs, masks) if loss.two_phases else train_all(jobs)
-        next_masks = response_masks(task, training, response, [whole for whole, _ in found], jobs)
+        train_jobs = partial(train_clients, task, training.in_round(broadcast.round))
+        masks = [old.masks for old in before]
+        results = _phases(train_jobs, jobs, masks) if settings.two_phases else train_jobs(jobs)
+        next_masks = response_masks(
+            task,
+            training,
+            [params for params, _ in results],
+            jobs,
+            num_samples=settings.fisher_samples,
+            mask_of=settings.mask_rule,
+        )
         return [
-            (Personal(*task.partition.split(whole), next_mask), mask, losses)
-            for (whole, losses), next_mask, mask in zip(found, next_masks, masks, strict=True)
+            Trained(Personal(*task.partition.split(params), next_mask), mask, losses)
+            for (params, losses), next_mask, mask in zip(results, next_masks, masks, strict=True)
         ]
 
-    def client_updates(
+    def updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[ClientUpdate]:
-        trained = local(broadcast, states, datasets)
-        return [update(broadcast, *one, data) for one, data in zip(trained, datasets, strict=True)]
+        trained = train_all(broadcast, states, datasets)
+        return [update_of(broadcast, *pair) for pair in zip(trained, datasets, strict=True)]
 
-    def update(
-        broadcast: Broadcast, new: Personal, masks: Masks, losses: LossSum, data: ClientDataset
-    ) -> ClientUpdate:
-        shared = broadcast.params
-        reply = {name: torch.where(masks[name], shared[name], new.encoder[name]) for name in shared}
+    def update_of(broadcast: Broadcast, trained: Trained, data: ClientDataset) -> ClientUpdate:
+        shared, (personal, masks, losses) = broadcast.params, trained
+        reply = {
+            name: torch.where(masks[name], shared[name], personal.encoder[name]) for name in shared
+        }
         norm = float(distance(reply, shared))
-        if aggregation == "count":
+        if settings.aggregation == "count":
             reply |= {UNMASKED + name: (~mask).float() for name, mask in masks.items()}
-        kept = {f"kept/{name}": share for name, share in kept_share(masks).items()}
+        mask_shares = {f"kept/{name}": share for name, share in kept_share(masks).items()}
         return ClientUpdate(
             params=reply,
-            weight=float(data.num_interactions) ** weight_power,
-            metrics={**loss_metrics(losses), **kept, "clients": 1.0},
-            state=join_state(new, whole=whole),
+            weight=float(data.num_interactions) ** averaging.weight_power,
+            metrics={**loss_metrics(losses), **mask_shares, "clients": 1.0},
+            state=join_state(personal, whole=serves_personal),
             norm=norm,
         )
 
-    def personalize(shared: Params, state: Params) -> Params:
+    def model(shared: Params, state: Params) -> Params:
         own = split_state(state, shared)
-        if response.serve == "personal":
+        if serves_personal:
             return {**own.encoder, **own.private}
         return {**merge_by_mask(own.masks, own.encoder, shared), **own.private}
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
-        trained = local(broadcast, states, datasets)
-        return [join_state(new, whole=whole) for new, _, _ in trained]
+        trained = train_all(broadcast, states, datasets)
+        return [join_state(result.personal, whole=serves_personal) for result in trained]
 
-    def averaged(shared: Params, state: Params) -> Params:
+    def averaged_model(shared: Params, state: Params) -> Params:
         return {**shared, **split_state(state, shared).private}
 
-    return replace(
-        base,
-        views=item_views(task, averaged),
-        client_updates=client_updates,
-        server_update=_server_update(aggregation, step),
-        personalize=personalize,
-        finetunes=finetunes,
-        reply_shapes=_reply_shapes(base.reply_shapes, aggregation),
-        states_fit_any_round=False,
+    return FederatedAlgorithm(
+        client=ClientSide(
+            init=base.client.init,
+            updates=updates,
+            reply_shapes=_reply_shapes(base.client.reply_shapes, settings.aggregation),
+            finetunes=finetunes,
+        ),
+        server=replace(base.server, update=_server_update(settings.aggregation, averaging.step)),
+        personalization=Personalization(model, item_variants(task, averaged_model)),
     )
 
 
@@ -233,17 +303,18 @@ def _phases(
 
 
 def _magnitude_term(
-    loss: Magnitude, broadcast: Broadcast
+    settings: PFSRSettings, broadcast: Broadcast
 ) -> Callable[[Params, Mapping[str, Params]], Tensor]:
     norm, shared = broadcast.signals.get(TARGET_NORM), broadcast.params
 
     def term(params: Params, context: Mapping[str, Params]) -> Tensor:
         total, masks = torch.zeros(()), context["masks"]
-        if loss.keep:
-            anchor = context["encoder"] if loss.anchor == "local" else shared
-            total = total + keep_local(params, anchor, masks, loss.keep)
-        if loss.magnitude and norm is not None:
-            total = total + magnitude(params, shared, masks, norm, loss.magnitude, loss.side)
+        if settings.anchor_strength:
+            anchor = context["encoder"] if settings.anchor == "local" else shared
+            total = total + keep_local(params, anchor, masks, settings.anchor_strength)
+        if settings.magnitude_strength and norm is not None:
+            strength, side = settings.magnitude_strength, settings.magnitude_side
+            total = total + magnitude(params, shared, masks, norm, strength, side)
         return total
 
     return term
@@ -274,3 +345,6 @@ def _reply_shapes(shapes: Shapes, aggregation: str) -> Shapes:
     if aggregation == "zero":
         return shapes
     return {**shapes, **{UNMASKED + name: shape for name, shape in shapes.items()}}
+
+
+PFSR = AlgorithmSpec(pfsr, PFSRSettings)

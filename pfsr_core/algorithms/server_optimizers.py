@@ -8,17 +8,51 @@ shared item table, that only few clients move.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from pfsr_core.federated.algorithm import ServerState
 from pfsr_core.params import Params
+from pfsr_core.settings.fields import setting
 
 ServerStep = Callable[[ServerState, Params], ServerState]
 """(server, the clients' mean of the shared names) -> the next server state"""
 
-SECOND_MOMENT, EPSILON = 0.99, 1e-3  # beta2 and tau of FedAdam
+SECOND_MOMENT = 0.99  # beta2 of FedAdam
+
+UNREAD: dict[str, tuple[str, ...]] = {
+    "average": ("decay", "epsilon", "learning-rate", "momentum"),
+    "momentum": ("epsilon",),
+    "adam": (),
+}
+"""By optimizer, the other settings that it does not read."""
+
+
+@dataclass(frozen=True)
+class ServerOptimizerSettings:
+    """What the server does with the mean of the replies."""
+
+    optimizer: str = setting(
+        "average",
+        "average, the mean is the next model; momentum or adam, a step along the mean change",
+        choices=tuple(UNREAD),
+    )
+    learning_rate: float = setting(
+        1.0, "learning rate of the server with momentum and adam", low=0.0
+    )
+    momentum: float = setting(
+        0.9, "momentum of the server with momentum and adam (beta1)", low=0.0, high=0.9999
+    )
+    decay: float = setting(
+        1.0, "factor on the server's learning rate after every round", low=0.1, high=1.0
+    )
+    epsilon: float = setting(
+        1e-3,
+        "term added to the root of the second moment in the server's adam: changes far smaller "
+        "than it are not scaled up",
+        low=0.0,
+    )
 
 
 def average(server: ServerState, mean: Params) -> ServerState:
@@ -46,7 +80,7 @@ def momentum_step(learning_rate: float, momentum: float, decay: float = 1.0) -> 
 
 
 def adam_step(
-    learning_rate: float, momentum: float, decay: float = 1.0, epsilon: float = EPSILON
+    learning_rate: float, momentum: float, decay: float = 1.0, epsilon: float = 1e-3
 ) -> ServerStep:
     """``theta <- theta + learning_rate * m / (sqrt(v) + epsilon)``, without bias correction.
 
@@ -69,17 +103,28 @@ def adam_step(
     return step
 
 
-def server_step(
-    optimizer: str,
-    learning_rate: float,
-    momentum: float,
-    *,
-    decay: float = 1.0,
-    epsilon: float = EPSILON,
-) -> ServerStep:
-    """The step named "average", "momentum" or "adam"."""
-    if optimizer == "average":
+def server_optimizer(settings: ServerOptimizerSettings) -> ServerStep:
+    """The server step that the settings name."""
+    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.decay
+    if settings.optimizer == "average":
         return average
-    if optimizer == "momentum":
-        return momentum_step(learning_rate, momentum, decay)
-    return adam_step(learning_rate, momentum, decay, epsilon)
+    if settings.optimizer == "momentum":
+        return momentum_step(rate, momentum, decay)
+    return adam_step(rate, momentum, decay, settings.epsilon)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How the replies of clients become the next shared model.
+
+    Attributes:
+        step: What the server does with their weighted mean.
+        weight_power: A client weighs its number of training interactions to this power.
+    """
+
+    step: ServerStep = average
+    weight_power: float = 1.0
+
+
+PLAIN_MEAN = Averaging()
+"""The mean by interactions is the next shared model."""

@@ -7,8 +7,7 @@ form and thresholds: :mod:`pfsr_core.algorithms.pfsr`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,55 +23,45 @@ from pfsr_core.training.fisher import (
     Masks,
     Samples,
     empty_masks,
-    minmax_mask,
-    quantile_mask,
 )
 from pfsr_core.training.local import Job, LocalTraining
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.task import Task, client_item_index
 from pfsr_core.training.windows import prefix_samples
 
-
-@dataclass(frozen=True)
-class Response:
-    """The variable response mechanism. ``rho``: kept share of a tensor; ``tau``: FedDPA's bar.
-
-    ``mask_mode``: "quantile" (by rho), "minmax" (by tau) or "none".
-    ``serve``: what a client recommends with, its encoder as the next round would start from it
-    ("merged": ``M * theta_k + (1 - M) * theta_g``) or as its last training left it ("personal").
-    """
-
-    mask_mode: str = "quantile"
-    rho: float = 0.25
-    tau: float = 0.4
-    fisher_samples: int = 256
-    serve: str = "merged"
-
-    def mask(self, fisher: Params) -> Masks:
-        """The mask of one client's Fisher information, by quantile or by FedDPA's bar."""
-        if self.mask_mode == "minmax":
-            return minmax_mask(fisher, self.tau)
-        return quantile_mask(fisher, self.rho)
+MaskRule = Callable[[Params], Masks]
+"""A client's Fisher information, by parameter name -> the coordinates that it keeps"""
 
 
 def response_masks(
     task: Task,
     training: LocalTraining,
-    response: Response,
     trained: Sequence[Params],
     jobs: Sequence[Job],
+    *,
+    num_samples: int,
+    mask_of: MaskRule | None,
 ) -> list[Masks]:
-    """The mask of the next round for each client, from what its job has ``trained``.
+    """The mask of the next round for each client.
 
-    Nothing is masked where the response is "none", and of a client without an item to predict.
+    Args:
+        task: The model; only its shared names can be masked, and none that is always averaged.
+        training: How clients train.
+        trained: The parameters of each client after its training.
+        jobs: What each was trained by.
+        num_samples: Number of (prefix, target) samples that the information is estimated from.
+        mask_of: What is masked; None masks nothing.
+
+    Returns:
+        A mask for each job; that of a client without an item to predict is empty.
     """
-    masks = [empty_masks(task.partition.split(whole)[0]) for whole in trained]
-    if response.mask_mode == "none":
+    masks = [empty_masks(task.partition.split(params)[0]) for params in trained]
+    if mask_of is None:
         return masks
-    taught = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
-    found = [client_samples(task, training, response, trained[i], jobs[i]) for i in taught]
-    fishers = client_fishers(target_log_probability(task), found, training.engine)
-    for i, fisher in zip(taught, fishers, strict=True):
-        masks[i] |= response.mask(fisher)
+    sampled = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
+    samples = [client_samples(task, training, num_samples, trained[i], jobs[i]) for i in sampled]
+    fishers = client_fishers(target_log_probability(task), samples, training.settings.engine)
+    for i, fisher in zip(sampled, fishers, strict=True):
+        masks[i] |= mask_of(fisher)
     return masks
 
 
@@ -85,25 +74,25 @@ def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) ->
     """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
     generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
     samples = prefix_samples(
-        job.data, training.max_length, count, generator, with_times=task.reads_times
+        job.data, training.max_length, count, generator, with_times=task.model.reads_times
     )
-    rows = task.candidates(job.data)
+    rows = task.items.candidates(job.data)
     return samples._replace(
         prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
     )
 
 
 def client_samples(
-    task: Task, training: LocalTraining, response: Response, whole: Params, job: Job
+    task: Task, training: LocalTraining, count: int, params: Params, job: Job
 ) -> Sampled:
-    """A client's Fisher samples, and which of its names may be masked."""
-    masked = select(whole, task.partition.shared - task.averaged)
+    """A client's ``count`` Fisher samples, and which of its names may be masked."""
+    masked = select(params, task.partition.shared - task.items.averaged)
     return Sampled(
         encoder=masked,
-        private={name: tensor for name, tensor in whole.items() if name not in masked},
-        samples=fisher_samples(task, training, job, response.fisher_samples),
-        items=len(task.candidates(job.data)) + 1,
-        rows=client_rows(task, job.data),
+        private={name: tensor for name, tensor in params.items() if name not in masked},
+        samples=fisher_samples(task, training, job, count),
+        items=len(task.items.candidates(job.data)) + 1,
+        rows=client_item_index(task, job.data),
     )
 
 
@@ -121,9 +110,9 @@ def target_log_probability(task: Task) -> LogProbability:
     ) -> Tensor:
         rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
         rows = {name: constants[name] for name in named if name in constants}
-        model = task.effective({**params, **rest}, rows)
+        model = task.items.materialize({**params, **rest}, rows)
         known = times[0][None] if times else None
-        hidden = task.apply(model, prefix[None], None, known)[0]
+        hidden = task.model.apply(model, prefix[None], None, known)[0]
         last = hidden.index_select(0, (length - 1).reshape(1))[0]
         logits = model[ITEMS][1:] @ last
         if ROWS in constants:

@@ -5,45 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pfsr_core.algorithms.clipping import with_row_clipping
+from pfsr_core.algorithms.server_optimizers import Averaging, server_optimizer
 from pfsr_core.assembly.compatibility import check_settings
-from pfsr_core.assembly.registries import (
-    ALGORITHMS,
-    IDENTITY,
-    TASKS,
-)
+from pfsr_core.assembly.registries import ALGORITHMS, IDENTITY
 from pfsr_core.assembly.settings import Settings
-from pfsr_core.assembly.task import _catalogue, _make_task
+from pfsr_core.assembly.task import as_catalogue, task_of_mode
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
-from pfsr_core.items.modes import Catalogue, item_mode
+from pfsr_core.items.modes import ItemCatalogue, item_mode
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import fingerprint, shapes_of
+from pfsr_core.training.local import LocalTraining
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
 
 
-def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assembly:
+def local_training(settings: Settings) -> LocalTraining:
+    """How a client trains."""
+    return LocalTraining(settings.train, settings.model.max_length, settings.run.seed)
+
+
+def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Assembly:
     """The model over the ``catalogue`` and the algorithm that ``settings`` name.
 
     Item ids stand for a catalogue without texts. Raises SettingsError when they do not fit each
     other, DataError where item vectors are missing.
     """
-    name, catalogue = settings.algorithm.name, _catalogue(catalogue)
+    name, catalogue = settings.algorithm.name, as_catalogue(catalogue)
     check_settings(name, settings)
-    mode = item_mode(settings, catalogue)
-    if name in TASKS:
-        task = TASKS[name](settings, catalogue.item_ids)
+    mode = item_mode(settings.model, settings.run.seed, catalogue)
+    spec = ALGORITHMS[name]
+    if spec.make_task:
+        task = spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
     else:
-        task = _make_task(settings, catalogue, mode)
-    algorithm = ALGORITHMS[name](task, settings)
+        task = task_of_mode(settings, catalogue, mode)
+    algorithm = spec.build(
+        task,
+        local_training(settings),
+        settings.algorithm.own.get(name),
+        Averaging(server_optimizer(settings.algorithm.server), settings.algorithm.weight_power),
+    )
     if settings.algorithm.max_row_change:
         algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
-    nobody = task.init_private(ClientDataset("", (), catalogue.item_ids))
-    shapes = shapes_of({**task.init_shared(), **nobody})
-    for rows in mode.private & set(ROW_NAMES):
+    nobody = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
+    shapes = shapes_of({**task.partition.init_shared(), **nobody})
+    for rows in mode.params.private & set(ROW_NAMES):
         shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
-    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.digest, compressed)
+    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.source.digest, compressed)
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
-    return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)
+    return Assembly(task, algorithm, shapes, mark, mode.source.digest, mode.source.method)

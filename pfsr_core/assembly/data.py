@@ -12,13 +12,13 @@ from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.partition import partition_by_column, partition_by_group, partition_by_user
 from pfsr_core.data.splits import Split, leave_one_out
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import FederationSettings
 
 
 @dataclass(frozen=True)
-class Federation:
+class FederatedDataset:
     """The data of a run: who the clients are, in a fixed order, and the log they came from."""
 
     clients: tuple[ClientDataset, ...]
@@ -26,15 +26,15 @@ class Federation:
     interactions: Interactions
 
     @cached_property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ItemCatalogue:
         """All items with the words about them, and the training histories that they occur in."""
         words = {**self.interactions.titles, **self.interactions.texts}
         ids = self.split.item_ids
         histories = tuple(user.train for user in self.split.users)
-        return Catalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
+        return ItemCatalogue(ids, tuple(words.get(raw, "") for raw in ids), histories=histories)
 
 
-def load_federation(settings: Settings) -> Federation:
+def load_federation(settings: Settings) -> FederatedDataset:
     """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
     _check_column(settings.federation)
     data = settings.data
@@ -44,7 +44,7 @@ def load_federation(settings: Settings) -> Federation:
     if data.sampled_99:
         clients = tuple(replace(one, sampled=True) for one in clients)
     clients = tuple(with_catalogue(settings, one) for one in clients)
-    return Federation(clients, split, interactions)
+    return FederatedDataset(clients, split, interactions)
 
 
 def _check_column(federation: FederationSettings) -> None:

@@ -4,77 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfsr_core.assembly.registries import COMPRESSORS, ENCODERS
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
-from pfsr_core.items.modes import Catalogue, ItemMode, item_mode, text_vectors
+from pfsr_core.items.modes import ItemCatalogue, ItemMode, item_mode, text_vectors
 from pfsr_core.items.soft_targets import SoftTargetsOf, semantic_targets
-from pfsr_core.models.compressors import USERS, Compressor, Memory, WholeHistory
+from pfsr_core.models.compressors import USERS, MemoryCompressor
+from pfsr_core.models.encoders.base import SequenceEncoder
 from pfsr_core.models.next_item import NextItemModel, make_apply, make_serving
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Partition, clone
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import ModelSettings
-from pfsr_core.training.task import Serving, Task
+from pfsr_core.training.task import ModelFunctions, ParamPartition, Serving, Task, TaskLoss
 
 
-def make_task(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Task:
+def make_task(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Task:
     """The next-item model as functions, and the partition of its names by ``model.items``."""
-    catalogue = _catalogue(catalogue)
-    return _make_task(settings, catalogue, item_mode(settings, catalogue))
+    catalogue = as_catalogue(catalogue)
+    mode = item_mode(settings.model, settings.run.seed, catalogue)
+    return task_of_mode(settings, catalogue, mode)
 
 
-def _catalogue(catalogue: Catalogue | Sequence[str]) -> Catalogue:
-    return catalogue if isinstance(catalogue, Catalogue) else Catalogue(tuple(catalogue))
+def as_catalogue(catalogue: ItemCatalogue | Sequence[str]) -> ItemCatalogue:
+    """Raw item ids stand for a catalogue without texts."""
+    return catalogue if isinstance(catalogue, ItemCatalogue) else ItemCatalogue(tuple(catalogue))
 
 
-def _make_task(settings: Settings, catalogue: Catalogue, mode: ItemMode) -> Task:
+def task_of_mode(settings: Settings, catalogue: ItemCatalogue, mode: ItemMode) -> Task:
+    """:func:`make_task` with the item mode at hand."""
     model = make_model(settings, len(catalogue.item_ids))
-    compressor = cast(Compressor, model.compressor)
-    start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
-    start = {**mode.shared, **start}
-    stranger = {USERS: start.pop(USERS)} if USERS in start else {}
-    kept = {*stranger, *mode.private}
     return Task(
-        apply=mode.head(make_apply(model)),
-        noise_width=model.noise_width,
-        reads_times=model.reads_times,
-        partition=Partition.of([*start, *kept], private=lambda name: name in kept),
-        init_shared=lambda: clone(start),
-        init_private=lambda data: {**mode.start(data), **_rows_of_users(stranger, data)},
-        candidates=lambda d: torch.from_numpy(d.touched if mode.own_rows else d.catalogue),
-        unseen_rows=mode.unseen_rows,
-        effective=mode.effective,
-        averaged=mode.averaged,
-        soft_targets=_soft_targets(settings, catalogue, mode.texts),
-        places=compressor.places,
-        first_read=compressor.first_read,
-        cuts=compressor.cuts,
-        serving=_serving(model, mode),
+        model=_functions(model, mode),
+        partition=_partition(model, mode),
+        items=mode.functions,
+        loss=TaskLoss(_soft_targets(settings, catalogue, mode.source.texts)),
     )
 
 
-def _rows_of_users(stranger: Params, data: ClientDataset) -> Params:
-    """The private rows of a client's users, alike at first: a stranger's, then one for each."""
+def _functions(model: NextItemModel, mode: ItemMode) -> ModelFunctions:
+    compressor, serving = model.compressor, None
+    if isinstance(compressor, MemoryCompressor):
+        serving = Serving(compressor.memory_length, *mode.head.memory(*make_serving(model)))
+    return ModelFunctions(
+        apply=mode.head.apply(make_apply(model)),
+        noise_width=model.noise_width,
+        reads_times=model.reads_times,
+        num_memory_tokens=compressor.num_memory_tokens,
+        window_start=compressor.window_start,
+        split_points=compressor.split_points,
+        serving=serving,
+    )
+
+
+def _partition(model: NextItemModel, mode: ItemMode) -> ParamPartition:
+    start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
+    start = {**mode.params.shared, **start}
+    unknown_user = {USERS: start.pop(USERS)} if USERS in start else {}
+    private = {*unknown_user, *mode.params.private}
+    return ParamPartition(
+        names=Partition.of([*start, *private], private=lambda name: name in private),
+        init_shared=lambda: clone(start),
+        init_private=lambda data: {
+            **mode.params.start(data),
+            **_rows_of_users(unknown_user, data),
+        },
+    )
+
+
+def _rows_of_users(unknown_user: Params, data: ClientDataset) -> Params:
+    """The private rows of a client's users, alike at first: an unknown user's, then one of each."""
     count = len(data.users) + 1
-    return {name: row.expand(count, *row.shape[1:]).clone() for name, row in stranger.items()}
-
-
-def _serving(model: NextItemModel, mode: ItemMode) -> Serving | None:
-    if isinstance(model.compressor, WholeHistory):
-        return None
-    parts = mode.memory_head(*make_serving(model))
-    return Serving(cast(Memory, model.compressor).begin, *parts)
+    return {name: row.expand(count, *row.shape[1:]).clone() for name, row in unknown_user.items()}
 
 
 def _soft_targets(
-    settings: Settings, catalogue: Catalogue, texts: Tensor | None
+    settings: Settings, catalogue: ItemCatalogue, texts: Tensor | None
 ) -> SoftTargetsOf | None:
     """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has.
 
@@ -92,7 +102,7 @@ def _soft_targets(
     @cache
     def targets() -> SoftTargetsOf:
         return semantic_targets(
-            text_vectors(settings, catalogue) if texts is None else texts,
+            text_vectors(settings.model, catalogue) if texts is None else texts,
             catalogue.item_ids,
             train.semantic_share,
             train.semantic_neighbours,
@@ -102,7 +112,7 @@ def _soft_targets(
     return lambda candidates: targets()(candidates)
 
 
-def _encoder(model: ModelSettings) -> nn.Module:
+def _encoder(model: ModelSettings) -> SequenceEncoder:
     """The encoder of the settings; what its constructor objects to is a SettingsError."""
     try:
         return ENCODERS[model.encoder](model)

@@ -90,8 +90,8 @@ class ClientDataset:
         return len(self.item_ids)
 
     @property
-    def catalogue(self) -> ItemArray:
-        """Sorted codes of the items that this client sells: (C,). Made at every call."""
+    def rankable_items(self) -> ItemArray:
+        """Sorted codes of the items that this client ranks: (C,). Made at every call."""
         if self.own_catalogue is None:
             return np.arange(1, self.num_items + 1)
         return self.own_catalogue
@@ -115,7 +115,7 @@ class ClientDataset:
     @cached_property
     def rivals(self) -> tuple[ItemArray, ...]:
         """:meth:`UserHistory.rivals` of every user."""
-        return tuple(user.rivals(self.catalogue) for user in self.users)
+        return tuple(user.rivals(self.rankable_items) for user in self.users)
 
     def targets(self, split: HeldOut) -> ItemArray:
         """Held-out item code of every user: (U,)."""

@@ -40,6 +40,6 @@ def never_negative(client_data: ClientDataset, user: UserHistory) -> ItemArray:
 def _remaining_items(client_data: ClientDataset, items: ItemArray) -> ItemArray:
     """The codes of the client's catalogue that are not among ``items``, ascending."""
     is_remaining = np.zeros(client_data.num_items + 1, bool)
-    is_remaining[client_data.catalogue] = True
+    is_remaining[client_data.rankable_items] = True
     is_remaining[items] = False
     return np.flatnonzero(is_remaining).astype(np.int64)

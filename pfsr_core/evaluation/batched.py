@@ -22,12 +22,18 @@ from pfsr_core.evaluation.client import ClientEvaluation, evaluation_of
 from pfsr_core.evaluation.ranking import rank_among, rank_in_sample
 from pfsr_core.evaluation.scoring import what_is_read, with_unseen
 from pfsr_core.items.tables import row_numbers
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
-from pfsr_core.training.grouping import Size, parameters_of, similar
-from pfsr_core.training.stacking import fill_rows, pad_known, pad_together, stack_params, stack_rows
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.grouping import Size, group_by_size, parameters_of
+from pfsr_core.training.stacking import (
+    pad_and_stack,
+    pad_known,
+    pad_together,
+    stack_params,
+    stack_rows,
+)
+from pfsr_core.training.task import Task, client_item_index
 
 SMALL = 8  # users of a client up to which it is evaluated together with others
 
@@ -41,9 +47,9 @@ class Entry:
     ``table``: which items the rows of its item tensors are of.
 
     ``rows`` (2U, L) of ``lengths`` (2U,): the histories before the validation items, then those
-    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``whose`` (2U,):
-    their cuts and users. A private table has got a row for each item in them. The table that other
-    modes make is not made here: it lives as long as a group is evaluated.
+    before the test items; ``times`` (2U, L) theirs, where the model reads times; ``context``: where
+    each is split, and its user. A private table has got a row for each item in them. The table that
+    other modes make is not made here: it lives as long as a group is evaluated.
     """
 
     data: ClientDataset
@@ -51,7 +57,7 @@ class Entry:
     rows: Tensor
     times: Tensor | None
     lengths: Tensor
-    whose: Rows
+    context: SequenceContext
     candidates: Tensor
     table: Params
 
@@ -64,7 +70,7 @@ def evaluate_together(
         _entry(task, model, data, max_length) for model, data in zip(models, clients, strict=True)
     ]
     results: dict[int, Evaluated] = {}
-    for group in similar({i: _size(entry) for i, entry in enumerate(entries)}):
+    for group in group_by_size({i: _size(entry) for i, entry in enumerate(entries)}):
         chosen = [entries[i] for i in group]
         scores = _scores(task, chosen)
         results |= {i: _evaluate(entries[i], part) for i, part in zip(group, scores, strict=True)}
@@ -76,14 +82,14 @@ def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> E
     times = [user.history_times(split) for split in SPLITS for user in data.users]
     read = what_is_read(task, histories, times, max_length)
     users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
-    candidates = task.candidates(data)
+    candidates = task.items.candidates(data)
     if ITEMS in task.partition.private:
         rows, table = with_unseen(task, model[ITEMS], data, read.codes)
         model = {**model, ITEMS: table}
     else:
         rows = row_numbers(read.codes, candidates)
-    parts = (rows, read.times, read.lengths, Rows(read.cuts, users))
-    return Entry(data, model, *parts, candidates, client_rows(task, data))
+    parts = (rows, read.times, read.lengths, SequenceContext(read.split_at, users))
+    return Entry(data, model, *parts, candidates, client_item_index(task, data))
 
 
 def _size(entry: Entry) -> Size:
@@ -96,12 +102,13 @@ def _size(entry: Entry) -> Size:
 def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     """What every history gives a client's candidates, (2U, V') for each entry."""
     stacks = stack_params([entry.params for entry in entries])
-    models = vmap(task.effective)(stacks, stack_rows([entry.table for entry in entries]))
+    models = vmap(task.items.materialize)(stacks, stack_rows([entry.table for entry in entries]))
     items = pad_together([entry.rows for entry in entries])
     times = pad_known([entry.times for entry in entries])
-    rows = Rows(*map(fill_rows, zip(*(entry.whose for entry in entries), strict=True)))
+    parts = zip(*(entry.context for entry in entries), strict=True)
+    context = SequenceContext(*map(pad_and_stack, parts))
     dims = (0, 0, None, None if times is None else 0, 0)
-    hidden = vmap(task.apply, in_dims=dims)(models, items, None, times, rows)
+    hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, context)
     parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
     return [
         part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.evaluation.client import Scorer
-from pfsr_core.models.compressors import COVERED, Rows, UserMemory
+from pfsr_core.models.compressors import COVERED, SequenceContext, UserMemory
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.padding import pad_right, pad_times
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.task import Task, client_item_index
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
@@ -24,7 +24,7 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
 
     Without their times a model that reads times takes all gaps between interactions for zero.
     """
-    candidates, model = task.candidates(data), effective_model(task, params, data)
+    candidates, model = task.items.candidates(data), effective_model(task, params, data)
 
     @torch.no_grad()
     def score(
@@ -36,8 +36,8 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
         codes, lengths = read.codes, read.lengths
         whose = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
         items, table = with_unseen(task, model[ITEMS], data, codes)
-        reading, rows = {**model, ITEMS: table}, Rows(read.cuts, whose)
-        hidden = task.apply(reading, items, None, read.times, rows)
+        reading, context = {**model, ITEMS: table}, SequenceContext(read.split_at, whose)
+        hidden = task.model.apply(reading, items, None, read.times, context)
         last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
         scores = last.new_full((len(items), data.num_items + 1), -torch.inf)
         scores[:, candidates] = last @ model[ITEMS][1:].T
@@ -72,14 +72,15 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
     Only items that ``memory`` does not stand for are read; it is made where there is none, or where
     it does not serve for this history any more.
     """
-    assert task.serving is not None
-    model, serving, length = effective_model(task, params, data), task.serving, len(asked.history)
-    begin = serving.begin(length, None if memory is None else memory.covered)
+    serving = task.model.serving
+    assert serving is not None
+    model, length = effective_model(task, params, data), len(asked.history)
+    begin = serving.memory_length(length, None if memory is None else memory.covered)
     fits = memory is not None and memory.covered == begin
-    first = begin if fits else task.first_read(length, max_length)
+    first = begin if fits else task.model.window_start(length, max_length)
     codes = torch.from_numpy(asked.history[first:])[None]
     times = torch.from_numpy(asked.times[first:])[None] if len(asked.times) else None
-    known = times if task.reads_times else None
+    known = times if task.model.reads_times else None
     items, table = with_unseen(task, model[ITEMS], data, codes)
     reading, old = {**model, ITEMS: table}, begin - first
     if memory is not None and fits:
@@ -88,22 +89,23 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
         of_old = None if known is None else known[:, :old]
         before = serving.compress(reading, items[:, :old], torch.tensor([asked.user]), of_old)
     of_recent = None if known is None else known[:, old:]
-    last, after = serving.recall(reading, items[:, old:], before, of_recent)
+    last, after = serving.continue_from(reading, items[:, old:], before, of_recent)
     scores = torch.full((data.num_items + 1,), -torch.inf)
-    scores[task.candidates(data)] = model[ITEMS][1:] @ last[0]
+    scores[task.items.candidates(data)] = model[ITEMS][1:] @ last[0]
     covered = begin + int(after[COVERED] - before[COVERED])
     return scores, UserMemory(covered, after)
 
 
 class Reading(NamedTuple):
-    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``cuts`` (B,) of it.
+    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``split_at`` (B,):
+    how many of them are old.
 
     ``times`` (B, L): None where they are unknown, or not read.
     """
 
     codes: Tensor
     lengths: Tensor
-    cuts: Tensor
+    split_at: Tensor
     times: Tensor | None
 
 
@@ -111,21 +113,21 @@ def what_is_read(
     task: Task, histories: Sequence[ItemArray], times: Sequence[ItemArray], max_length: int
 ) -> Reading:
     """The part of each history that the model reads. ``times``: of each history, or nothing."""
-    firsts = [task.first_read(len(history), max_length) for history in histories]
+    firsts = [task.model.window_start(len(history), max_length) for history in histories]
     parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
     codes, lengths = pad_right(parts, max(map(len, parts), default=1))
-    cuts = task.cuts(torch.tensor([len(history) for history in histories]))
+    split_at = task.model.split_points(torch.tensor([len(history) for history in histories]))
     seconds = None
-    if task.reads_times and times:
+    if task.model.reads_times and times:
         known = [part[first:] for part, first in zip(times, firsts, strict=True)]
         seconds = pad_times(known, codes)
-    return Reading(codes, lengths, (cuts - torch.tensor(firsts)).clamp(min=0), seconds)
+    return Reading(codes, lengths, (split_at - torch.tensor(firsts)).clamp(min=0), seconds)
 
 
 @torch.no_grad()
 def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
-    """A client's whole parameters as the model takes them: see ``Task.effective``."""
-    return task.effective(params, client_rows(task, data))
+    """A client's whole parameters as the model takes them: see ``ItemFunctions.materialize``."""
+    return task.items.materialize(params, client_item_index(task, data))
 
 
 def with_unseen(
@@ -135,11 +137,11 @@ def with_unseen(
 
     Rows of items that the client's table (V' + 1, D) lacks come after its own.
     """
-    known = task.candidates(data).numpy()
+    known = task.items.candidates(data).numpy()
     unseen = np.setdiff1d(codes.numpy(), known)
     unseen = unseen[unseen > 0]
     numbers = torch.zeros(data.num_items + 1, dtype=torch.long)
     numbers[np.concatenate([known, unseen])] = torch.arange(1, len(known) + len(unseen) + 1)
     if len(unseen):
-        table = torch.cat([table, task.unseen_rows(data, unseen).to(table.dtype)])
+        table = torch.cat([table, task.items.unseen_rows(data, unseen).to(table.dtype)])
     return numbers[codes], table

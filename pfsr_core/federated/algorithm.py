@@ -1,7 +1,7 @@
-"""The one interface: a federated algorithm is a value, and a round is arithmetic on such values.
+"""The interface of algorithms: a federated algorithm is a value, a round is arithmetic on values.
 
-After FedJAX (Ro et al., 2021), cut at the network: ``client_updates`` runs where the data is,
-``server_update`` where the means meet. Nothing here knows how the two are connected.
+After FedJAX (Ro et al., 2021), cut at the network: :class:`ClientSide` runs where the data is,
+:class:`ServerSide` where the replies meet. Nothing here knows how the two are connected.
 
 Two things go beyond a weighted mean of parameters and are part of the interface for that reason:
 ``Broadcast.signals`` (numbers the server sends with the shared parameters, such as PFSR's C_t) and
@@ -12,7 +12,7 @@ algorithm send more than the shared names, such as the count of unmasked coordin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.params import Params, Shapes
@@ -68,8 +68,8 @@ Finetunes = Callable[[Broadcast, Sequence[Params], Sequence[ClientDataset]], lis
 Personalize = Callable[[Params, Params], Params]
 """(shared parameters, a client's private state) -> a whole model"""
 GLOBAL, WITH_PRIVATE, FULL = "global", "global+private", "full"
-"""Names of views: what the federation learnt, the same with what a client adds to it, and the model
-as a client's own training leaves it: once more from what the server has, with nothing sent."""
+"""Names of variants: what the federation learnt, the same with what a client adds to it, and the
+model as a client's own training leaves it: once more from what the server has, nothing is sent."""
 
 
 def keep_states(
@@ -82,7 +82,7 @@ def keep_states(
 def one_by_one(
     client_update: Callable[[Broadcast, Params, ClientDataset], ClientUpdate],
 ) -> ClientUpdates:
-    """``client_updates`` of an algorithm that trains its clients one after the other."""
+    """``updates`` of an algorithm that trains its clients one after the other."""
 
     def client_updates(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
@@ -93,56 +93,88 @@ def one_by_one(
     return client_updates
 
 
-def nothing_to_tell(_state: Params) -> Sums:
-    """The default ``outcome``."""
+def no_outcome(_state: Params) -> Sums:
+    """The default ``outcome``: nothing is reported."""
     return {}
 
 
 @dataclass(frozen=True)
-class FederatedAlgorithm:
-    """A federated learning algorithm, whole.
+class ClientSide:
+    """What runs where the data is.
 
-    ``init()``                                  the server's first state
-    ``init_client(data)``                       a client's first private state
-    ``client_updates(broadcast, states, datasets)``
-                                                one round on some clients, each apart from the
-                                                others; writes none of its inputs
-    ``server_update(server, reply)``            the next server state from the mean of the replies
-    ``personalize(shared, state)``              the whole model that a client recommends with
-    ``finetunes(broadcast, states, datasets)``  private states after the last round, nothing is sent
-    ``reply_shapes``                            names and shapes of ``ClientUpdate.params``
-    ``outcome(state)``                          sums and counts that leave the node after the last
-                                                round, about how it ended for a client
-    ``views``                                   further ways to recommend with a state, by name;
-                                                reported beside ``personalize``, never selected by
+    Several clients are given at once because training small ones together is much cheaper; each
+    must end as it would alone.
 
-    ``states_fit_any_round``                    whether the newest states belong to the shared
-                                                parameters of earlier rounds as well
-    It is given several clients at once because training small ones together is much cheaper.
+    Attributes:
+        init: A client's first private state.
+        updates: One round on some clients; writes none of its inputs.
+        reply_shapes: Names and shapes of ``ClientUpdate.params``.
+        finetunes: Private states after the last round, when nothing is sent.
+        states_fit_any_round: Whether the newest private states belong to the shared parameters of
+            earlier rounds as well, so that an earlier round may be served.
+    """
+
+    init: Callable[[ClientDataset], Params]
+    updates: ClientUpdates
+    reply_shapes: Shapes
+    finetunes: Finetunes = keep_states
+    states_fit_any_round: bool = False
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What runs where the replies meet.
+
+    Attributes:
+        init: The server's first state.
+        update: The next state of the server from the mean of the replies.
     """
 
     init: Callable[[], ServerState]
-    init_client: Callable[[ClientDataset], Params]
-    client_updates: ClientUpdates
-    server_update: Callable[[ServerState, Reply], ServerState]
-    personalize: Personalize
-    reply_shapes: Shapes
-    finetunes: Finetunes = keep_states
-    views: Mapping[str, Personalize] = field(default_factory=dict)
-    outcome: Callable[[Params], Sums] = nothing_to_tell
-    states_fit_any_round: bool = False
+    update: Callable[[ServerState, Reply], ServerState]
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """Which models a client ends with.
+
+    Attributes:
+        model: The whole model that a client recommends with.
+        variants: Further models of a client, by name; evaluated beside ``model``, never selected
+            by.
+        outcome: Sums and counts about how a run ended for a client; they leave the node after the
+            last round.
+    """
+
+    model: Personalize
+    variants: Mapping[str, Personalize] = field(default_factory=dict)
+    outcome: Callable[[Params], Sums] = no_outcome
+
+
+@dataclass(frozen=True)
+class FederatedAlgorithm:
+    """A federated learning algorithm: a value of three parts, of which a variant replaces some."""
+
+    client: ClientSide
+    server: ServerSide
+    personalization: Personalization
 
     @property
-    def has_full_view(self) -> bool:
-        """Whether FULL says more than the other views: a client can train once more."""
-        return GLOBAL in self.views and self.finetunes is not keep_states
+    def has_full_variant(self) -> bool:
+        """Whether FULL says more than the other variants: a client can train once more."""
+        trains_again = self.client.finetunes is not keep_states
+        return GLOBAL in self.personalization.variants and trains_again
+
+    def with_model(self, model: Personalize) -> FederatedAlgorithm:
+        """The same algorithm, whose clients recommend with ``model`` alone."""
+        return replace(self, personalization=Personalization(model))
 
     def client_update(
         self, broadcast: Broadcast, state: Params, data: ClientDataset
     ) -> ClientUpdate:
         """One round on one client."""
-        return self.client_updates(broadcast, [state], [data])[0]
+        return self.client.updates(broadcast, [state], [data])[0]
 
     def finetune(self, broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
         """One client's private state after the last round."""
-        return self.finetunes(broadcast, [state], [data])[0]
+        return self.client.finetunes(broadcast, [state], [data])[0]

@@ -24,7 +24,7 @@ class ClientModels:
     """The models that clients recommend with: what they share and what each keeps private.
 
     Attributes:
-        assembly: the model and the algorithm, whose ``personalize`` merges both parts.
+        assembly: the model and the algorithm, whose ``personalization.model`` merges both parts.
         max_length: the longest history that a model reads.
         shared: the shared parameters.
         states: private states by client; a client that is not among them has its first one.
@@ -38,7 +38,7 @@ class ClientModels:
     def merged_params(self, data: ClientDataset, personalize: Personalize | None = None) -> Params:
         """The shared and the private parameters of a client as one model."""
         algorithm = self.assembly.algorithm
-        merge_parts = personalize or algorithm.personalize
+        merge_parts = personalize or algorithm.personalization.model
         return merge_parts(self.shared, state_of(algorithm, self.states, data))
 
     def scorer_of(self, data: ClientDataset, personalize: Personalize | None = None) -> Scorer:
@@ -51,19 +51,19 @@ def evaluate_models(models: ClientModels, clients: Sequence[ClientDataset]) -> l
     """Both splits of every client with its personalised model, small clients together.
 
     As :func:`evaluate_clients` with :meth:`ClientModels.scorer_of`, and beside it with each of the
-    algorithm's variants; one that is ``personalize`` itself is not evaluated again.
+    algorithm's variants; one that is ``personalization.model`` itself is not evaluated again.
     """
     algorithm = models.assembly.algorithm
     evaluations: dict[str, Evaluated] = {}
     for portion in portions(algorithm, models.shared, clients):
         states = {data.client: state_of(algorithm, models.states, data) for data in portion}
         local = replace(models, states=states)
-        main = _evaluate_portion(local, portion, algorithm.personalize)
+        main = _evaluate_portion(local, portion, algorithm.personalization.model)
         others = {
             name: main
-            if variant is algorithm.personalize
+            if variant is algorithm.personalization.model
             else _evaluate_portion(local, portion, variant)
-            for name, variant in algorithm.views.items()
+            for name, variant in algorithm.personalization.variants.items()
         }
         for position, data in enumerate(portion):
             variants = {name: evaluated[position] for name, evaluated in others.items()}
@@ -100,7 +100,8 @@ def evaluate_full(
 
 def without_variants(assembly: Assembly) -> Assembly:
     """The same, evaluated with the personalised model alone."""
-    return replace(assembly, algorithm=replace(assembly.algorithm, views={}))
+    model = assembly.algorithm.personalization.model
+    return replace(assembly, algorithm=assembly.algorithm.with_model(model))
 
 
 def shows_full(algorithm: FederatedAlgorithm, evaluate_clients: str) -> bool:
@@ -112,7 +113,7 @@ def shows_full(algorithm: FederatedAlgorithm, evaluate_clients: str) -> bool:
         algorithm: the algorithm of the run.
         evaluate_clients: the setting ``run.evaluate-clients``, "all" or "asked".
     """
-    return algorithm.has_full_view and evaluate_clients == "all"
+    return algorithm.has_full_variant and evaluate_clients == "all"
 
 
 def _evaluate_portion(

@@ -33,7 +33,7 @@ class Assembly:
     @cached_property
     def shared_shapes(self) -> Shapes:
         """Names and shapes of what the server sends: one vector on the wire, in this order."""
-        return shapes_of(self.algorithm.init().params)
+        return shapes_of(self.algorithm.server.init().params)
 
     def fingerprint_of(self, data: ClientDataset) -> str:
         """Names the model, and whose rows a client's state holds: of which items and users."""

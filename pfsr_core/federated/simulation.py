@@ -43,7 +43,7 @@ def state_of(
 ) -> Params:
     """A client's private state, its first one where it has none yet."""
     known = states.get(data.client)
-    return algorithm.init_client(data) if known is None else known
+    return algorithm.client.init(data) if known is None else known
 
 
 def portions(
@@ -55,7 +55,7 @@ def portions(
     """
     if not datasets:
         return
-    first = algorithm.init_client(datasets[0])
+    first = algorithm.client.init(datasets[0])
     size = sum(tensor.numel() for tensor in (*shared.values(), *first.values()))
     count = max(1, VALUES_AT_ONCE // max(1, size))
     ordered = sorted(datasets, key=lambda data: data.num_interactions)
@@ -73,7 +73,7 @@ def finetune_clients(
     new: States = {}
     for portion in portions(algorithm, broadcast.params, datasets):
         before = [state_of(algorithm, states, data) for data in portion]
-        after = algorithm.finetunes(broadcast, before, portion)
+        after = algorithm.client.finetunes(broadcast, before, portion)
         new |= zip((data.client for data in portion), after, strict=True)
     return new
 
@@ -94,7 +94,7 @@ def update_clients(
     for portion in portions(algorithm, broadcast.params, datasets):
         states = load(portion)
         before = [state_of(algorithm, states, data) for data in portion]
-        updates = algorithm.client_updates(broadcast, before, portion)
+        updates = algorithm.client.updates(broadcast, before, portion)
         for update in updates:
             total.add(as_reply(update))
         save({data.client: one.state for data, one in zip(portion, updates, strict=True)})
@@ -130,7 +130,7 @@ def run(
     """
     by_name = {data.client: data for data in datasets}
     names = tuple(by_name)
-    server = algorithm.init()
+    server = algorithm.server.init()
     states: States = {}
     for round_ in range(1, rounds + 1):
         asked = sample_clients(names, participation, seed, round_)
@@ -144,6 +144,6 @@ def run(
             states = {**states, **new}
             replies.append(reply)
         merged = merge_replies(replies)
-        server = algorithm.server_update(server, merged)
+        server = algorithm.server.update(server, merged)
         on_round(RoundReport(server, states, asked, merged))
     return server, states

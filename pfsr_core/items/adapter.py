@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pfsr_core.items.tables import add_rows
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.encoders.base import State
-from pfsr_core.models.next_item import Apply, Compress, Recall
+from pfsr_core.models.next_item import Apply, Compress, ContinueFrom
 from pfsr_core.models.parameter_names import BIAS, FACTORS, ITEMS
 from pfsr_core.params import Params
 
@@ -59,26 +59,28 @@ def with_bias(apply: Apply) -> Apply:
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
-        return _and_one(apply(_without_bias(params), items, bits, times, rows))
+        return _and_one(apply(_without_bias(params), items, bits, times, context))
 
     return biased
 
 
-def memory_with_bias(compress: Compress, recall: Recall) -> tuple[Compress, Recall]:
+def memory_with_bias(
+    compress: Compress, continue_from: ContinueFrom
+) -> tuple[Compress, ContinueFrom]:
     """The same of a model that serves from a memory."""
 
     def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
         return compress(_without_bias(params), items, users, times)
 
-    def recalled(
+    def continued(
         params: Params, items: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
-        hidden, after = recall(_without_bias(params), items, memory, times)
+        hidden, after = continue_from(_without_bias(params), items, memory, times)
         return _and_one(hidden), after
 
-    return compressed, recalled
+    return compressed, continued
 
 
 def _without_bias(params: Params) -> Params:

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray
 from pfsr_core.items.adapter import adapt, first_adapter, memory_with_bias, with_bias
+from pfsr_core.items.functions import ItemFunctions, all_candidates, own_candidates
 from pfsr_core.items.tables import (
     OWN_ROWS,
     add_rows,
@@ -39,20 +39,22 @@ from pfsr_core.items.tables import (
     unit_rows,
 )
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, ItemVectors, item_vectors
-from pfsr_core.models.next_item import Apply, Compress, Recall
+from pfsr_core.models.next_item import Apply, Compress, ContinueFrom
 from pfsr_core.models.parameter_names import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.randomness import stream_seed
-from pfsr_core.settings.fields import SettingsError
+from pfsr_core.settings.sections import ModelSettings
 
 ItemStart = Callable[[ClientDataset, ItemArray, Sequence[ItemArray]], Tensor]
 """(client, item codes (n,), histories of these items) -> the rows (n, D) they start with."""
 Change = Callable[[Tensor, Params, Tensor], Tensor]
-"""(table (V + 1, D), whole parameters, codes of the private rows) -> the table changed by them"""
+"""(table (V + 1, D), merged parameters, codes of the private rows) -> the table changed by them"""
+Table = Callable[[Params, Params], Tensor]
+"""(merged parameters, item index) -> the item vectors (V' + 1, D) of a client"""
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ItemCatalogue:
     """All items: raw ids by code, and words about each, "" where none are known.
 
     A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
@@ -67,163 +69,181 @@ class Catalogue:
     vectors: ItemVectors | None = None
 
 
-def unchanged(apply: Apply) -> Apply:
+def identity(apply: Apply) -> Apply:
     """The model as it is."""
     return apply
 
 
-def unchanged_memory(compress: Compress, recall: Recall) -> tuple[Compress, Recall]:
+def identity_memory(
+    compress: Compress, continue_from: ContinueFrom
+) -> tuple[Compress, ContinueFrom]:
     """What serves from a memory as it is."""
-    return compress, recall
+    return compress, continue_from
 
 
 @dataclass(frozen=True)
-class ItemMode:
-    """One of the modes over one catalogue.
+class ItemParams:
+    """The tensors of a mode, and where they start.
 
-    ``shared``: its tensors that are averaged, at their start. ``private``: the names of those that
-    stay. ``start(data)``: these at their start; those of ROW_NAMES have the rows of the client's
-    own items.
-    ``table(params, rows)``: the item vectors (V' + 1, D) of a client's whole parameters, ``rows``
-    being those of :func:`pfsr_core.items.tables.item_rows`.
-    ``own_rows``: whether a client ranks the items its users touched only.
-    ``unseen_rows(data, codes)`` (n, D): what items without a row start with.
-    ``averaged``: shared names that no mask of an algorithm keeps local.
-    ``texts`` (V + 1, S): text vectors by item code, where it has them.
-    ``digest``: what it was made from besides the settings; ``method`` as of ItemVectors.
-    ``head``, ``memory_head``: what turns the model, and what serves from a memory, into those for
-    its tables.
+    Attributes:
+        shared: The tensors that are averaged, at their start.
+        private: The names of those that stay.
+        start: ``(data)`` to the private ones at their start; those of ROW_NAMES have the rows of
+            the client's own items.
     """
 
     shared: Params
     private: frozenset[str]
     start: Callable[[ClientDataset], Params]
-    table: Callable[[Params, Params], Tensor]
-    own_rows: bool
-    unseen_rows: Callable[[ClientDataset, ItemArray], Tensor]
-    averaged: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ItemSource:
+    """What a mode's public item vectors were made from.
+
+    ``digest``: of what it was made from besides the settings; ``method`` as of ItemVectors; both ""
+    without such vectors. ``texts`` (V + 1, S): text vectors by item code, where it has them.
+    """
+
     digest: str = ""
     method: str = ""
     texts: Tensor | None = None
-    head: Callable[[Apply], Apply] = unchanged
-    memory_head: Callable[[Compress, Recall], tuple[Compress, Recall]] = unchanged_memory
-
-    def effective(self, params: Params, rows: Params) -> Params:
-        """A client's whole parameters as the model takes them: one table of item vectors."""
-        own = {*self.shared, *self.private}
-        rest = {name: tensor for name, tensor in params.items() if name not in own}
-        return {ITEMS: self.table(params, rows), **rest}
 
 
-def item_mode(settings: Settings, catalogue: Catalogue) -> ItemMode:
+@dataclass(frozen=True)
+class ItemHead:
+    """What turns a model, and what serves from a memory, into those for a mode's tables."""
+
+    apply: Callable[[Apply], Apply] = identity
+    memory: Callable[[Compress, ContinueFrom], tuple[Compress, ContinueFrom]] = identity_memory
+
+
+@dataclass(frozen=True)
+class ItemMode:
+    """One of the modes over one catalogue."""
+
+    params: ItemParams
+    functions: ItemFunctions
+    source: ItemSource = ItemSource()
+    head: ItemHead = ItemHead()
+
+
+def item_mode(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
     """The mode that ``model.items`` names. Raises DataError where item vectors are missing."""
-    return ITEM_MODES[settings.model.items](settings, catalogue)
+    return ITEM_MODES[model.items](model, seed, catalogue)
 
 
-def _private(settings: Settings, catalogue: Catalogue) -> ItemMode:
-    start_of = _item_start(settings, _common_table(settings, catalogue))
+def _materialize(params: ItemParams, table: Table) -> Callable[[Params, Params], Params]:
+    """The tensors of a mode replaced by the one ``table`` that they make."""
+    own = {*params.shared, *params.private}
+
+    def materialize(merged: Params, item_index: Params) -> Params:
+        rest = {name: tensor for name, tensor in merged.items() if name not in own}
+        return {ITEMS: table(merged, item_index), **rest}
+
+    return materialize
+
+
+def _private(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    start_of = _item_start(model, seed, _common_table(model, seed, catalogue))
 
     def start(data: ClientDataset) -> Params:
         histories = [user.train for user in data.users]
         return {ITEMS: _padded(start_of(data, data.touched, histories))}
 
-    return ItemMode(
-        shared={},
-        private=frozenset({ITEMS}),
-        start=start,
-        table=lambda params, _rows: params[ITEMS],
-        own_rows=True,
+    params = ItemParams({}, frozenset({ITEMS}), start)
+    functions = ItemFunctions(
+        candidates=own_candidates,
         unseen_rows=lambda data, codes: start_of(data, codes, []),
+        materialize=_materialize(params, lambda merged, _index: merged[ITEMS]),
     )
+    return ItemMode(params, functions)
+
+
+def _shared_table(params: Params, item_index: Params) -> Tensor:
+    return table_rows(params[ITEMS], item_index)
 
 
 def _add_residual(table: Tensor, params: Params, codes: Tensor) -> Tensor:
     return add_rows(table, params[RESIDUAL], codes)
 
 
-def _shared(settings: Settings, catalogue: Catalogue) -> ItemMode:
-    table = _common_table(settings, catalogue)
-    return ItemMode(
-        shared={ITEMS: table},
-        private=frozenset(),
-        start=lambda _data: {},
-        table=lambda params, rows: table_rows(params[ITEMS], rows),
-        own_rows=False,
+def _shared(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    table = _common_table(model, seed, catalogue)
+    params = ItemParams({ITEMS: table}, frozenset(), lambda _data: {})
+    functions = ItemFunctions(
+        candidates=all_candidates,
         unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
+        materialize=_materialize(params, _shared_table),
         averaged=frozenset({ITEMS}),
     )
+    return ItemMode(params, functions)
 
 
-def _dual(settings: Settings, catalogue: Catalogue) -> ItemMode:
-    if settings.train.negatives:
-        raise SettingsError(
-            "train.negatives with model.items = 'dual': of a shared table only the rows of the "
-            "history and of the sample would move, which tells a history. Fix: train.negatives = 0."
-        )
-    shared = _shared(settings, catalogue)
-    return replace(
-        shared,
-        private=frozenset({RESIDUAL}),
-        start=_zero_residual(settings),
-        table=lambda params, rows: _add_residual(
-            shared.table(params, rows), params, rows[OWN_ROWS]
-        ),
-    )
+def _dual(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    def table(params: Params, item_index: Params) -> Tensor:
+        shared_rows = _shared_table(params, item_index)
+        return _add_residual(shared_rows, params, item_index[OWN_ROWS])
+
+    shared = _shared(model, seed, catalogue)
+    params = replace(shared.params, private=frozenset({RESIDUAL}), start=_zero_residual(model))
+    functions = replace(shared.functions, materialize=_materialize(params, table))
+    return ItemMode(params, functions)
 
 
-def _semantic(settings: Settings, catalogue: Catalogue, change: Change = _add_residual) -> ItemMode:
-    """``change`` is what the private part does to the projected vectors."""
-    model, width = settings.model, settings.model.text_dim + settings.model.id_dim
-    found = _item_vectors(settings, catalogue) if catalogue.known else None
-    public, texts = torch.zeros(len(catalogue.item_ids) + 1, width), None
+def _semantic(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    residual = ItemParams({}, frozenset({RESIDUAL}), _zero_residual(model))
+    return _projected(model, seed, catalogue, residual, _add_residual)
+
+
+def _projected(
+    model: ModelSettings, seed: int, catalogue: ItemCatalogue, private: ItemParams, change: Change
+) -> ItemMode:
+    """Projected public vectors; ``change`` is what the ``private`` part does to them."""
+    width = model.text_dim + model.id_dim
+    found = _item_vectors(model, catalogue) if catalogue.known else None
+    public, source = torch.zeros(len(catalogue.item_ids) + 1, width), ItemSource()
     if found is not None:
         texts = _padded(torch.from_numpy(found.rows))
         numbers = common_item_table(catalogue.item_ids, model.id_dim, 0, 1.0)
         public = _public_vectors(texts, numbers, model.id_weight)
-    generator = torch.Generator().manual_seed(stream_seed(settings.run.seed, "projection"))
+        source = ItemSource(found.digest, found.method, texts)
+    generator = torch.Generator().manual_seed(stream_seed(seed, "projection"))
     start = torch.randn(model.embedding_dim, width, generator=generator) * model.item_std
 
-    def table(params: Params, rows: Params) -> Tensor:
+    def table(params: Params, item_index: Params) -> Tensor:
         projection = params[PROJECTION]
-        vectors = table_rows(public, rows).to(projection.dtype) @ projection.T
-        return change(vectors, params, rows[OWN_ROWS])
+        vectors = table_rows(public, item_index).to(projection.dtype) @ projection.T
+        return change(vectors, params, item_index[OWN_ROWS])
 
-    return ItemMode(
-        shared={PROJECTION: start},
-        private=frozenset({RESIDUAL}),
-        start=_zero_residual(settings),
-        table=table,
-        own_rows=False,
+    params = replace(private, shared={PROJECTION: start})
+    functions = ItemFunctions(
+        candidates=all_candidates,
         unseen_rows=lambda _data, codes: public[torch.from_numpy(codes)] @ start.T,
+        materialize=_materialize(params, table),
         averaged=frozenset({PROJECTION}),
-        digest="" if found is None else found.digest,
-        method="" if found is None else found.method,
-        texts=texts,
     )
+    return ItemMode(params, functions, source)
 
 
-def _adapted(settings: Settings, catalogue: Catalogue) -> ItemMode:
-    semantic, model = _semantic(settings, catalogue, adapt), settings.model
-    seed = stream_seed(settings.run.seed, "adapter")
+def _adapted(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    adapter_seed = stream_seed(seed, "adapter")
 
     def adapter(items: int) -> Params:
-        return first_adapter(items + 1, model.embedding_dim, model.adapter_rank, seed)
+        return first_adapter(items + 1, model.embedding_dim, model.adapter_rank, adapter_seed)
+
+    private = ItemParams({}, frozenset(adapter(0)), lambda data: adapter(len(data.touched)))
+    mode = _projected(model, seed, catalogue, private, adapt)
 
     def unseen(data: ClientDataset, codes: ItemArray) -> Tensor:
-        rows = semantic.unseen_rows(data, codes)
+        rows = mode.functions.unseen_rows(data, codes)
         return torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
 
-    return replace(
-        semantic,
-        private=frozenset(adapter(0)),
-        start=lambda data: adapter(len(data.touched)),
-        unseen_rows=unseen,
-        head=with_bias,
-        memory_head=memory_with_bias,
-    )
+    functions = replace(mode.functions, unseen_rows=unseen)
+    return replace(mode, functions=functions, head=ItemHead(with_bias, memory_with_bias))
 
 
-ITEM_MODES: dict[str, Callable[[Settings, Catalogue], ItemMode]] = {
+ITEM_MODES: dict[str, Callable[[ModelSettings, int, ItemCatalogue], ItemMode]] = {
     "private": _private,
     "shared": _shared,
     "dual": _dual,
@@ -232,23 +252,23 @@ ITEM_MODES: dict[str, Callable[[Settings, Catalogue], ItemMode]] = {
 }
 
 
-def text_vectors(settings: Settings, catalogue: Catalogue) -> Tensor:
+def text_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> Tensor:
     """Text vectors by item code, zeros for padding: (V + 1, S). Raises DataError without texts."""
-    return _padded(torch.from_numpy(_item_vectors(settings, catalogue).rows))
+    return _padded(torch.from_numpy(_item_vectors(model, catalogue).rows))
 
 
-def _item_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors:
+def _item_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors:
     if catalogue.vectors is not None:
         return catalogue.vectors
-    model, ids = settings.model, catalogue.item_ids
+    ids = catalogue.item_ids
     texts = catalogue.texts or ("",) * len(ids)
     return item_vectors(model.item_vectors, ids, texts, model.text_dim, catalogue.histories)
 
 
-def pooled_vectors(settings: Settings, catalogue: Catalogue) -> ItemVectors | None:
+def pooled_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors | None:
     """Those that cannot be made again where a model is served; None where others are asked for."""
-    pooled = settings.model.item_vectors == CO_OCCURRENCE
-    return _item_vectors(settings, catalogue) if pooled else None
+    pooled = model.item_vectors == CO_OCCURRENCE
+    return _item_vectors(model, catalogue) if pooled else None
 
 
 def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:
@@ -262,22 +282,19 @@ def _padded(rows: Tensor) -> Tensor:
     return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
 
 
-def _zero_residual(settings: Settings) -> Callable[[ClientDataset], Params]:
-    dim = settings.model.embedding_dim
+def _zero_residual(model: ModelSettings) -> Callable[[ClientDataset], Params]:
+    dim = model.embedding_dim
     return lambda data: {RESIDUAL: torch.zeros(len(data.touched) + 1, dim)}
 
 
-def _common_table(settings: Settings, catalogue: Catalogue) -> Tensor:
-    model = settings.model
-    return common_item_table(
-        catalogue.item_ids, model.embedding_dim, settings.run.seed, model.item_std
-    )
+def _common_table(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> Tensor:
+    return common_item_table(catalogue.item_ids, model.embedding_dim, seed, model.item_std)
 
 
-def _item_start(settings: Settings, table: Tensor) -> ItemStart:
+def _item_start(model: ModelSettings, seed: int, table: Tensor) -> ItemStart:
     """How the rows of private tables start; ``table`` (V + 1, D) is the common start."""
-    kind, dim, seed = settings.model.item_start, table.shape[1], settings.run.seed
-    std, length = settings.model.item_std, mean_length(table)
+    kind, dim = model.item_start, table.shape[1]
+    std, length = model.item_std, mean_length(table)
 
     def start(data: ClientDataset, items: ItemArray, histories: Sequence[ItemArray]) -> Tensor:
         if kind == "secret":

@@ -6,7 +6,7 @@
 
 Tokens: PerSRec (arXiv 2601.03479). One sequence [old items | K tokens | recent items]; tokens see
 the old items, recent items see the tokens and not the old items. Trained in one parallel pass with
-a random cut between old and recent, so that one model serves caches of any age. What later items
+a random split between old and recent, so that one model serves caches of any age. What later items
 see of the tokens, their keys and values, is all that serving keeps of the old part.
 
 State: of a recurrent or state-space encoder the state after an item is exact, whatever its length.
@@ -20,20 +20,20 @@ Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pfsr_core.models.encoders.attention_masks import (
     AttentionEncoder,
-    after_tokens,
-    split_by_tokens,
+    plan_after_tokens,
+    plan_around_tokens,
     time_of_tokens,
 )
-from pfsr_core.models.encoders.base import Encoder, RecurrentEncoder, State
+from pfsr_core.models.encoders.base import RecurrentEncoder, SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Noise
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 from pfsr_core.params import Params
 
 USERS = "compressor.users"  # a row for each user of a client, a stranger's first
@@ -43,102 +43,104 @@ STEPS = 8  # items up to which a state goes on step by step: more are faster all
 HIDDEN = "hidden"  # (B, D): what is expected after the last of them
 
 
-class Rows(NamedTuple):
-    """What is known of the rows of a batch besides their items; (B,) each.
+class SequenceContext(NamedTuple):
+    """What is known of the sequences of a batch besides their items; (B,) each.
 
-    ``cuts``: how many of the first items are old. ``users``: rows of the private tensor.
+    ``split_at``: how many of the first items are old, before the memory tokens. ``user_rows``: rows
+    of the tensor of users.
     """
 
-    cuts: Tensor
-    users: Tensor
+    split_at: Tensor
+    user_rows: Tensor
 
 
-class Compressor(Protocol):
-    """How a model reads a history; an ``nn.Module`` at run time.
+class Compressor(nn.Module):
+    """How a model reads a history.
 
-    ``places``: places that it adds before the items of each row.
+    Calling it takes ``(encoder, x, noise, packed, context, times)``: x (B, L, D), packed where
+    there is a ``packed``, to what each item expects next, in the same shape. ``times`` (B, L): for
+    an encoder that reads them.
+
+    Attributes:
+        num_memory_tokens: Positions that it adds before the items of each row.
     """
 
-    places: int
+    num_memory_tokens: int = 0
 
-    def __call__(
-        self,
-        encoder: nn.Module,
-        x: Tensor,
-        noise: Noise | None,
-        layout: Layout | None,
-        rows: Rows,
-        times: Tensor | None,
-    ) -> Tensor:
-        """x (B, L, D), packed where there is a layout, to what each item expects next.
+    if TYPE_CHECKING:  # what nn.Module leaves untyped
 
-        ``times`` (B, L): for an encoder that reads them.
-        """
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
+        raise NotImplementedError
 
-    def first_read(self, length: int, max_length: int) -> int:
+    def window_start(self, length: int, max_length: int) -> int:
         """The first item of a history of ``length`` that is read at all."""
+        raise NotImplementedError
 
 
-class Memory(Protocol):
-    """A compressor that can serve from what it remembers of a user."""
+class MemoryCompressor(Compressor):
+    """A compressor that can serve from what it remembers of a user.
 
-    def begin(self, length: int, covered: int | None) -> int:
+    ``encoder``: of the kind that the compressor was made for.
+    """
+
+    def memory_length(self, length: int, covered: int | None) -> int:
         """How many items of a history a memory must stand for to go on from it.
 
         ``covered``: those of a memory that is at hand. It serves where the answer is the same.
         """
+        raise NotImplementedError
 
-    def compress(self, encoder: nn.Module, x: Tensor, users: Tensor, times: Tensor | None) -> State:
+    def compress(self, encoder: Any, x: Tensor, users: Tensor, times: Tensor | None) -> State:
         """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
+        raise NotImplementedError
 
-    def recall(
-        self, encoder: nn.Module, x: Tensor, memory: State, times: Tensor | None
+    def continue_from(
+        self, encoder: Any, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
+        raise NotImplementedError
 
 
-def latest(length: int, max_length: int) -> int:
+def latest_start(length: int, max_length: int) -> int:
     """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
     return max(0, length - max_length)
 
 
-class WholeHistory(nn.Module):
+class WholeHistory(Compressor):
     """The latest items, all of them seen by the encoder."""
-
-    places = 0
 
     def forward(
         self,
-        encoder: Encoder,
+        encoder: SequenceEncoder,
         x: Tensor,
         noise: Noise | None,
-        layout: Layout | None,
-        _rows: Rows,
+        packed: PackedSequences | None,
+        _context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
-        known = [part for part in (layout, times) if part is not None]  # never both
+        known = [part for part in (packed, times) if part is not None]  # never both
         return encoder(x, noise, *known)
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
-    def first_read(self, length: int, max_length: int) -> int:
-        return latest(length, max_length)
+    def window_start(self, length: int, max_length: int) -> int:
+        return latest_start(length, max_length)
 
 
-class LearnedTokens(nn.Module):
+class LearnedTokens(MemoryCompressor):
     """K tokens in place of the old items. ``recent``: R, the most items that stay uncompressed.
 
-    The cut follows from the history's length alone and moves by R / 2 at a time, so that a memory
+    The split follows from the history's length alone and moves by R / 2 at a time, so that a memory
     serves that many new items, and answers do not depend on when it was made.
     """
 
     def __init__(self, dim: int, tokens: int, recent: int, private: bool) -> None:
         super().__init__()
-        self.places, self.recent = tokens, recent
+        self.num_memory_tokens, self.recent = tokens, recent
         self.stride = recent - recent // 2
         self.tokens = nn.Parameter(torch.randn(tokens, dim))
         self.users = nn.Parameter(torch.zeros(1, tokens, dim)) if private else None
@@ -148,39 +150,45 @@ class LearnedTokens(nn.Module):
         encoder: AttentionEncoder,
         x: Tensor,
         noise: Noise | None,
-        _layout: Layout | None,
-        rows: Rows,
+        _packed: PackedSequences | None,
+        context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
-        arrangement = split_by_tokens(rows.cuts, x.shape[1], self.places, times)
-        whole = torch.cat([self._tokens_of(rows.users), x], 1)
-        return encoder(whole, noise, arrangement=arrangement)[:, self.places :]
+        plan = plan_around_tokens(context.split_at, x.shape[1], self.num_memory_tokens, times)
+        whole = torch.cat([self._tokens_of(context.user_rows), x], 1)
+        return encoder(whole, noise, plan=plan)[:, self.num_memory_tokens :]
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         beyond = (lengths - self.recent).clamp(min=0)
         return -(-beyond // self.stride) * self.stride
 
-    def first_read(self, length: int, max_length: int) -> int:
-        return max(0, self.begin(length) - (max_length - self.recent))
+    def window_start(self, length: int, max_length: int) -> int:
+        return max(0, self.memory_length(length) - (max_length - self.recent))
 
-    def begin(self, length: int, _covered: int | None = None) -> int:
-        return int(self.cuts(torch.tensor(length)))
+    def memory_length(self, length: int, _covered: int | None = None) -> int:
+        return int(self.split_points(torch.tensor(length)))
 
     def compress(
         self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
     ) -> State:
-        cuts = torch.full((len(x),), x.shape[1], device=x.device)
-        arrangement = split_by_tokens(cuts, x.shape[1], self.places, times)
+        split_at = torch.full((len(x),), x.shape[1], device=x.device)
+        plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
-        known = {} if times is None else {TIME: time_of_tokens(cuts, times)}
-        return {COVERED: cuts, **known, **encoder.remember(whole, arrangement, self.places)}
+        known = {} if times is None else {TIME: time_of_tokens(split_at, times)}
+        return {
+            COVERED: split_at,
+            **known,
+            **encoder.build_kv_cache(whole, plan, self.num_memory_tokens),
+        }
 
-    def recall(
+    def continue_from(
         self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
         of_tokens = memory.get(TIME)
-        arrangement = after_tokens(memory[COVERED], x.shape[1], self.places, of_tokens, times)
-        return encoder.follow(x, arrangement, memory), memory
+        plan = plan_after_tokens(
+            memory[COVERED], x.shape[1], self.num_memory_tokens, of_tokens, times
+        )
+        return encoder.decode(x, plan, memory), memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
         """(B, K, D)"""
@@ -189,12 +197,10 @@ class LearnedTokens(nn.Module):
         return self.tokens + self.users[users]
 
 
-class RecurrentState(nn.Module):
+class RecurrentState(MemoryCompressor):
     """The encoder's own state: all of a history is read, and none of it twice."""
 
-    places = 0
-
-    def __init__(self, encoder: Encoder, private: bool) -> None:
+    def __init__(self, encoder: RecurrentEncoder, private: bool) -> None:
         super().__init__()
         self.users = None
         if private:
@@ -206,20 +212,20 @@ class RecurrentState(nn.Module):
         encoder: RecurrentEncoder,
         x: Tensor,
         noise: Noise | None,
-        layout: Layout | None,
-        rows: Rows,
+        packed: PackedSequences | None,
+        context: SequenceContext,
         _times: Tensor | None,
     ) -> Tensor:
-        start = None if self.users is None else self._start(encoder, rows.users)
-        return encoder(x, noise, layout, start)
+        start = None if self.users is None else self._start(encoder, context.user_rows)
+        return encoder(x, noise, packed, start)
 
-    def cuts(self, lengths: Tensor) -> Tensor:
+    def split_points(self, lengths: Tensor) -> Tensor:
         return torch.zeros_like(lengths)
 
-    def first_read(self, _length: int, _max_length: int) -> int:
+    def window_start(self, _length: int, _max_length: int) -> int:
         return 0
 
-    def begin(self, length: int, covered: int | None) -> int:
+    def memory_length(self, length: int, covered: int | None) -> int:
         return covered if covered is not None and covered <= length else 0
 
     def compress(
@@ -228,22 +234,22 @@ class RecurrentState(nn.Module):
         like = torch.zeros_like(x[:, :0].sum(1))
         start = {**self._start(encoder, users), HIDDEN: like}
         start[COVERED] = torch.zeros(len(x), dtype=torch.long)
-        return self.recall(encoder, x, start)[1]
+        return self.continue_from(encoder, x, start)[1]
 
-    def recall(
+    def continue_from(
         self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
     ) -> tuple[Tensor, State]:
         hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
         state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
         if x.shape[1] > STEPS:
-            outputs, state = encoder.resume(x, state)
+            outputs, state = encoder.forward_from(x, state)
             hidden = outputs[:, -1]
         else:
             for item in x.unbind(1):
                 hidden, state = encoder.step(item, state)
         return hidden, {**state, HIDDEN: hidden, COVERED: covered}
 
-    def _start(self, encoder: Encoder, users: Tensor) -> State:
+    def _start(self, encoder: RecurrentEncoder, users: Tensor) -> State:
         """The states before the first items of ``users`` (B,)."""
         state = encoder.initial_state(len(users))
         if self.users is None:

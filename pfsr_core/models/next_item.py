@@ -8,21 +8,21 @@ What of a history the encoder is given is the compressor's to say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pfsr_core.models.compressors import Compressor, Memory, Rows, WholeHistory
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.compressors import Compressor, MemoryCompressor, SequenceContext, WholeHistory
+from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
-from pfsr_core.models.ops.packed_sequences import layout_of
+from pfsr_core.models.ops.packed_sequences import find_packing
 from pfsr_core.params import Params
 
 Compress = Callable[[Params, Tensor, Tensor, Tensor | None], State]
 """(parameters, item codes (B, P), users (B,), times (B, P)) -> the memory"""
-Recall = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
+ContinueFrom = Callable[[Params, Tensor, State, Tensor | None], tuple[Tensor, State]]
 """(parameters, item codes (B, R), memory, times (B, R)) -> (B, D), the memory after them"""
 
 
@@ -35,7 +35,7 @@ class Apply(Protocol):
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
         """As :meth:`NextItemModel.forward`."""
 
@@ -51,47 +51,48 @@ class NextItemModel(nn.Module):
         self,
         num_items: int,
         embedding_dim: int,
-        encoder: nn.Module,
+        encoder: SequenceEncoder,
         dropout: float,
-        compressor: nn.Module | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.norm = nn.LayerNorm(embedding_dim)
         self.dropout = Dropout(dropout, embedding_dim)
         self.encoder = encoder
-        self.compressor = compressor or WholeHistory()
+        self.compressor: Compressor = compressor or WholeHistory()
         self.noise_width = noise_width(self.dropout, encoder)
-        self.reads_times = bool(getattr(encoder, "reads_times", False))
+        self.reads_times = encoder.reads_times
 
     def forward(
         self,
         items: Tensor,
         bits: Tensor | None = None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
         """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
 
-        ``bits`` (B, places + L, noise_width) int16: random bits for dropout, the compressor's
-        places first; None for none. ``times`` (B, L), whole seconds: only for an encoder that reads
-        them, None where they are not known. Without ``rows`` they are strangers' whole histories.
-        Outputs at padded places mean nothing.
+        ``bits`` (B, num_memory_tokens + L, noise_width) int16: random bits for dropout, the
+        compressor's tokens first; None for none. ``times`` (B, L), whole seconds: only for an
+        encoder that reads them, None where they are not known. Without ``context`` they are whole
+        histories of unknown users. Outputs at padded positions mean nothing.
         """
-        layout = layout_of(items) if getattr(self.encoder, "packs", False) else None
-        if rows is None:
+        packed = find_packing(items) if self.encoder.packs else None
+        if context is None:
             lengths = (items > 0).sum(1)
-            rows = Rows(self._compressor.cuts(lengths), torch.zeros_like(lengths))
-        if layout is None:
+            split_at = self.compressor.split_points(lengths)
+            context = SequenceContext(split_at, torch.zeros_like(lengths))
+        if packed is None:
             noise = of_items = None
             if bits is not None:
-                of_items, noise = Noise(bits[:, self._compressor.places :]), Noise(bits)
+                of_items, noise = Noise(bits[:, self.compressor.num_memory_tokens :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self._compressor(self.encoder, embedded, noise, None, rows, times)
-        noise = None if bits is None else Noise(layout.pack(bits))
-        embedded = self.embed(items.flatten()[layout.index], noise)
-        return layout.pad(self._compressor(self.encoder, embedded, noise, layout, rows, None))
+            return self.compressor(self.encoder, embedded, noise, None, context, times)
+        noise = None if bits is None else Noise(packed.pack(bits))
+        embedded = self.embed(items.flatten()[packed.index], noise)
+        return packed.pad(self.compressor(self.encoder, embedded, noise, packed, context, None))
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""
@@ -99,55 +100,52 @@ class NextItemModel(nn.Module):
         return embedded
 
     def compress(self, items: Tensor, users: Tensor, times: Tensor | None = None) -> State:
-        """The memory of item codes (B, P): see :class:`pfsr_core.models.compressors.Memory`."""
-        return self._memory.compress(self.encoder, self.embed(items), users, times)
+        """The memory of item codes (B, P): see :class:`MemoryCompressor`."""
+        assert isinstance(self.compressor, MemoryCompressor)
+        return self.compressor.compress(self.encoder, self.embed(items), users, times)
 
-    def recall(
+    def continue_from(
         self, items: Tensor, memory: State, times: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """What is expected after item codes (B, R) that follow a memory: (B, D), the new memory."""
-        return self._memory.recall(self.encoder, self.embed(items), memory, times)
-
-    @property
-    def _compressor(self) -> Compressor:
-        return cast(Compressor, self.compressor)
-
-    @property
-    def _memory(self) -> Memory:
-        return cast(Memory, self.compressor)
+        assert isinstance(self.compressor, MemoryCompressor)
+        return self.compressor.continue_from(self.encoder, self.embed(items), memory, times)
 
 
 def make_apply(model: nn.Module) -> Apply:
-    """``apply(params, items, bits, times, rows)``: the model as a function of its parameters."""
+    """``apply(params, items, bits, times, context)``: the model as a function of its parameters."""
 
     def apply(
         params: Params,
         items: Tensor,
         bits: Tensor | None,
         times: Tensor | None = None,
-        rows: Rows | None = None,
+        context: SequenceContext | None = None,
     ) -> Tensor:
-        given = (items, bits, times, rows)
+        given = (items, bits, times, context)
         hidden: Tensor = functional_call(model, params, given, strict=True)
         return hidden
 
     return apply
 
 
-def make_serving(model: NextItemModel) -> tuple[Compress, Recall]:
-    """:meth:`NextItemModel.compress` and ``recall`` as functions of the model's parameters."""
-    compress, recall = (_Method(model, name) for name in ("compress", "recall"))
+def make_serving(model: NextItemModel) -> tuple[Compress, ContinueFrom]:
+    """``compress`` and ``continue_from`` of a model as functions of its parameters."""
+    compress, continue_from = (_Method(model, name) for name in ("compress", "continue_from"))
 
     def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
-        return cast(State, functional_call(compress, _inside(params), (items, users, times)))
+        memory: State = functional_call(compress, _inside(params), (items, users, times))
+        return memory
 
-    def recalled(
+    def continued(
         params: Params, items: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
-        found = functional_call(recall, _inside(params), (items, memory, times))
-        return cast(tuple[Tensor, State], found)
+        outcome: tuple[Tensor, State] = functional_call(
+            continue_from, _inside(params), (items, memory, times)
+        )
+        return outcome
 
-    return compressed, recalled
+    return compressed, continued
 
 
 class _Method(nn.Module):

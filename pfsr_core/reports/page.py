@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from pfsr_core.assembly.registries import labels_of
 from pfsr_core.files import staged
 from pfsr_core.reports import html, item_views_plot, plots
 from pfsr_core.reports.queries import ALONE, main_algorithm, wins
@@ -35,7 +36,6 @@ from pfsr_core.runs.reading import read_run
 HR = "test/excluded/hr@10"
 NDCG = "test/excluded/ndcg@10"
 FILE_NAME = "report.html"
-PAIRWISE = ("pfedrec",)  # algorithms that tell items from negatives and predict no next item
 TABLE_NOTE = (
     "Test items; the round is selected on validation NDCG@10 only. History excluded: what a user "
     "would see. History kept: items already used compete too, as in some published tables. "
@@ -249,10 +249,8 @@ def _clients_note(record: RunRecord) -> str:
 
 
 def _loss_note(record: RunRecord) -> str:
-    """What the loss of each algorithm is a mean of; pairs have another loss than next items."""
-    if main_algorithm(record) in PAIRWISE:
-        return "Binary cross-entropy of items and sampled negatives, mean of a round."
-    return "Cross-entropy of the next item among those that the client ranks, mean of a round."
+    """What the training loss of the main algorithm is a mean of."""
+    return f"{labels_of(main_algorithm(record)).loss}, mean of a round."
 
 
 def _details(record: RunRecord) -> dict[str, dict[str, object]]:

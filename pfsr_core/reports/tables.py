@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pfsr_core.assembly.registries import labels_of
 from pfsr_core.data.protocols import STRICT
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, COLLABORATIVE
@@ -237,7 +238,7 @@ class ClientTable:
 
 
 def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
-    """What each client reached with each method, and what it ships where a rule decided that.
+    """What each client reached with each method, and how the main one ended where it says so.
 
     With ``baselines`` these have columns too. None where there is one client, or more than FEW that
     are no values of a column.
@@ -253,8 +254,9 @@ def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     found = {client: rows for client, rows in by_client.items() if main in rows}
     known = list(dict.fromkeys(m for rows in found.values() for m in rows if m != main))
     models, plain = ([m for m in known if (m in BASELINES) == which] for which in (False, True))
-    ships = ["ships"] if any(rows[main].shipped for rows in found.values()) else []
-    columns = [*models, *ships, *plain]
+    title = labels_of(main).outcome_column
+    outcome = [title] if title and any(rows[main].shipped for rows in found.values()) else []
+    columns = [*models, *outcome, *plain]
     largest_first = sorted(found, key=lambda client: -found[client][main].users)
     return ClientTable(
         titles=["client", "users", "HR@10", "NDCG@10", *columns],
@@ -266,9 +268,9 @@ def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
 def _row(
     client: str, rows: Mapping[str, ClientResult], main: str, columns: Sequence[str]
 ) -> list[str]:
-    own = rows[main]
+    own, title = rows[main], labels_of(main).outcome_column
     figures = [_mean(own.hr, own.users), _mean(own.ndcg, own.users)]
-    rest = [own.shipped if name == "ships" else _ndcg(rows.get(name)) for name in columns]
+    rest = [own.shipped if name == title else _ndcg(rows.get(name)) for name in columns]
     return [client, f"{own.users:g}", *figures, *rest]
 
 

@@ -77,7 +77,8 @@ def has_item_views(assembly: Assembly) -> bool:
     items, and private tables have no global one.
     """
     algorithm = assembly.algorithm
-    return GLOBAL in algorithm.views and not VIEWS.isdisjoint(algorithm.init_client(NOBODY))
+    has_global = GLOBAL in algorithm.personalization.variants
+    return has_global and not VIEWS.isdisjoint(algorithm.client.init(NOBODY))
 
 
 def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> ItemViews:
@@ -89,11 +90,12 @@ def item_views(assembly: Assembly, shared: Params, state: Params, data: ClientDa
         )
     if not len(data.touched):
         raise ItemViewsError(f"client {data.client!r} has trained no item. Fix: choose another.")
-    ways = assembly.algorithm.views[GLOBAL], assembly.algorithm.personalize
+    personalization = assembly.algorithm.personalization
+    ways = personalization.variants[GLOBAL], personalization.model
     before, after = (
         effective_model(assembly.task, way(shared, state), data)[ITEMS][1:].float() for way in ways
     )
-    own = np.isin(data.catalogue, data.touched)
+    own = np.isin(data.rankable_items, data.touched)
     moved = torch.linalg.vector_norm(after - before, dim=1)
     moved = moved / torch.linalg.vector_norm(before, dim=1).mean().clamp(min=1e-12)
     shown, axes = _shown(own), _axes(before, after, own)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.describe import describe
 from pfsr_core.federated.aggregation import merge_sums
@@ -47,7 +47,7 @@ class Experiment:
     """One algorithm over one federation."""
 
     settings: Settings
-    federation: Federation
+    federation: FederatedDataset
     assembly: Assembly
 
     @property
@@ -86,7 +86,7 @@ class Outcome:
     states: Mapping[str, Params]
 
 
-def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
+def simulate(settings: Settings, federation: FederatedDataset, directory: Path, tell: Tell) -> None:
     """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files.
 
     Raises SettingsError and DataError before anything is written.
@@ -122,7 +122,7 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
     write_json(directory / "summary.json", summary)
 
 
-def _experiment(settings: Settings, name: str, federation: Federation) -> Experiment:
+def _experiment(settings: Settings, name: str, federation: FederatedDataset) -> Experiment:
     chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
     return Experiment(chosen, federation, assemble(chosen, federation.catalogue))
 
@@ -158,14 +158,15 @@ def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None 
         participation=settings.federation.participation,
         on_round=on_round,
     )
-    if settings.run.may_serve_best and assembly.algorithm.states_fit_any_round:
+    if settings.run.may_serve_best and assembly.algorithm.client.states_fit_any_round:
         server = served[0]
     outcomes: dict[str, Sums] = {}
     if settings.algorithm.finetune:
         states = finetune_clients(
             assembly.algorithm, server.broadcast(), states, federation.clients
         )
-        outcomes = {name: assembly.algorithm.outcome(state) for name, state in states.items()}
+        outcome_of = assembly.algorithm.personalization.outcome
+        outcomes = {name: outcome_of(state) for name, state in states.items()}
     found = experiment.evaluate(server.params, states)
     finetuned = split_means(found) if settings.algorithm.finetune else None
     seconds = time.perf_counter() - started
@@ -190,7 +191,7 @@ def _to_evaluate(settings: Settings, round_: int) -> bool:
     return round_ % settings.run.evaluate_every == 0 or round_ == settings.federation.rounds
 
 
-def _write_facts(settings: Settings, federation: Federation, directory: Path) -> None:
+def _write_facts(settings: Settings, federation: FederatedDataset, directory: Path) -> None:
     write_json(directory / "config.json", flat_settings(settings))
     write_json(directory / "environment.json", environment())
     facts = describe(federation.interactions, federation.split)
@@ -209,7 +210,7 @@ def _round_line(experiment: Experiment, report: RoundReport) -> Row:
     sums, asked = report.reply.metrics, len(report.asked)
     clients = sums.get("clients", 0.0)
     kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
-    reply = experiment.assembly.algorithm.reply_shapes
+    reply = experiment.assembly.algorithm.client.reply_shapes
     return {
         "round": report.server.round,
         "algorithm": experiment.name,
@@ -233,11 +234,11 @@ ONE_CLIENT: Mapping[str, Value] = {
     "federation.participation": 1.0,
     "model.items": "shared",
     "algorithm.name": "fed-avg",
-    "algorithm.server-optimizer": "average",
-    "algorithm.server-learning-rate": 1.0,
-    "algorithm.server-momentum": 0.9,
-    "algorithm.server-decay": 1.0,
-    "algorithm.server-epsilon": 1e-3,
+    "algorithm.server.optimizer": "average",
+    "algorithm.server.learning-rate": 1.0,
+    "algorithm.server.momentum": 0.9,
+    "algorithm.server.decay": 1.0,
+    "algorithm.server.epsilon": 1e-3,
     "algorithm.finetune": False,
     "run.compare": "",
 }

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
+from pfsr_core.assembly.registries import labels_of
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.batched import Evaluated
@@ -28,18 +28,18 @@ Row = dict[str, Any]
 Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
 
 
-def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
+def evaluate_splits(scorer_of: ScorerOf, federation: FederatedDataset) -> Evaluations:
     """Validation and test of every client."""
     return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
 
 
-def evaluate_personal(models: ClientModels, federation: Federation) -> Evaluations:
+def evaluate_personal(models: ClientModels, federation: FederatedDataset) -> Evaluations:
     """Validation and test of every client with its personalised model, and with every view."""
     return _by_split(evaluate_models(models, federation.clients))
 
 
 def evaluate_trained_on(
-    models: ClientModels, broadcast: Broadcast, federation: Federation
+    models: ClientModels, broadcast: Broadcast, federation: FederatedDataset
 ) -> Evaluations:
     """Validation and test of every client in the view FULL."""
     return _by_split(evaluate_full(models, broadcast, federation.clients))
@@ -49,7 +49,7 @@ def _by_split(found: Sequence[Evaluated]) -> Evaluations:
     return {split: [one[split] for one in found] for split in SPLITS}
 
 
-def coverage(federation: Federation) -> dict[str, float]:
+def coverage(federation: FederatedDataset) -> dict[str, float]:
     """Share of the held-out items that occur in the training data of their own client."""
     users = sum(len(data.users) for data in federation.clients)
     return {
@@ -58,7 +58,9 @@ def coverage(federation: Federation) -> dict[str, float]:
     }
 
 
-def baseline_rows(federation: Federation, pooled: bool = False) -> tuple[list[Row], list[Row]]:
+def baseline_rows(
+    federation: FederatedDataset, pooled: bool = False
+) -> tuple[list[Row], list[Row]]:
     """Every baseline, fitted on each client alone: rows of the summary and of clients.csv.
 
     With ``pooled`` it is fitted once on the training histories of all; every client still ranks its
@@ -114,7 +116,7 @@ def federated_row(
 
 def client_rows(
     method: str,
-    federation: Federation,
+    federation: FederatedDataset,
     found: Evaluations,
     outcomes: Mapping[str, Sums] | None = None,
 ) -> list[Row]:
@@ -123,15 +125,10 @@ def client_rows(
     for split, evaluations in found.items():
         for data, one in zip(federation.clients, evaluations, strict=True):
             facts = data.num_interactions, split
-            shipped = _shipped((outcomes or {}).get(data.client, {}))
+            shipped = labels_of(method).outcome((outcomes or {}).get(data.client, {}))
             rows.append({**_client_row(method, *facts, one), "shipped": shipped})
             rows += [_client_row(f"{method}: {w}", *facts, other) for w, other in one.ways.items()]
     return rows
-
-
-def _shipped(outcome: Sums) -> str:
-    """What the rule of FeCoSR decided, "" where none was asked."""
-    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
 
 
 def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:

@@ -27,7 +27,7 @@ from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, unknown_times
 from pfsr_core.evaluation.scoring import Question, make_scorer, score_from_memory
 from pfsr_core.federated.model import Assembly
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.serving.node_store import NodeStore, Served
 from pfsr_core.serving.sqlite_file import StateMissingError
 from pfsr_core.serving.users import HELD_OUT, weights_digest
@@ -231,7 +231,7 @@ def add_items(served: Served, user: str, items: Sequence[str], seconds: int) -> 
 
 def _sold(data: ClientDataset, asker: Asker) -> Asker:
     """The same without items that the client does not sell."""
-    sold = np.isin(asker.history, data.catalogue)
+    sold = np.isin(asker.history, data.rankable_items)
     foreign = tuple(data.item_ids[code - 1] for code in asker.history[~sold])
     times = asker.times[sold] if len(asker.times) else asker.times
     skipped = (*asker.skipped, *foreign)
@@ -263,11 +263,12 @@ def some(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
 def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
     """Scores of all items by the model of the asker's client, whose data are given: (V + 1,)."""
     assembly = served_assembly(served)
-    whole = assembly.algorithm.personalize(served.shared, served.clients[asker.client].state)
+    state = served.clients[asker.client].state
+    whole = assembly.algorithm.personalization.model(served.shared, state)
     names = [user.user for user in data.users]
     row = names.index(asker.user) + 1 if asker.user in names else 0
     length = parse_settings(served.settings).model.max_length
-    if assembly.task.serving is None:
+    if assembly.task.model.serving is None:
         score = make_scorer(assembly.task, whole, data, length)
         return score([asker.history], [asker.times], np.array([row]))[0]
     question = Question(asker.history, asker.times, row)
@@ -285,7 +286,7 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
 
 def served_assembly(served: Served) -> Assembly:
     """The model that is served, from its settings; RecommendationError if they make another."""
-    items = Catalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
+    items = ItemCatalogue(tuple(served.item_ids), tuple(served.texts), vectors=served.vectors)
     assembly = _assembled(tuple(sorted(served.settings.items())), items, get_ident())
     if assembly.fingerprint != served.fingerprint:
         raise RecommendationError(
@@ -298,7 +299,7 @@ def served_assembly(served: Served) -> Assembly:
 
 @lru_cache(maxsize=8)
 def _assembled(
-    settings: tuple[tuple[str, Any], ...], catalogue: Catalogue, _thread: int
+    settings: tuple[tuple[str, Any], ...], catalogue: ItemCatalogue, _thread: int
 ) -> Assembly:
     """Kept while the process lives: making it takes longer than an answer from a memory.
 

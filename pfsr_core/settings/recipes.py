@@ -1,7 +1,7 @@
-"""Recipes: TOML files with one table a section, read into the dotted keys of the settings.
+"""Recipes: TOML files with a table for each section, read into the dotted keys of the settings.
 
-``[algorithm]`` with ``mask-mode = "quantile"`` is the key ``algorithm.mask-mode``. The same file
-serves ``flwr run --run-config`` and the command line.
+``[algorithm.pfsr]`` with ``mask-mode = "quantile"`` is the key ``algorithm.pfsr.mask-mode``. The
+same file serves ``flwr run --run-config`` and the command line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pfsr_core.assembly.settings import SECTIONS
 from pfsr_core.settings.fields import SettingsError, Value
 
 Flat = dict[str, Value]
@@ -64,7 +63,7 @@ def flatten_tables(tables: Mapping[str, Any], place: str) -> Flat:
         else:
             raise SettingsError(
                 f"{place}: {key} is a {type(value).__name__}. Fix: write one number, true or "
-                f"false, or text; the sections are {', '.join(SECTIONS)}."
+                f"false, or text, in the table of its section, e.g. [train]."
             )
     return flat
 

@@ -3,7 +3,7 @@
 One user's step is a few dozen operations on small tensors, most of whose cost is the call. Here K
 clients take a step together: every parameter is (K, ...), the model is mapped over the first
 dimension, and Adam, which is elementwise, runs on the stacks. Nothing of one client reaches
-another, so each ends where :func:`pfsr_core.training.local.train` would have left it, up to
+another, so each ends where :func:`pfsr_core.training.loop.train` would have left it, up to
 rounding.
 
 Clients of similar size share a group. They are sorted by their number of steps, so that those still
@@ -21,45 +21,37 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from pfsr_core.items.soft_targets import SoftTargets
-from pfsr_core.models.compressors import Rows
+from pfsr_core.models.compressors import SequenceContext
 from pfsr_core.models.ops.matmul import grouped_product
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.training.fisher import Masks
-from pfsr_core.training.grouping import Size, parameters_of, similar
-from pfsr_core.training.local import (
-    ExtraLoss,
-    Job,
-    LocalTraining,
-    LossSum,
-    Step,
-    client_windows,
-    freeze,
-    fresh_optimizer,
-    steps,
-    train,
-)
+from pfsr_core.training.grouping import Size, group_by_size, parameters_of
+from pfsr_core.training.local import ExtraLoss, Job, LocalTraining, LossSum
+from pfsr_core.training.loop import train
 from pfsr_core.training.losses import add_soft_targets
+from pfsr_core.training.optimizers import freeze, fresh_optimizer
 from pfsr_core.training.stacking import (
-    beyond_tables,
-    fill_rows,
+    pad_and_stack,
     pad_known,
     pad_together,
+    padding_logit_mask,
     stack_params,
     stack_rows,
     unstack_params,
 )
-from pfsr_core.training.task import Task, client_rows
+from pfsr_core.training.steps import Step, client_windows, steps
+from pfsr_core.training.task import Task, client_item_index
 from pfsr_core.training.windows import Windows
 
-SMALL = 512  # places of a client's step up to which a group pays, measured in docs/performance.md
+SMALL = 512  # positions of a client's step up to which a group pays: docs/performance.md
 
 Trained = tuple[Params, LossSum]
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A client in a group: its job, its windows, how many steps it takes.
+class BatchedClient:
+    """A client of a batch: its job, its windows, how many steps it takes.
 
     ``rows``: which items the rows of its item tensors are of.
     """
@@ -72,57 +64,61 @@ class Lane:
 
 
 def train_clients(task: Task, config: LocalTraining, jobs: Sequence[Job]) -> list[Trained]:
-    """Every job trained, in the order given, in the way that ``config.engine`` names."""
-    if config.engine == "loop" or config.negatives:  # every client draws its own sample of rows
+    """Every job trained, in the order given, in the way that ``train.engine`` names."""
+    settings = config.settings
+    if settings.engine == "loop" or settings.negatives:  # every client draws its own sample of rows
         return [train(task, config, job) for job in jobs]
-    limit = SMALL if config.engine == "auto" else None
-    lanes = [_lane(task, config, job) for job in jobs]
+    limit = SMALL if settings.engine == "auto" else None
+    clients = [_batched_client(task, config, job) for job in jobs]
     results: dict[int, Trained] = {}
-    for group in _groups(lanes, limit):
-        results |= zip(group, _train_group(task, config, [lanes[i] for i in group]), strict=True)
+    for group in _groups(clients, limit):
+        results |= zip(group, _train_group(task, config, [clients[i] for i in group]), strict=True)
     for index in set(range(len(jobs))) - set(results):
         results[index] = train(task, config, jobs[index])
     return [results[index] for index in range(len(jobs))]
 
 
-def _lane(task: Task, config: LocalTraining, job: Job) -> Lane:
+def _batched_client(task: Task, config: LocalTraining, job: Job) -> BatchedClient:
     windows = client_windows(task, config, job.data)
-    count = config.local_epochs * -(-len(windows) // config.batch_size)
-    items = len(task.candidates(job.data)) + 1
+    settings = config.settings
+    count = settings.local_epochs * -(-len(windows) // settings.batch_size)
+    items = len(task.items.candidates(job.data)) + 1
     size = Size(
-        rows=min(len(windows), config.batch_size),
-        length=task.places + windows.longest - 1 if len(windows) else 0,
+        rows=min(len(windows), settings.batch_size),
+        length=task.model.num_memory_tokens + windows.longest - 1 if len(windows) else 0,
         items=items,
         parameters=parameters_of(job.params, items),
     )
-    return Lane(job, client_rows(task, job.data), windows, count, size)
+    return BatchedClient(job, client_item_index(task, job.data), windows, count, size)
 
 
-def _groups(lanes: Sequence[Lane], limit: int | None) -> Iterator[list[int]]:
-    """Positions of the lanes that share a group, most steps first; larger lanes are in none."""
-    training = [i for i, lane in enumerate(lanes) if lane.steps]
-    small = [i for i in training if limit is None or lanes[i].size.places <= limit]
-    for group in similar({i: lanes[i].size for i in small}, lambda i: lanes[i].steps):
+def _groups(clients: Sequence[BatchedClient], limit: int | None) -> Iterator[list[int]]:
+    """Positions of the clients that share a group, most steps first; larger clients are in none."""
+    training = [i for i, client in enumerate(clients) if client.steps]
+    small = [i for i in training if limit is None or clients[i].size.positions <= limit]
+    for group in group_by_size({i: clients[i].size for i in small}, lambda i: clients[i].steps):
         if limit is None or len(group) > 1:
             yield group
 
 
-def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> list[Trained]:
-    stacks = stack_params([lane.job.params for lane in lanes])
+def _train_group(
+    task: Task, config: LocalTraining, clients: Sequence[BatchedClient]
+) -> list[Trained]:
+    stacks = stack_params([client.job.params for client in clients])
     leaves = {name: stack.requires_grad_() for name, stack in stacks.items()}
-    optimizer = fresh_optimizer(leaves, config)
-    frozen = _stack_masks([lane.job for lane in lanes])
-    extra = _stack_extra([lane.job.extra_loss for lane in lanes])
-    beyond = beyond_tables([lane.size.items for lane in lanes])
-    rows = stack_rows([lane.rows for lane in lanes])
-    streams = [steps(task, config, lane.job, lane.windows) for lane in lanes]
-    losses = [LossSum() for _ in lanes]
-    for number in range(lanes[0].steps):
-        active = sum(lane.steps > number for lane in lanes)
+    optimizer = fresh_optimizer(leaves, config.settings)
+    frozen = _stack_masks([client.job for client in clients])
+    extra = _stack_extra([client.job.extra_loss for client in clients])
+    mask = padding_logit_mask([client.size.items for client in clients])
+    rows = stack_rows([client.rows for client in clients])
+    streams = [steps(task, config, client.job, client.windows) for client in clients]
+    losses = [LossSum() for _ in clients]
+    for number in range(clients[0].steps):
+        active = sum(client.steps > number for client in clients)
         if active < len(next(iter(leaves.values()))):
-            leaves, optimizer = _first(active, leaves, optimizer, config)
+            leaves, optimizer = _keep_active(active, leaves, optimizer, config)
         step = _collate([next(stream) for stream in streams[:active]])
-        means, counts = _cross_entropies(task, leaves, _rows(rows, active), step, beyond[:active])
+        means, counts = _cross_entropies(task, leaves, _rows(rows, active), step, mask[:active])
         for k, (mean, count) in enumerate(zip(means.tolist(), counts.tolist(), strict=True)):
             losses[k] = losses[k].add(mean, count)
         loss = means.sum()
@@ -133,7 +129,7 @@ def _train_group(task: Task, config: LocalTraining, lanes: Sequence[Lane]) -> li
         loss.backward()
         freeze(leaves, _rows(frozen, active))
         optimizer.step()
-    trained = unstack_params(stacks, [lane.job.params for lane in lanes])
+    trained = unstack_params(stacks, [client.job.params for client in clients])
     return list(zip(trained, losses, strict=True))
 
 
@@ -159,12 +155,12 @@ def _stack_extra(extras: Sequence[ExtraLoss | None]) -> ExtraLoss | None:
     return ExtraLoss(found[0].term, context)
 
 
-def _first(
+def _keep_active(
     count: int, leaves: Params, optimizer: torch.optim.Optimizer, config: LocalTraining
 ) -> tuple[Params, torch.optim.Optimizer]:
     """The first ``count`` clients and their moments: views, so that the whole stacks move on."""
     fewer = {name: leaf.detach()[:count].requires_grad_() for name, leaf in leaves.items()}
-    for_fewer = fresh_optimizer(fewer, config)
+    for_fewer = fresh_optimizer(fewer, config.settings)
     for name, leaf in leaves.items():
         if leaf in optimizer.state:
             moments = optimizer.state[leaf]
@@ -181,11 +177,12 @@ def _rows(stacks: Params, count: int) -> Params:
 def _collate(found: Sequence[Step]) -> Step:
     """The clients' steps padded to (K, B, L): rows of zeros have no target."""
     soft = [step.soft for step in found if step.soft is not None]
+    contexts = zip(*(step.context for step in found), strict=True)
     return Step(
         inputs=pad_together([step.inputs for step in found]),
         targets=pad_together([step.targets for step in found]),
         bits=pad_known([step.bits for step in found]),
-        rows=Rows(*map(fill_rows, zip(*(step.rows for step in found), strict=True))),
+        context=SequenceContext(*map(pad_and_stack, contexts)),
         negatives=None,
         soft=_collate_soft(soft) if soft else None,
         times=pad_known([step.times for step in found]),
@@ -199,14 +196,14 @@ def _collate_soft(parts: Sequence[SoftTargets]) -> SoftTargets:
 
 
 def _cross_entropies(
-    task: Task, leaves: Params, rows: Params, step: Step, beyond: Tensor
+    task: Task, leaves: Params, rows: Params, step: Step, padding_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of every client and how many targets it had: (K,) each."""
-    models = vmap(task.effective)(leaves, rows)
-    given = (models, step.inputs, step.bits, step.times, step.rows)
+    models = vmap(task.items.materialize)(leaves, rows)
+    given = (models, step.inputs, step.bits, step.times, step.context)
     dims = tuple(None if part is None else 0 for part in given)
-    hidden = vmap(task.apply, in_dims=dims)(*given).flatten(1, 2)
-    logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, beyond.to(hidden.dtype))
+    hidden = vmap(task.model.apply, in_dims=dims)(*given).flatten(1, 2)
+    logits = grouped_product(hidden, models[ITEMS][:, 1:].mT, padding_mask.to(hidden.dtype))
     labels = step.targets.flatten(1) - 1
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none"

@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 
 from pfsr_core.params import Params
 from pfsr_core.training.fisher import LogProbability, Samples, diagonal_fisher
-from pfsr_core.training.stacking import beyond_tables, stack_params, stack_rows
+from pfsr_core.training.stacking import padding_logit_mask, stack_params, stack_rows
 
 GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
 SAMPLES = 16  # of a client at once, at most
@@ -77,7 +77,7 @@ def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> lis
     encoders = stack_params([one.encoder for one in clients])
     constants = stack_params([one.private for one in clients])
     constants |= stack_rows([one.rows for one in clients])
-    constants[ROWS] = beyond_tables([one.items for one in clients])
+    constants[ROWS] = padding_logit_mask([one.items for one in clients])
     samples, weights = _fill([one.samples for one in clients])
 
     def weighted(params: Params, constants: Params, weight: Tensor, *sample: Tensor) -> Tensor:

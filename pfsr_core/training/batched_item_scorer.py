@@ -21,14 +21,14 @@ from torch.nn import functional as F
 
 from pfsr_core.models.item_scorer import BIAS, WEIGHT
 from pfsr_core.params import Params
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining, rows_of
-from pfsr_core.training.local import LossSum
-from pfsr_core.training.stacking import fill_rows, pad_together
+from pfsr_core.training.item_scorer import TrainingPairs, rows_of
+from pfsr_core.training.local import LocalTraining, LossSum
+from pfsr_core.training.stacking import pad_and_stack, pad_together
 
 SAMPLES = 2**14  # of a group's step: larger groups gain nothing
 
 Trained = tuple[Params, Tensor, LossSum]
-"""A client's score function, its rows (R, D) of the lesson's items, and its losses."""
+"""A client's score function, its rows (R, D) of its pairs' items, and its losses."""
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Group:
 
 
 def train_scorers(
-    config: ScorerTraining,
+    config: LocalTraining,
     table: Tensor,
     heads: Sequence[Params],
-    lessons: Sequence[Lesson],
+    client_pairs: Sequence[TrainingPairs],
     round_: int,
 ) -> list[Trained]:
     """The 1-based ``round_`` of every client, each from its own score function.
@@ -62,40 +62,42 @@ def train_scorers(
     ``table`` (V + 1, D) is the one received; nothing is written to it.
     """
     results: dict[int, Trained] = {}
-    for chosen in _groups(lessons):
-        picked = [lessons[i] for i in chosen]
+    for chosen in _groups(client_pairs):
+        picked = [client_pairs[i] for i in chosen]
         found = _train_group(config, table, [heads[i] for i in chosen], picked, round_)
         results |= zip(chosen, found, strict=True)
-    return [results[index] for index in range(len(lessons))]
+    return [results[index] for index in range(len(client_pairs))]
 
 
-def _groups(lessons: Sequence[Lesson]) -> list[list[int]]:
+def _groups(client_pairs: Sequence[TrainingPairs]) -> list[list[int]]:
     """Clients of similar size in groups of at most SAMPLES samples a step, most batches first."""
     groups: list[list[int]] = []
     widest = 0
-    for index in sorted(range(len(lessons)), key=lambda i: lessons[i].rows.shape, reverse=True):
-        widest = max(widest, lessons[index].rows.shape[1])
+    for index in sorted(
+        range(len(client_pairs)), key=lambda i: client_pairs[i].rows.shape, reverse=True
+    ):
+        widest = max(widest, client_pairs[index].rows.shape[1])
         if not groups or (len(groups[-1]) + 1) * widest > SAMPLES:
             groups.append([])
-            widest = lessons[index].rows.shape[1]
+            widest = client_pairs[index].rows.shape[1]
         groups[-1].append(index)
     return groups
 
 
 def _train_group(
-    config: ScorerTraining,
+    config: LocalTraining,
     table: Tensor,
     heads: Sequence[Params],
-    lessons: Sequence[Lesson],
+    client_pairs: Sequence[TrainingPairs],
     round_: int,
 ) -> list[Trained]:
-    steps = config.local.in_round(round_)
-    group = _stack(table, heads, lessons)
-    batches = [len(lesson.rows) for lesson in lessons]
+    steps = config.in_round(round_).settings
+    group = _stack(table, heads, client_pairs)
+    batches = [len(pairs.rows) for pairs in client_pairs]
     for number in range(batches[0]):
         active = sum(count > number for count in batches)
         _step(group, number, active, steps.learning_rate, steps.item_learning_rate)
-    return _unstack(group, lessons)
+    return _unstack(group, client_pairs)
 
 
 def _step(group: Group, number: int, active: int, rate: float, item_rate: float) -> None:
@@ -120,18 +122,18 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (rows @ weight[:, :, None])[:, :, 0] + bias[:, None]
 
 
-def _stack(table: Tensor, heads: Sequence[Params], lessons: Sequence[Lesson]) -> Group:
-    most = max(len(lesson.codes) for lesson in lessons)
-    places = [lesson.rows + k * most for k, lesson in enumerate(lessons)]
+def _stack(table: Tensor, heads: Sequence[Params], client_pairs: Sequence[TrainingPairs]) -> Group:
+    most = max(len(pairs.codes) for pairs in client_pairs)
+    places = [pairs.rows + k * most for k, pairs in enumerate(client_pairs)]
     return Group(
-        rows=fill_rows([rows_of(table, lesson.codes) for lesson in lessons]),
+        rows=pad_and_stack([rows_of(table, pairs.codes) for pairs in client_pairs]),
         weight=torch.cat([head[WEIGHT] for head in heads]),
         bias=torch.cat([head[BIAS] for head in heads]),
         losses=table.new_zeros(len(heads)),
         places=_pad(places, torch.long),
-        labels=_pad([lesson.labels for lesson in lessons], table.dtype),
-        shares=_pad([lesson.shares for lesson in lessons], table.dtype),
-        item_shares=_pad([lesson.item_shares for lesson in lessons], table.dtype),
+        labels=_pad([pairs.labels for pairs in client_pairs], table.dtype),
+        shares=_pad([pairs.shares for pairs in client_pairs], table.dtype),
+        item_shares=_pad([pairs.item_shares for pairs in client_pairs], table.dtype),
     )
 
 
@@ -140,13 +142,13 @@ def _pad(parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
     return pad_together([torch.from_numpy(part) for part in parts]).to(dtype)
 
 
-def _unstack(group: Group, lessons: Sequence[Lesson]) -> list[Trained]:
-    counts = [int((lesson.shares > 0).sum()) for lesson in lessons]
+def _unstack(group: Group, client_pairs: Sequence[TrainingPairs]) -> list[Trained]:
+    counts = [int((pairs.shares > 0).sum()) for pairs in client_pairs]
     return [
         (
             {WEIGHT: group.weight[k : k + 1].clone(), BIAS: group.bias[k : k + 1].clone()},
-            group.rows[k, : len(lesson.codes)].clone(),
+            group.rows[k, : len(pairs.codes)].clone(),
             LossSum(float(group.losses[k]), float(counts[k])),
         )
-        for k, lesson in enumerate(lessons)
+        for k, pairs in enumerate(client_pairs)
     ]

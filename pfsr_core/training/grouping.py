@@ -9,7 +9,7 @@ from pfsr_core.models.parameter_names import ITEMS, PROJECTION
 from pfsr_core.params import Params
 
 PARAMETERS = 2**22  # of a group's clients together: 16 MB, and as much for each Adam moment
-POSITIONS = 2048  # places of a group's step, padding included: larger groups gain nothing
+POSITIONS = 2048  # positions of a group's step, padding included: larger groups gain nothing
 LOGITS = 2**22  # logits of a group's step: 16 MB
 
 
@@ -22,14 +22,14 @@ class Size(NamedTuple):
     parameters: int
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         return self.rows * self.length
 
     def fits(self, count: int) -> bool:
         """Whether ``count`` clients of this size are not too much for one group."""
         return (
-            count * self.places <= POSITIONS
-            and count * self.places * self.items <= LOGITS
+            count * self.positions <= POSITIONS
+            and count * self.positions * self.items <= LOGITS
             and count * self.parameters <= PARAMETERS
         )
 
@@ -40,7 +40,7 @@ def parameters_of(params: Params, items: int) -> int:
     return made + sum(tensor.numel() for tensor in params.values())
 
 
-def similar(
+def group_by_size(
     sizes: Mapping[int, Size], first: Callable[[int], int] = lambda _index: 0
 ) -> Iterator[list[int]]:
     """The keys in groups that fit; sorted by ``first``, then by size, the largest first."""

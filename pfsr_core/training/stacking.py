@@ -15,7 +15,7 @@ from pfsr_core.params import Params
 def stack_params(params: Sequence[Params]) -> Params:
     """(K, ...) for every name; tensors of items' and users' rows are filled up with zeros."""
     return {
-        name: fill_rows([one[name] for one in params])
+        name: pad_and_stack([one[name] for one in params])
         if name in (*ROW_NAMES, USERS)
         else torch.stack([one[name] for one in params])
         for name in (params[0] if params else {})
@@ -23,11 +23,11 @@ def stack_params(params: Sequence[Params]) -> Params:
 
 
 def stack_rows(rows: Sequence[Params]) -> Params:
-    """:func:`client_rows` of many clients, filled up with padding: (K, n) for every name."""
-    return {name: fill_rows([one[name] for one in rows]) for name in rows[0]}
+    """:func:`client_item_index` of many clients, filled up with padding: (K, n) for every name."""
+    return {name: pad_and_stack([one[name] for one in rows]) for name in rows[0]}
 
 
-def fill_rows(parts: Sequence[Tensor]) -> Tensor:
+def pad_and_stack(parts: Sequence[Tensor]) -> Tensor:
     """Parts (n_k, ...) in one (K, n, ...), filled up with zeros."""
     whole = parts[0].new_zeros(len(parts), max(map(len, parts)), *parts[0].shape[1:])
     for place, part in zip(whole, parts, strict=True):
@@ -44,13 +44,13 @@ def unstack_params(stacks: Params, like: Sequence[Params]) -> list[Params]:
     ]
 
 
-def beyond_tables(counts: Sequence[int]) -> Tensor:
+def padding_logit_mask(counts: Sequence[int]) -> Tensor:
     """0 for the rows of every client's item table, -inf for those that fill it up: (K, V').
 
     ``counts``: each table's rows, the padding row included.
     """
-    beyond = torch.arange(1, max(counts)) >= torch.tensor(counts)[:, None]
-    return torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)
+    is_padding = torch.arange(1, max(counts)) >= torch.tensor(counts)[:, None]
+    return torch.zeros(is_padding.shape).masked_fill(is_padding, -torch.inf)
 
 
 def pad_known(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm, linear, relu, scaled_dot_product_att
 
 from benchmarks.history import ITEMS, NAME, RECENT, Server, per_call, repeat, server_of
 from benchmarks.timing import compare
-from pfsr_core.models.encoders.attention_masks import after_tokens
+from pfsr_core.models.encoders.attention_masks import plan_after_tokens
 from pfsr_core.models.encoders.layers import of_prefix
 from pfsr_core.models.encoders.sasrec import AttentionBlock, SASRec
 
@@ -38,9 +38,9 @@ class Written(NamedTuple):
         keys, values = both.permute(2, 0, 3, 1, 4)
         return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
-    def __call__(self, x: Tensor, mask: Tensor | None, places: int) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None, count: int) -> Tensor:
         block, (keys, values) = self.block, self.seen(x)
-        q = layer_norm(x[:, -places:], x.shape[-1:], *_norm(block.query_norm))
+        q = layer_norm(x[:, -count:], x.shape[-1:], *_norm(block.query_norm))
         queries = linear(q, block.query.weight, block.query.bias)
         heads = queries.unflatten(-1, (block.num_heads, -1)).transpose(1, 2)
         mixed = scaled_dot_product_attention(heads, keys, values, attn_mask=mask)
@@ -59,9 +59,10 @@ class Bare:
 
     def __init__(self, server: Server) -> None:
         self.model, self.items = server.model, server.items
-        self.encoder = cast(SASRec, server.model.encoder)
+        assert isinstance(server.model.encoder, SASRec)
+        self.encoder = server.model.encoder
         cut, tokens = server.memory["covered"], server.memory["0.keys"].shape[2]
-        self.mask = after_tokens(cut, RECENT, tokens).visible[:, None]
+        self.mask = plan_after_tokens(cut, RECENT, tokens).visible[:, None]
         self.positions = self.encoder.positions[int(cut) : int(cut) + RECENT]
         self.blocks = [
             Written(
@@ -70,7 +71,7 @@ class Bare:
                 torch.cat([block.key.bias, block.value.bias]),
                 **of_prefix(server.memory, index),
             )
-            for index, block in enumerate(cast(list[AttentionBlock], self.encoder.blocks))
+            for index, block in enumerate(self.encoder.blocks)
         ]
         self.kept = []  # the same with the keys and values of all recent items but the last
         x = self.model.embed(self.items) + self.positions

@@ -23,7 +23,7 @@ def test_a_node_without_clients_still_answers(tmp_path):
 def test_a_client_of_another_node_is_refused_by_name(tmp_path):
     one = make_node(tiny_settings(), {"state-dir": str(tmp_path)})
     instruction = Instruction("run", "fed-avg", 1, {"nobody": 0}, clients=("nobody",))
-    shared = one.model("fed-avg").algorithm.init().params
+    shared = one.model("fed-avg").algorithm.server.init().params
     with pytest.raises(NodeError, match="nobody"):
         train(one, instruction, pack(shared))
 
@@ -31,7 +31,9 @@ def test_a_client_of_another_node_is_refused_by_name(tmp_path):
 def test_train_writes_its_states_before_it_answers(tmp_path):
     one = make_node(tiny_settings(), {"state-dir": str(tmp_path)})
     names = [data.client for data in one.clients]
-    instruction = Instruction("run", "fed-avg", 1, dict.fromkeys(names, 0), clients=tuple(names[:2]))
-    shared = one.model("fed-avg").algorithm.init().params
+    instruction = Instruction(
+        "run", "fed-avg", 1, dict.fromkeys(names, 0), clients=tuple(names[:2])
+    )
+    shared = one.model("fed-avg").algorithm.server.init().params
     train(one, instruction, pack(shared))
     assert [one.store.rounds("run", "fed-avg", name) for name in names[:3]] == [[1], [1], []]

@@ -54,9 +54,13 @@ def node_config(directory, **more):
 def train_request(directory):
     _settings, federation, assembly = tiny_world(algorithm__name="fed-avg")
     names = hosted_by(sorted(data.client for data in federation.clients), 0, 2)
-    instruction = Instruction("run", "fed-avg", 1, dict.fromkeys(names, 0), tuple(names), evaluate=True)
-    flat = pack(assembly.algorithm.init().params)
-    return Request(TRAIN, RUN_CONFIG, node_config(directory), instruction_to_config(instruction), flat)
+    instruction = Instruction(
+        "run", "fed-avg", 1, dict.fromkeys(names, 0), tuple(names), evaluate=True
+    )
+    flat = pack(assembly.algorithm.server.init().params)
+    return Request(
+        TRAIN, RUN_CONFIG, node_config(directory), instruction_to_config(instruction), flat
+    )
 
 
 def registration(directory, **config):
@@ -75,7 +79,9 @@ def same(found, expected):
 
 
 def test_the_answers_are_those_of_the_process_itself(tmp_path, home):
-    same(worker_client.ask(train_request(tmp_path / "a"), 60), answer(train_request(tmp_path / "b")))
+    same(
+        worker_client.ask(train_request(tmp_path / "a"), 60), answer(train_request(tmp_path / "b"))
+    )
     same(worker_client.ask(registration(tmp_path / "a"), 60), answer(registration(tmp_path / "b")))
     limits = worker_client.ask(Request(LIMITS, RUN_CONFIG, node_config(tmp_path / "a")), 60)
     assert limits.metrics == {"values": 0, "longest_list": 3}
@@ -100,7 +106,13 @@ def test_a_failure_comes_with_its_reason_and_the_worker_stays(tmp_path, home):
         instruction = Instruction("run", "fed-avg", 1, {"stranger": 0}, ("stranger",))
         request = train_request(tmp_path)
         worker_client.ask(
-            Request(TRAIN, RUN_CONFIG, request.node_config, instruction_to_config(instruction), request.flat),
+            Request(
+                TRAIN,
+                RUN_CONFIG,
+                request.node_config,
+                instruction_to_config(instruction),
+                request.flat,
+            ),
             60,
         )
     assert worker_client.ask(registration(tmp_path), 60).facts["partition"] == 0

@@ -117,10 +117,9 @@ def faulty_app(directory: Path, *faults: Fault) -> FaultyApp:
     with (app / "client_app" / "dispatch.py").open("a", encoding="utf-8") as file:
         file.write("\n\nfrom client_app import fault\n\nfault.install(handlers)\n")
     with (app / "client_app" / "app.py").open("a", encoding="utf-8") as file:
-        file.write((
-            "\n\nfrom client_app import fault, worker_client\n\n"
-            "fault.install_ask(worker_client)\n"
-        ))
+        file.write(
+            "\n\nfrom client_app import fault, worker_client\n\nfault.install_ask(worker_client)\n"
+        )
     faulty = FaultyApp(app, place)
     faulty.plan(*faults)
     return faulty

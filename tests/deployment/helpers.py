@@ -53,7 +53,7 @@ def replay(config: Mapping[str, Value], nodes: int, run: Run) -> ServerState:
     federation = load_federation(settings)
     algorithm = assemble(settings, federation.split.item_ids).algorithm
     clients = sorted(federation.clients, key=lambda data: data.client)
-    server, states = algorithm.init(), {}
+    server, states = algorithm.server.init(), {}
     for line in run.lines():
         if line["round"] == 0:
             continue
@@ -64,5 +64,5 @@ def replay(config: Mapping[str, Value], nodes: int, run: Run) -> ServerState:
             reply, new = node_update(algorithm, server.broadcast(), states, here)
             states |= new
             replies.append(reply)
-        server = algorithm.server_update(server, merge_replies(replies))
+        server = algorithm.server.update(server, merge_replies(replies))
     return server

@@ -36,7 +36,7 @@ def traffic(federation: Federation, run: Run) -> tuple[int, int]:
 def test_a_round_costs_two_percent_above_its_parameters_at_most(tmp_path):
     settings = parse_settings(CONFIG)
     assembly = assemble(settings, load_federation(settings).split.item_ids)
-    shapes = shapes_of(assembly.algorithm.init().params)
+    shapes = shapes_of(assembly.algorithm.server.init().params)
     parameters = 4 * size_of(shapes) * NODES
     totals = {}
     with Federation(tmp_path, NODES, secure=False) as federation:

@@ -36,7 +36,7 @@ MARKETS = {
     "algorithm.name": "fecosr",
     "algorithm.weight-power": 0.5,
     "algorithm.finetune": True,
-    "algorithm.finetune-epochs": 2,
+    "algorithm.fecosr.finetune-epochs": 2,
     "run.selected-by": "clients",
     "run.serve-round": "best",
 }

@@ -31,8 +31,8 @@ CONFIG: dict[str, Value] = {
     "federation.rounds": ROUNDS,
     "model.embedding-dim": 4,
     "model.num-heads": 1,
-    "algorithm.fisher-samples": 2,
-    "algorithm.two-phases": False,
+    "algorithm.pfsr.fisher-samples": 2,
+    "algorithm.pfsr.two-phases": False,
     "run.baselines": False,
     "run.evaluate-every": 10,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import run
@@ -10,7 +10,7 @@ from pfsr_core.serving.node_store import Served, ServedClient
 
 
 def served_after_two_rounds(
-    settings: Settings, federation: Federation, assembly: Assembly
+    settings: Settings, federation: FederatedDataset, assembly: Assembly
 ) -> Served:
     """The whole federation as one node serves it."""
     server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)

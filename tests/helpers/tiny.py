@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.federated.model import Assembly
 from pfsr_core.settings.fields import Value
@@ -20,14 +21,20 @@ TINY: dict[str, Value] = {
     "model.max-length": 10,
     "model.id-dim": 64,
     "train.batch-size": 4,
-    "algorithm.fisher-samples": 16,
-    "algorithm.two-phases": True,
+    "algorithm.pfsr.fisher-samples": 16,
+    "algorithm.pfsr.two-phases": True,
     "model.dropout": 0.3,
     "model.item-start": "common",
     "train.item-learning-rate": 0.002,
     "train.residual-learning-rate": 0.002,
     "run.compare": "",
 }
+
+ITEMS_OF = {name: spec.items.mode for name, spec in ALGORITHMS.items() if spec.items is not None}
+"""The item mode of every algorithm that demands one."""
+
+OWN_MODEL = tuple(name for name, spec in ALGORITHMS.items() if spec.make_task is not None)
+"""Algorithms that train another model than the next-item model."""
 
 NEEDS: dict[str, dict[str, Value]] = {
     "pfedrec": {
@@ -39,7 +46,7 @@ NEEDS: dict[str, dict[str, Value]] = {
     "fecosr": {
         "model.items": "adapted",
         "algorithm.finetune": True,
-        "algorithm.finetune-epochs": 2,
+        "algorithm.fecosr.finetune-epochs": 2,
     },
 }
 """What an algorithm cannot do without, or cannot be expected to learn without."""
@@ -51,7 +58,7 @@ def tiny_settings(**changes: Value) -> Settings:
     return parse_settings({**TINY, **named, **NEEDS.get(str(named.get("algorithm.name")), {})})
 
 
-def tiny_world(**changes: Value) -> tuple[Settings, Federation, Assembly]:
+def tiny_world(**changes: Value) -> tuple[Settings, FederatedDataset, Assembly]:
     settings = tiny_settings(**changes)
     federation = load_federation(settings)
     return settings, federation, assemble(settings, federation.catalogue)

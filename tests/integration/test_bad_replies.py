@@ -48,9 +48,9 @@ def honest_half(tmp_path_factory):
     algorithm = assemble(settings, federation.catalogue).algorithm
     by_name = {data.client: data for data in federation.clients}
     here = [by_name[name] for name in hosted_by(sorted(by_name), 1, 2)]
-    server = algorithm.init()
+    server = algorithm.server.init()
     reply, _states = node_update(algorithm, server.broadcast(), {}, here)
-    return algorithm.server_update(server, merge_replies([reply]))
+    return algorithm.server.update(server, merge_replies([reply]))
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -128,7 +128,7 @@ def test_a_lost_answer_rolls_its_clients_back(tmp_path):
     algorithm = assemble(settings, federation.catalogue).algorithm
     clients = sorted(federation.clients, key=lambda data: data.client)
     halves = [hosted_by(clients, node, 2) for node in (0, 1)]
-    server, states = algorithm.init(), {}
+    server, states = algorithm.server.init(), {}
     for round_ in (1, 2, 3):
         replies = []
         for node, half in enumerate(halves):
@@ -136,7 +136,7 @@ def test_a_lost_answer_rolls_its_clients_back(tmp_path):
             if (node, round_) != (0, 2):
                 states = {**states, **new}
                 replies.append(reply)
-        server = algorithm.server_update(server, merge_replies(replies))
+        server = algorithm.server.update(server, merge_replies(replies))
     assert_same_server(final_server(log, "pfsr"), server)
 
 

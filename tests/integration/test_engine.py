@@ -9,11 +9,11 @@ import pytest
 
 from pfsr.cli import run as launch
 from pfsr.deploy.processes import descendants
-from pfsr_core.assembly.registries import ALGORITHMS, ITEMS_OF
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
-from tests.helpers.tiny import NEEDS, TINY
+from tests.helpers.tiny import ITEMS_OF, NEEDS, TINY
 from tests.integration.helpers import (
     assert_same,
     assert_same_server,

@@ -10,13 +10,14 @@ import torch
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import load_federation
-from pfsr_core.assembly.registries import ALGORITHMS, ITEMS_OF
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.federated.protocol import TRAIN
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.item_scorer import ROWS
 from pfsr_core.models.parameter_names import ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.recommend import recommend
+from tests.helpers.tiny import ITEMS_OF
 from tests.integration.helpers import final_server, settings_in, stored_states
 from tests.integration.loopback import run_loopback
 
@@ -141,5 +142,5 @@ def test_an_answer_has_one_array_of_the_shared_size(tmp_path):
         return reply
 
     run_loopback(settings, tmp_path, nodes=2, tamper=look)
-    size = sum(torch.Size(shape).numel() for shape in algorithm.reply_shapes.values())
+    size = sum(torch.Size(shape).numel() for shape in algorithm.client.reply_shapes.values())
     assert seen == [{"shared": {"shared": (size,)}}] * 2

@@ -106,8 +106,8 @@ def test_a_server_with_moments_resumes_with_them(tmp_path, algorithm):
         "model__items": "shared",
         "federation__partition": "user",
         "federation__participation": 0.5,
-        "algorithm__server_optimizer": "adam",
-        "algorithm__server_learning_rate": 0.01,
+        "algorithm__server__optimizer": "adam",
+        "algorithm__server__learning_rate": 0.01,
     }
     whole, _grid = run_loopback(settings_in(tmp_path / "a", **changes), tmp_path / "a", nodes=2)
     settings = settings_in(tmp_path / "b", **changes)

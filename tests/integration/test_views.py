@@ -44,11 +44,7 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     server, states = plain_loop(settings, nodes=3)
     length = settings.model.max_length
     models = ClientModels(assembly, length, server.params, states)
-    found = [
-        one
-        for hosted in by_node(federation, 3)
-        for one in evaluate_models(models, hosted)
-    ]
+    found = [one for hosted in by_node(federation, 3) for one in evaluate_models(models, hosted)]
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})
     log, _grid = run_loopback(settings, tmp_path, nodes=3)
     summary = json.loads(log.path("summary.json").read_text("utf-8"))
@@ -83,9 +79,7 @@ def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorit
     length, broadcast = settings.model.max_length, server.broadcast()
     models = ClientModels(assembly, length, server.params, states)
     found = [
-        one
-        for hosted in by_node(federation, 2)
-        for one in evaluate_full(models, broadcast, hosted)
+        one for hosted in by_node(federation, 2) for one in evaluate_full(models, broadcast, hosted)
     ]
     log, _grid = run_loopback(settings, tmp_path, nodes=2)
     entry = entry_of(log)

@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from pfsr_core.assembly.settings import flat_settings
-from server_app.membership import gather_nodes, admit_nodes, newly_refused
+from server_app.membership import admit_nodes, gather_nodes, newly_refused
 from server_app.roster import FederationError, Roster
 from tests.helpers.tiny import tiny_settings
 from tests.integration.loopback import LoopbackGrid, partitions
@@ -118,7 +118,9 @@ def test_a_node_under_a_new_id_takes_its_old_place(tmp_path):
     after = admit_nodes(grid, roster, REGISTRATION)
     assert [member.node for member in after.members] == [900, 77]
     assert newly_refused(roster, after) == {893: "node 77 calls itself 1 now"}
-    assert admit_nodes(grid, after, REGISTRATION).members == after.members, "the old id is left alone"
+    assert admit_nodes(grid, after, REGISTRATION).members == after.members, (
+        "the old id is left alone"
+    )
 
 
 def test_a_settled_federation_needs_no_number(tmp_path):

@@ -38,7 +38,7 @@ def world(tmp_path, **changes):
     roster = gather_nodes(grid, registration, timeout=20)
     algorithm = server_model(settings, roster).algorithm
     training = Training(log, settings, algorithm, "fingerprint", registration)
-    return grid, PersonalizedStrategy(training, roster, Progress(algorithm.init()))
+    return grid, PersonalizedStrategy(training, roster, Progress(algorithm.server.init()))
 
 
 def begin(grid, strategy):

@@ -21,7 +21,7 @@ P width of a head (I / H), N state size, K convolution width, Q chunk length, T 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,16 +103,14 @@ class AssociativeMamba(nn.Module):
 
     def _mixer_parameters(self) -> MixerParameters:
         """Read where ``nn.Module`` keeps them: its attributes take longer than a kernel step."""
-        modules = cast(dict[str, nn.Module], self._modules)
-        own = cast(dict[str, Tensor], self._parameters)
-        weights = [modules[name]._parameters["weight"] for name in WEIGHTED]
-        biases = [modules["conv1d"]._parameters["bias"], own["dt_bias"], own["A_log"], own["D"]]
-        shared = cast(list[Tensor], weights + biases)
-        if not self.anchored:
-            return MixerParameters(*shared)
-        gate = cast(dict[str, Tensor], modules["gate"]._parameters)
-        shared += [own["A_log_anchored"], gate["bias"], gate["weight"]]
-        return MixerParameters(*shared)
+        modules: Any = self._modules  # typed as if any of them could be None
+        own: Any = self._parameters
+        tensors = [modules[name]._parameters["weight"] for name in WEIGHTED]
+        tensors += [modules["conv1d"]._parameters["bias"], own["dt_bias"], own["A_log"], own["D"]]
+        if self.anchored:
+            gate = modules["gate"]._parameters
+            tensors += [own["A_log_anchored"], gate["bias"], gate["weight"]]
+        return MixerParameters(*tensors)
 
     def _mix(self, u: Tensor, p: MixerParameters, state: State | None = None) -> Tensor:
         """What the kernel does, in plain PyTorch: (B, L, D) -> (B, L, D)."""
@@ -174,7 +172,7 @@ class AssociativeMamba(nn.Module):
             new |= {"S": S, "c": state["c"] + dt}
         return self._finish(y + self.D[:, None] * x, z), new
 
-    def after(self, u: Tensor, state: State) -> State:
+    def final_state(self, u: Tensor, state: State) -> State:
         """The state that u (B, L, D) leaves behind where it was ``state`` before."""
         _, xBC, dt = self._project(u)
         before = state["conv"].mT

@@ -1,63 +1,78 @@
-"""What a sequence encoder and a mixer are: the interfaces that the encoders answer to."""
+"""What a sequence encoder is: one base module that declares capabilities, and no behaviour.
+
+A new encoder derives from :class:`SequenceEncoder`, or from :class:`RecurrentEncoder` where its
+state has one size however long the history is, or from
+:class:`pfsr_core.models.encoders.attention_masks.AttentionEncoder` where it can be told which
+position sees which. Everything that a model or a compressor asks of an encoder is declared here;
+nothing is inherited to be reused.
+
+Letters in shapes: B batch, L length, D width, T interactions of a packed batch.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfsr_core.models.ops.dropout import Noise
-from pfsr_core.models.ops.packed_sequences import Layout
 
 State = dict[str, Tensor]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-class Encoder(Protocol):
-    """A causal map of sequences; an ``nn.Module`` at run time.
+class SequenceEncoder(nn.Module):
+    """A causal map of sequences.
 
     Calling it maps x (B, L, D), right-padded, to (B, L, D). Position t sees positions <= t only,
-    so padding on the right never reaches an earlier position.
+    so padding on the right never reaches an earlier position. With ``noise`` its dropout acts.
 
-    An encoder with an attribute ``reads_times`` that is True takes the times of the interactions as
-    one more argument: (B, L) in a call, (B,) in a step, whole seconds; None where they are unknown.
+    Attributes:
+        reads_times: Whether it takes the times of the interactions as one more argument: (B, L) in
+            a call, (B,) in a step, whole seconds; None where they are unknown.
+        packs: Whether it takes a packed batch: x (T, D) with its ``PackedSequences``.
+        noise_width: Random numbers that its dropout takes at every position.
     """
 
-    def __call__(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """All positions at once: (B, L, D) to (B, L, D). With ``noise`` its dropout acts."""
+    reads_times: bool = False
+    packs: bool = False
+    noise_width: int = 0
+
+    if TYPE_CHECKING:  # what nn.Module leaves untyped
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first interaction, on the parameters' device and in their dtype.
 
         Every tensor has ``batch_size`` as its first dimension.
         """
+        raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One new interaction x (B, D): the output (B, D) and the next state.
 
         Neither ``x`` nor ``state`` is written to.
         """
+        raise NotImplementedError
 
 
-class RecurrentEncoder(Encoder, Protocol):
-    """An encoder whose state has one size however long the history is."""
+class RecurrentEncoder(SequenceEncoder):
+    """An encoder whose state has one size however long the history is.
 
-    def __call__(
-        self,
-        x: Tensor,
-        noise: Noise | None = None,
-        layout: Layout | None = None,
-        state: State | None = None,
-    ) -> Tensor:
-        """As an encoder; ``state``: what the sequence begins with, as :meth:`step` takes it.
+    Calling it takes ``(x, noise, packed, state)``; ``state``: what the sequence begins with, as
+    :meth:`step` takes it. ``packed`` is given only where it ``packs``.
+    """
 
-        ``layout`` where it has ``packs`` only.
-        """
-
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         """All of x (B, L, D) after ``state``, L >= 1: the outputs and the state after the last.
 
         What as many :meth:`step` give, all at once. x has no padding.
         """
+        raise NotImplementedError
 
 
 class Mixer(Protocol):
@@ -77,5 +92,15 @@ class Mixer(Protocol):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As an encoder's."""
 
-    def after(self, x: Tensor, state: State) -> State:
+    def final_state(self, x: Tensor, state: State) -> State:
         """The state that x (B, L, D) leaves behind, L >= 1, where it was ``state`` before."""
+
+
+class LayerList(nn.ModuleList, Generic[Layer]):
+    """An ``nn.ModuleList`` that knows the type of its layers; parameter names are the same."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        super().__init__(layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return cast(Iterator[Layer], super().__iter__())  # nn.ModuleList forgets it

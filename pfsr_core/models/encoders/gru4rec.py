@@ -16,19 +16,17 @@ arranged as a one-layer ``nn.GRU``'s, so that either loads the other's ``state_d
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.base import RecurrentEncoder, State
 from pfsr_core.models.encoders.layers import Stack
 from pfsr_core.models.ops.dropout import Dropout, Noise
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 
 
-class GRULayer(nn.Module):
+class GRULayer(RecurrentEncoder):
     """One recurrent layer: (B, L, input_dim) to (B, L, hidden_dim). State: ``hidden`` (B, H)."""
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
@@ -43,7 +41,7 @@ class GRULayer(nn.Module):
         self,
         x: Tensor,
         _noise: Noise | None = None,
-        _layout: Layout | None = None,
+        _packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
         start = x.new_zeros(x.shape[0], self.weight_hh_l0.shape[1])
@@ -54,7 +52,9 @@ class GRULayer(nn.Module):
             outputs.append(hidden)
         return torch.stack(outputs, dim=1)
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         outputs = self(x, noise, None, state)
         return outputs, {"hidden": outputs[:, -1]}
 
@@ -76,7 +76,7 @@ class GRULayer(nn.Module):
         return torch.lerp(candidate, hidden, z)
 
 
-class GRU4Rec(nn.Module):
+class GRU4Rec(RecurrentEncoder):
     """Recurrent layers, dropout, and a projection back to D: (B, L, D) to (B, L, D)."""
 
     def __init__(self, dim: int, num_layers: int, hidden_dim: int, dropout: float) -> None:
@@ -91,17 +91,20 @@ class GRU4Rec(nn.Module):
         self,
         x: Tensor,
         noise: Noise | None = None,
-        _layout: Layout | None = None,
+        _packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
         hidden = self.recurrent(x, state=state)
-        return cast(Tensor, self.output(self.dropout(hidden, noise)))
+        projected: Tensor = self.output(self.dropout(hidden, noise))
+        return projected
 
     def initial_state(self, batch_size: int) -> State:
         return self.recurrent.initial_state(batch_size)
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
-        hidden, state = self.recurrent.resume(x, state)
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
+        hidden, state = self.recurrent.forward_from(x, state)
         return self.output(self.dropout(hidden, noise)), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -25,17 +25,15 @@ Symbols: B batch, L length, D width, H heads, K = D / H, M = max_length, G time 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, silu
 
 from pfsr_core.models.encoders.attention import check_heads, check_length, insert, seen, split_heads
-from pfsr_core.models.encoders.attention_masks import Arrangement
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.attention_masks import AttentionEncoder, AttentionPlan
+from pfsr_core.models.encoders.base import LayerList, State
 from pfsr_core.models.encoders.layers import NORM_EPS, of_prefix, with_prefix
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 
@@ -47,9 +45,9 @@ START_STD = 0.02  # of the joint projection and of both biases
 
 @dataclass(frozen=True)
 class View:
-    """How L places see S others: all that a block knows of order and time.
+    """How L positions see S others: all that a block knows of order and time.
 
-    ``back``: positions from each row's place back to each column's; ``visible``: whether it is
+    ``back``: positions from each row's position back to each column's; ``visible``: whether it is
     seen; ``buckets`` (B, L, S): of the gaps in time, None for gaps of zero. The first two are
     (L, S), or (B, L, S) and (B, 1, L, S).
     """
@@ -58,10 +56,10 @@ class View:
     visible: Tensor
     buckets: Tensor | None
 
-    def of_last(self, places: int) -> View:
-        """How the last ``places`` see."""
-        buckets = None if self.buckets is None else self.buckets[:, -places:]
-        return View(self.back[..., -places:, :], self.visible[..., -places:, :], buckets)
+    def of_last(self, count: int) -> View:
+        """How the last ``count`` positions see."""
+        buckets = None if self.buckets is None else self.buckets[:, -count:]
+        return View(self.back[..., -count:, :], self.visible[..., -count:, :], buckets)
 
 
 class HSTUBlock(nn.Module):
@@ -88,18 +86,18 @@ class HSTUBlock(nn.Module):
         u, v, q, k = self._project(x)
         return self._after_attention(x, u, self._attend(q, k, v, view), noise)
 
-    def follow(self, x: Tensor, view: View, memory: State, places: int) -> Tensor:
-        """The last ``places`` of x alone, (B, places, D), without dropout.
+    def decode(self, x: Tensor, view: View, memory: State, count: int) -> Tensor:
+        """The last ``count`` of x alone, (B, count, D), without dropout.
 
-        ``memory``: keys and values of the places that come before x in the ``view``.
+        ``memory``: keys and values of the positions that come before x in the ``view``.
         """
         u, v, q, k = self._project(x)
         k, v = torch.cat([memory["keys"], k], 2), torch.cat([memory["values"], v], 2)
-        attended = self._attend(q[:, :, -places:], k, v, view.of_last(places))
-        return self._after_attention(x[:, -places:], u[:, -places:], attended, None)
+        attended = self._attend(q[:, :, -count:], k, v, view.of_last(count))
+        return self._after_attention(x[:, -count:], u[:, -count:], attended, None)
 
-    def remember(self, x: Tensor) -> State:
-        """What others see of places x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
+    def keys_and_values(self, x: Tensor) -> State:
+        """What others see of positions x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
         _, v, _, k = self._project(x)
         return {"keys": k, "values": v}
 
@@ -145,7 +143,7 @@ class HSTUBlock(nn.Module):
         return bias if bias.dim() == 2 else bias.unsqueeze(1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-        """What heads (B, H, L, K) gather from S places: (B, H, L, K)."""
+        """What heads (B, H, L, K) gather from S positions: (B, H, L, K)."""
         weights = self._weights(q @ k.mT, self._bias(view.back, view.buckets)) * view.visible
         return weights @ v
 
@@ -158,10 +156,11 @@ class HSTUBlock(nn.Module):
         """``attended`` (B, H, L, K), gated and added to x (B, L, D)."""
         joined = attended.transpose(1, 2).flatten(2)
         gated = u * layer_norm(joined, joined.shape[-1:], eps=BLOCK_NORM_EPS)
-        return x + cast(Tensor, self.output(self.dropout(gated, noise)))
+        added: Tensor = self.output(self.dropout(gated, noise))
+        return x + added
 
 
-class HSTU(nn.Module):
+class HSTU(AttentionEncoder):
     """Blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
 
     State: ``position`` (B,), how many interactions were seen, ``times`` (B, M) of them, and for
@@ -176,7 +175,7 @@ class HSTU(nn.Module):
         super().__init__()
         self.num_heads, self.max_length = num_heads, max_length
         blocks = (HSTUBlock(dim, num_heads, max_length, dropout) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = LayerList(blocks)
         self.noise_width = noise_width(*self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -186,37 +185,39 @@ class HSTU(nn.Module):
         noise: Noise | None = None,
         times: Tensor | None = None,
         *,
-        arrangement: Arrangement | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
         """``times`` (B, L) whole seconds; None for gaps of zero, as between equal times.
 
-        With an ``arrangement`` as an :class:`AttentionEncoder`, whose times are in there. Raises
-        ``ValueError`` when x is longer than ``max_length`` and without an arrangement.
+        With a ``plan`` as an :class:`AttentionEncoder`, whose times are in there. Raises
+        ``ValueError`` when x is longer than ``max_length`` and without a plan.
         """
-        if arrangement is None:
+        if plan is None:
             check_length("HSTU", x.shape[1], self.max_length)
             view = causal_view(x, times)
         else:
-            view = view_of(arrangement, x.shape[1])
+            view = view_of(plan, x.shape[1])
         for block in self.blocks:
             x = block(x, view, noise)
-        return cast(Tensor, self.norm(x))
+        normed: Tensor = self.norm(x)
+        return normed
 
-    def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
-        view, memory = view_of(arrangement, x.shape[1]), State()
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
-            memory |= with_prefix(block.remember(x[:, :count]), index)
+        view, memory = view_of(plan, x.shape[1]), State()
+        for index, block in enumerate(self.blocks):
+            memory |= with_prefix(block.keys_and_values(x[:, :count]), index)
             x = block(x, view)
         return memory
 
-    def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
+    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
-        view = view_of(arrangement, x.shape[1])
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+        view = view_of(plan, x.shape[1])
+        for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
-            x = block.follow(x, view, of_prefix(memory, index), wanted)
-        return cast(Tensor, self.norm(x[:, -1]))
+            x = block.decode(x, view, of_prefix(memory, index), wanted)
+        last: Tensor = self.norm(x[:, -1])
+        return last
 
     def initial_state(self, batch_size: int) -> State:
         like = self.norm.weight
@@ -239,7 +240,7 @@ class HSTU(nn.Module):
         all_times = state["times"].scatter(1, position[:, None], now[:, None])
         buckets = time_buckets(now[:, None, None] - all_times[:, None])
         next_state: State = {"position": position + 1, "times": all_times}
-        for index, block in enumerate(cast(Iterable[HSTUBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             caches = of_prefix(state, index)
             x, keys, values = block.step(x, caches["keys"], caches["values"], position, buckets)
             next_state |= with_prefix({"keys": keys, "values": values}, index)
@@ -247,21 +248,21 @@ class HSTU(nn.Module):
 
 
 def causal_view(x: Tensor, times: Tensor | None) -> View:
-    """Of the places of x (B, L, D) in their order, at ``times`` (B, L)."""
+    """Of the positions of x (B, L, D) in their order, at ``times`` (B, L)."""
     steps = torch.arange(x.shape[1], device=x.device)
     back = steps[:, None] - steps
     buckets = None if times is None else time_buckets(times[:, :, None] - times[:, None])
     return View(back.clamp(min=0), back >= 0, buckets)
 
 
-def view_of(arrangement: Arrangement, length: int) -> View:
-    """Of the last ``length`` places of an arrangement."""
-    positions, times = arrangement.positions, arrangement.times
+def view_of(plan: AttentionPlan, length: int) -> View:
+    """Of the last ``length`` positions of a plan."""
+    positions, times = plan.positions, plan.times
     back = positions[:, -length:, None] - positions[:, None]
     buckets = None
     if times is not None:
         buckets = time_buckets(times[:, -length:, None] - times[:, None])
-    return View(back.clamp(min=0), arrangement.visible.unsqueeze(1), buckets)
+    return View(back.clamp(min=0), plan.visible.unsqueeze(1), buckets)
 
 
 def time_buckets(gaps: Tensor) -> Tensor:

@@ -5,21 +5,21 @@ Source: Mamba4Rec (Liu et al., 2024), section 3. One layer maps x (B, L, D) to
     h = norm(dropout(mixer(x)) + x)                   without "+ x" in a model of a single layer
     y = norm(dropout(W2 dropout(gelu(W1 h))) + h)     W1: D -> 4 D, W2: 4 D -> D
 
-Every encoder, mixer and layer answers to the same contract, ``Encoder``: a whole history at once
-(``forward``) or one interaction at a time (``initial_state``, ``step``), with equal results.
+Every encoder, mixer and layer answers to the same contract, that of ``SequenceEncoder``: a whole
+history at once (``forward``) or one interaction at a time (``initial_state``, ``step``), with equal
+results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, addcmul, cat, nn
 
-from pfsr_core.models.encoders.base import Encoder, Mixer, RecurrentEncoder, State
+from pfsr_core.models.encoders.base import LayerList, Mixer, RecurrentEncoder, State
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.matmul import linear
-from pfsr_core.models.ops.packed_sequences import Layout
+from pfsr_core.models.ops.packed_sequences import PackedSequences
 
 NORM_EPS = 1e-8  # the published 1e-12 is below what float32 resolves next to a variance
 
@@ -40,16 +40,18 @@ class FeedForward(nn.Module):
         hidden = linear(x, self.expand.weight, self.expand.bias)
         hidden = self.hidden_dropout(self.activation(hidden), noise)
         contracted = linear(hidden, self.contract.weight, self.contract.bias)
-        return cast(Tensor, self.norm(self.dropout(contracted, noise) + x))
+        normed: Tensor = self.norm(self.dropout(contracted, noise) + x)
+        return normed
 
 
-class MixerLayer(nn.Module):
+class MixerLayer(RecurrentEncoder):
     """A mixer inside its residual, norm and feed-forward. (B, L, D) to (B, L, D).
 
     ``mixer`` is an ``nn.Module`` at run time. Mamba4Rec sets ``residual`` when the model has more
     than one layer.
     """
 
+    packs = True
     mixer: Mixer
 
     def __init__(self, mixer: Mixer, dim: int, dropout: float, residual: bool) -> None:
@@ -65,14 +67,14 @@ class MixerLayer(nn.Module):
         self,
         x: Tensor,
         noise: Noise | None = None,
-        layout: Layout | None = None,
+        packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
-        """With ``layout`` x and the output are packed, (T, D), and so is the noise."""
-        if layout is None:
+        """With ``packed`` x and the output are packed, (T, D), and so is the noise."""
+        if packed is None:
             return self._after_mixer(self.mixer(x, None, state), x, noise)
-        mixed = self.mixer(layout.pad(x), layout.lengths, state)
-        return self._after_mixer(layout.pack(mixed), x, noise)
+        mixed = self.mixer(packed.pad(x), packed.lengths, state)
+        return self._after_mixer(packed.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
         return self.mixer.initial_state(batch_size)
@@ -81,63 +83,64 @@ class MixerLayer(nn.Module):
         mixed, state = self.mixer.step(x, state)
         return self._after_mixer(mixed, x, None), state
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
-        return self(x, noise, None, state), self.mixer.after(x, state)
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
+        return self(x, noise, None, state), self.mixer.final_state(x, state)
 
     def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
         mixed = self.dropout(mixed, noise)
         normed = self.norm(mixed + x if self.residual else mixed)
-        return cast(Tensor, self.feed_forward(normed, noise))
+        out: Tensor = self.feed_forward(normed, noise)
+        return out
 
 
-class Stack(nn.Module):
+class Stack(RecurrentEncoder):
     """Layers one after the other. (B, L, D) to (B, L, D).
 
     The state of layer i is kept under keys that begin with ``"i."``.
     """
 
-    def __init__(self, layers: Sequence[Encoder]) -> None:
+    def __init__(self, layers: Sequence[RecurrentEncoder]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
+        self.layers = LayerList(layers)
         self.noise_width = noise_width(*self.layers)
-        self.packs = all(isinstance(layer, MixerLayer) for layer in self.layers)
+        self.packs = all(layer.packs for layer in self.layers)
 
     def forward(
         self,
         x: Tensor,
         noise: Noise | None = None,
-        layout: Layout | None = None,
+        packed: PackedSequences | None = None,
         state: State | None = None,
     ) -> Tensor:
-        """With ``layout`` everything is packed, (T, D); only where ``packs`` is True."""
+        """With ``packed`` everything is packed, (T, D); only where ``packs`` is True."""
         for index, layer in enumerate(self.layers):
             own = None if state is None else of_prefix(state, index)
-            x = layer(x, noise, layout, own)
+            x = layer(x, noise, packed, own)
         return x
 
     def initial_state(self, batch_size: int) -> State:
         state: State = {}
-        for index, layer in enumerate(self._encoders()):
+        for index, layer in enumerate(self.layers):
             state |= with_prefix(layer.initial_state(batch_size), index)
         return state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         next_state: State = {}
-        for index, layer in enumerate(self._encoders()):
+        for index, layer in enumerate(self.layers):
             x, layer_state = layer.step(x, of_prefix(state, index))
             next_state |= with_prefix(layer_state, index)
         return x, next_state
 
-    def resume(self, x: Tensor, state: State, noise: Noise | None = None) -> tuple[Tensor, State]:
-        """As a :class:`RecurrentEncoder`, where the layers are such."""
+    def forward_from(
+        self, x: Tensor, state: State, noise: Noise | None = None
+    ) -> tuple[Tensor, State]:
         next_state: State = {}
-        for index, layer in enumerate(cast(Sequence[RecurrentEncoder], self.layers)):
-            x, layer_state = layer.resume(x, of_prefix(state, index), noise)
+        for index, layer in enumerate(self.layers):
+            x, layer_state = layer.forward_from(x, of_prefix(state, index), noise)
             next_state |= with_prefix(layer_state, index)
         return x, next_state
-
-    def _encoders(self) -> Sequence[Encoder]:
-        return cast(Sequence[Encoder], self.layers)
 
 
 def causal_depthwise_conv(

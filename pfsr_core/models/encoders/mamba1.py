@@ -17,7 +17,6 @@ The nine parameters have the names, shapes and initialisation of mamba-ssm's, so
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +79,7 @@ class Mamba1Mixer(nn.Module):
         scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
 
-    def after(self, u: Tensor, state: State) -> State:
+    def final_state(self, u: Tensor, state: State) -> State:
         x, _ = self.in_proj(u).chunk(2, dim=-1)
         window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
         x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))
@@ -97,7 +96,8 @@ class Mamba1Mixer(nn.Module):
         return ((decay * scan.unsqueeze(1)) @ C.unsqueeze(-1)).squeeze(-1)
 
     def _filters(self) -> tuple[Tensor, Tensor]:
-        return self.conv1d.weight, cast(Tensor, self.conv1d.bias)
+        assert self.conv1d.bias is not None  # nn.Conv1d may have none
+        return self.conv1d.weight, self.conv1d.bias
 
     def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt, B and C of inputs (..., E): what each interaction writes and reads."""
@@ -106,7 +106,8 @@ class Mamba1Mixer(nn.Module):
         return softplus(self.dt_proj(dt)), B, C
 
     def _gated_output(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return cast(Tensor, self.out_proj((y + self.D * x) * silu(z)))
+        out: Tensor = self.out_proj((y + self.D * x) * silu(z))
+        return out
 
     @torch.no_grad()
     def _initialise_dt(self) -> None:

@@ -15,9 +15,7 @@ Symbols: B batch, L length, D width, H heads, K = D / H, M = max_length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +23,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding, relu, scaled_dot_product_attention
 
 from pfsr_core.models.encoders.attention import check_heads, check_length, insert, seen, split_heads
-from pfsr_core.models.encoders.attention_masks import Arrangement
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.attention_masks import AttentionEncoder, AttentionPlan
+from pfsr_core.models.encoders.base import LayerList, State
 from pfsr_core.models.encoders.layers import NORM_EPS, of_prefix, with_prefix
 from pfsr_core.models.ops.dropout import Dropout, Noise, noise_width
 from pfsr_core.models.ops.func_transforms import is_transformed
 
 
 class AttentionBlock(nn.Module):
-    """One SASRec block, (B, L, D) to (B, L, D); causal. ``places``: the most it attends to."""
+    """One SASRec block, causal: (B, L, D) to (B, L, D).
 
-    def __init__(self, dim: int, num_heads: int, places: int, dropout: float) -> None:
+    ``max_positions``: the most it attends to.
+    """
+
+    def __init__(self, dim: int, num_heads: int, max_positions: int, dropout: float) -> None:
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.attention_dropout = Dropout(dropout, num_heads * places)
+        self.attention_dropout = Dropout(dropout, num_heads * max_positions)
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.output = nn.Linear(dim, dim)
@@ -57,19 +58,19 @@ class AttentionBlock(nn.Module):
         visible: Tensor | None = None,
     ) -> Tensor:
         """``visible`` (B, L, L) in place of causality."""
-        return self._read(x, self.remember(x), visible, noise)
+        return self._read(x, self.keys_and_values(x), visible, noise)
 
-    def follow(self, x: Tensor, visible: Tensor, memory: State, places: int) -> Tensor:
-        """The last ``places`` of x alone, (B, places, D), without dropout.
+    def decode(self, x: Tensor, visible: Tensor, memory: State, count: int) -> Tensor:
+        """The last ``count`` of x alone, (B, count, D), without dropout.
 
-        ``memory``: of the first S - L places; ``visible`` (B, L, S).
+        ``memory``: of the first S - L positions; ``visible`` (B, L, S).
         """
-        seen = self.remember(x)
+        seen = self.keys_and_values(x)
         seen = {name: torch.cat([memory[name], part], dim=2) for name, part in seen.items()}
-        return self._read(x[:, -places:], seen, visible[:, -places:], None)
+        return self._read(x[:, -count:], seen, visible[:, -count:], None)
 
-    def remember(self, x: Tensor) -> State:
-        """What others see of places x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
+    def keys_and_values(self, x: Tensor) -> State:
+        """What others see of positions x (B, L, D): ``keys`` and ``values`` (B, H, L, K)."""
         return {"keys": self._heads(self.key(x)), "values": self._heads(self.value(x))}
 
     def step(
@@ -117,13 +118,14 @@ class AttentionBlock(nn.Module):
     def _after_attention(self, q: Tensor, mixed: Tensor, noise: Noise | None) -> Tensor:
         f = self.feed_forward_norm(q + self.output(mixed))
         hidden = relu(self.inner_dropout(self.inner(f), noise))
-        return cast(Tensor, f + self.outer_dropout(self.outer(hidden), noise))
+        out: Tensor = f + self.outer_dropout(self.outer(hidden), noise)
+        return out
 
 
-class SASRec(nn.Module):
+class SASRec(AttentionEncoder):
     """Positions, blocks and a last norm: (B, L, D) to (B, L, D) with L <= ``max_length``.
 
-    ``extra``: places besides, which an :class:`Arrangement` may have.
+    ``extra``: positions besides, which a :class:`AttentionPlan` may have.
 
     State: ``position`` (B,), how many interactions were seen, and for block i the caches
     ``i.keys`` and ``i.values`` (B, H, M, K).
@@ -140,11 +142,11 @@ class SASRec(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        places = max_length + extra
+        max_positions = max_length + extra
         self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=0.02))
         self.dropout = Dropout(dropout, dim)
-        blocks = (AttentionBlock(dim, num_heads, places, dropout) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)
+        blocks = (AttentionBlock(dim, num_heads, max_positions, dropout) for _ in range(num_layers))
+        self.blocks = LayerList(blocks)
         self.noise_width = noise_width(self.dropout, *self.blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -153,40 +155,42 @@ class SASRec(nn.Module):
         x: Tensor,
         noise: Noise | None = None,
         *,
-        arrangement: Arrangement | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
         """As an :class:`AttentionEncoder`.
 
-        Raises ``ValueError`` when x is longer than ``max_length`` and without an arrangement.
+        Raises ``ValueError`` when x is longer than ``max_length`` and without a plan.
         """
-        x, visible = self._placed(x, arrangement), arrangement and arrangement.visible
+        x, visible = self._placed(x, plan), plan and plan.visible
         x = self.dropout(x, noise)
         for block in self.blocks:
             x = block(x, noise, visible)
-        return cast(Tensor, self.norm(x))
+        normed: Tensor = self.norm(x)
+        return normed
 
-    def remember(self, x: Tensor, arrangement: Arrangement, count: int) -> State:
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
         """As an :class:`AttentionEncoder`: ``i.keys`` and ``i.values`` (B, H, count, K)."""
-        x, memory = self._placed(x, arrangement), State()
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
-            memory |= with_prefix(block.remember(x[:, :count]), index)
-            x = block(x, None, arrangement.visible)
+        x, memory = self._placed(x, plan), State()
+        for index, block in enumerate(self.blocks):
+            memory |= with_prefix(block.keys_and_values(x[:, :count]), index)
+            x = block(x, None, plan.visible)
         return memory
 
-    def follow(self, x: Tensor, arrangement: Arrangement, memory: State) -> Tensor:
+    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
         """As an :class:`AttentionEncoder`: (B, D)."""
-        x = self._placed(x, arrangement)
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+        x = self._placed(x, plan)
+        for index, block in enumerate(self.blocks):
             wanted = 1 if block is self.blocks[-1] else x.shape[1]
-            x = block.follow(x, arrangement.visible, of_prefix(memory, index), wanted)
-        return cast(Tensor, self.norm(x[:, -1]))
+            x = block.decode(x, plan.visible, of_prefix(memory, index), wanted)
+        last: Tensor = self.norm(x[:, -1])
+        return last
 
-    def _placed(self, x: Tensor, arrangement: Arrangement | None) -> Tensor:
+    def _placed(self, x: Tensor, plan: AttentionPlan | None) -> Tensor:
         """x with its positions added."""
-        if arrangement is None:
+        if plan is None:
             self._check_length(x.shape[1])
             return x + self.positions[: x.shape[1]]
-        own = arrangement.positions[:, -x.shape[1] :]
+        own = plan.positions[:, -x.shape[1] :]
         return x + embedding(own, self.positions)
 
     def initial_state(self, batch_size: int) -> State:
@@ -205,7 +209,7 @@ class SASRec(nn.Module):
         self._check_length(int(position.max()) + 1)
         next_state: State = {"position": position + 1}
         x = x + self.positions[position]
-        for index, block in enumerate(cast(Iterable[AttentionBlock], self.blocks)):
+        for index, block in enumerate(self.blocks):
             caches = of_prefix(state, index)
             x, keys, values = block.step(x, caches["keys"], caches["values"], position)
             next_state |= with_prefix({"keys": keys, "values": values}, index)
@@ -221,7 +225,8 @@ def attention_kernel() -> AbstractContextManager[None]:
     The fused CPU kernel has no batching rule: ``vmap`` would warn and run it sample by sample.
     """
     if is_transformed():
-        return cast(AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
+        composed: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+        return composed
     return nullcontext()
 
 
@@ -235,7 +240,7 @@ def sasrec_encoder(
 ) -> SASRec:
     """SASRec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``, L <= ``max_length``.
 
-    ``extra``: places besides those of interactions, for learned tokens. Raises ``ValueError`` when
-    ``num_heads`` does not divide ``embedding_dim``.
+    ``extra``: positions besides those of interactions, for learned tokens. Raises ``ValueError``
+    when ``num_heads`` does not divide ``embedding_dim``.
     """
     return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra)

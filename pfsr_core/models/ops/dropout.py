@@ -9,6 +9,8 @@ mask of ``nn.Dropout`` costs as much as the product behind it.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,12 @@ def draw_bits(shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
     return torch.from_numpy(words.view(np.int16)[:count].reshape(shape))
 
 
-def noise_width(*modules: nn.Module) -> int:
+class TakesNoise(Protocol):
+    """A module with dropout in it."""
+
+    noise_width: int
+
+
+def noise_width(*modules: TakesNoise) -> int:
     """Columns of noise that these modules take together."""
-    return sum(int(getattr(module, "noise_width", 0)) for module in modules)
+    return sum(module.noise_width for module in modules)

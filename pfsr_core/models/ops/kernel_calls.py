@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from ctypes import byref
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ A_LOG = MixerParameters._fields.index("A_log")
 
 
 @cache
-def compiled() -> Any | None:
+def compiled() -> Any:
     """The module ``pfsr_kernels`` where it is installed, loads and fits, else None. Asked once."""
     choice = os.environ.get("PFSR_KERNELS", "auto")
     if choice not in ("auto", "never"):
@@ -65,7 +65,8 @@ def compiled() -> Any | None:
 
 def lanes() -> int:
     """Floats in a vector of the instructions that the kernel uses here."""
-    return cast(int, cast(Any, compiled()).library().pfsr_lanes())
+    width: int = compiled().library().pfsr_lanes()
+    return width
 
 
 @cache
@@ -73,7 +74,7 @@ def _shape(
     rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
 ) -> Any:
     """``pfsr_shape``, as an argument; ``sizes`` are dim, inner, heads, state, taps, anchored."""
-    shape = cast(Any, compiled()).Shape(rows, length, groups, *sizes, threads, eps)
+    shape = compiled().Shape(rows, length, groups, *sizes, threads, eps)
     return byref(shape)
 
 
@@ -86,7 +87,7 @@ def _sizes(parameters: Sequence[Tensor]) -> tuple[int, ...]:
 
 def _addresses(tensors: Sequence[Tensor]) -> Any:
     """``pfsr_parameters`` or ``pfsr_gradients``, as an argument. The caller holds the tensors."""
-    return byref(cast(Any, compiled()).Parameters(*[tensor.data_ptr() for tensor in tensors]))
+    return byref(compiled().Parameters(*[tensor.data_ptr() for tensor in tensors]))
 
 
 def _address_of_lengths(lengths: Tensor | None) -> int | None:
@@ -98,7 +99,7 @@ def _address_of_lengths(lengths: Tensor | None) -> int | None:
 
 
 def _run(function: str, *arguments: Any) -> None:
-    status = getattr(cast(Any, compiled()).library(), function)(*arguments)
+    status = getattr(compiled().library(), function)(*arguments)
     if status == 1:
         raise MemoryError(f"pfsr-kernels: no memory for {function}")
     if status:
@@ -119,7 +120,7 @@ def forward(
     u, parameters = u.contiguous(), tuple(tensor.contiguous() for tensor in parameters)
     shape = _shape_of(eps, u, parameters)
     out = torch.empty_like(u)
-    floats = cast(Any, compiled()).library().pfsr_kept_floats(shape) if keep else 0
+    floats = compiled().library().pfsr_kept_floats(shape) if keep else 0
     kept = u.new_empty(len(u), floats)
     _run(
         "pfsr_forward",
@@ -168,7 +169,7 @@ def step(
     What a tensor of the state is its name says, in whatever order they come. Not differentiable.
     None where a tensor has no memory of its own (``torch.func``).
     """
-    make = cast(Any, compiled()).State
+    make = compiled().State
     after = {name: torch.empty_like(tensor) for name, tensor in state.items()}
     out = torch.empty_like(u)
     tensors = (u, *parameters, *state.values())
@@ -209,7 +210,7 @@ def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, add: bool)
     *_, rows, depth = a.shape
     columns = b.shape[-1]
     groups, a_group, b_group = (a.shape[0], a.stride(0), b.stride(0)) if a.dim() > 2 else (1, 0, 0)
-    product = cast(Any, compiled()).Product(
+    product = compiled().Product(
         groups,
         rows,
         columns,

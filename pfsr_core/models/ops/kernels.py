@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def mix(
     """
     present = [tensor for tensor in parameters if tensor is not None]
     keep = torch.is_grad_enabled()
-    out, _ = _Mix.apply(eps, keep, lengths, u, *present)  # type: ignore[no-untyped-call]
-    return cast(Tensor, out)
+    out: Tensor = _Mix.apply(eps, keep, lengths, u, *present)[0]  # type: ignore[no-untyped-call]
+    return out
 
 
 # --- autograd, and vmap by folding the mapped dimension into the groups --------------------------

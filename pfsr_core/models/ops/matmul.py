@@ -7,7 +7,7 @@ of the two computes it is decided by shapes and by the machine's vectors, never 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +60,8 @@ def _applies_to(*tensors: Tensor) -> bool:
 
 def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     function = _MappedProduct if is_transformed() else _Product
-    return cast(Tensor, function.apply(a, b, bias))  # type: ignore[no-untyped-call]
+    out: Tensor = function.apply(a, b, bias)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Product(torch.autograd.Function):
@@ -99,11 +100,11 @@ class _MappedProduct(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
         """The mapped dimension becomes one of groups, or of more groups."""
-        mapped = [
+        mapped: Any = [
             None if value is None else mapped_first(value, dim, info.batch_size)
             for value, dim in zip(inputs, in_dims, strict=True)
         ]
-        nested = cast(Tensor, mapped[0]).dim() > 3
-        folded: Any = [x.flatten(0, 1) if nested and x is not None else x for x in mapped]
+        nested = mapped[0].dim() > 3
+        folded = [x.flatten(0, 1) if nested and x is not None else x for x in mapped]
         out = _differentiable(*folded)
         return out.unflatten(0, (info.batch_size, -1)) if nested else out, 0

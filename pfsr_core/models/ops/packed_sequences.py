@@ -1,6 +1,6 @@
-"""Short histories without their padding: the places that hold an interaction, one after the other.
+"""Packed (variable-length) sequences: histories without their padding, one after the other.
 
-Most of an encoder works position by position and need not see padding at all. With a layout such
+Most of an encoder works position by position and need not see padding at all. Packed, such
 parts run on (T, E), T interactions in all, and only what mixes positions gets (B, L, E) back.
 """
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pfsr_core.models.ops.func_transforms import is_transformed
 
-WORTH_IT = 0.95  # with more of the places filled than this, packing costs more than it saves
+WORTH_IT = 0.95  # with more of the positions filled than this, packing costs more than it saves
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where T interactions lie among (B, L) places; the padding is on the right.
+class PackedSequences:
+    """Where T interactions lie among (B, L) positions; the padding is on the right.
 
-    ``index`` (T,): their places, row by row; ``shape``: (B, L); ``lengths`` (B,): of each row.
+    ``index`` (T,): their positions, row by row; ``shape``: (B, L); ``lengths`` (B,): of each row.
     """
 
     index: Tensor
@@ -33,13 +33,13 @@ class Layout:
     def pad(self, x: Tensor) -> Tensor:
         """(T, E) to (B, L, E), zeros in between."""
         batch, length = self.shape
-        places = x.new_zeros(batch * length, x.shape[1])
-        padded: Tensor = places.index_copy(0, self.index, x).unflatten(0, self.shape)
+        flat = x.new_zeros(batch * length, x.shape[1])
+        padded: Tensor = flat.index_copy(0, self.index, x).unflatten(0, self.shape)
         return padded
 
 
-def layout_of(items: Tensor) -> Layout | None:
-    """The layout of item codes (B, L), right-padded with 0; None where packing would not pay.
+def find_packing(items: Tensor) -> PackedSequences | None:
+    """The packing of item codes (B, L), right-padded with 0; None where packing would not pay.
 
     None as well inside ``torch.func`` transforms: there a shape may not depend on values.
     """
@@ -49,4 +49,4 @@ def layout_of(items: Tensor) -> Layout | None:
     index = real.flatten().nonzero()[:, 0]
     if not 0 < len(index) < WORTH_IT * items.numel():
         return None
-    return Layout(index, (items.shape[0], items.shape[1]), real.sum(1))
+    return PackedSequences(index, (items.shape[0], items.shape[1]), real.sum(1))

@@ -25,7 +25,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ def selective_scan(
         y = _scan_by_kernel(x, dt, A, B, C)
         if y is not None:
             return y
-    y, _ = _Scan.apply(x, dt, A.t().unsqueeze(0), B, C)  # type: ignore[no-untyped-call]
-    return cast(Tensor, y)
+    outputs: tuple[Tensor, Tensor] = _Scan.apply(x, dt, A.t().unsqueeze(0), B, C)  # type: ignore[no-untyped-call]
+    return outputs[0]
 
 
 def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -85,10 +85,11 @@ def compiled_scan() -> Callable[..., Tensor] | None:
     """``selective_scan_fn`` of mamba-ssm where it is installed and loads, else None."""
     try:
         module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-        return cast(Callable[..., Tensor], module.selective_scan_fn)
+        scan: Callable[..., Tensor] = module.selective_scan_fn
     except Exception as error:  # a missing package, a missing compiled part, an old driver
         log.info("mamba-ssm's scan does not load (%s); plain PyTorch is used", error)
         return None
+    return scan
 
 
 def _scan_by_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor | None:

@@ -332,7 +332,12 @@ def test_the_command_at_the_head_of_the_market_recipe_runs(tmp_path: Path) -> No
     comment = "".join(line[1:] for line in recipe.read_text().splitlines(True) if line[0] == "#")
     command = comment[comment.index("pfsr simulate") :].replace("DIR", str(tmp_path))
     words = shlex.split(command.replace("\\\n", " "))
-    quick = ("federation.rounds=1", "algorithm.finetune-epochs=1", "model.id-dim=8", "run.compare=")
+    quick = (
+        "federation.rounds=1",
+        "algorithm.fecosr.finetune-epochs=1",
+        "model.id-dim=8",
+        "run.compare=",
+    )
     less = [part for setting in quick for part in ("--set", setting)]
     found = succeed(*words[1:], *less, "--set", "run.baselines=false", "--out", tmp_path / "run")
     assert re.search(r"market-uk +12 .*(local|federated)", found)

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.data import load_federation
-from pfsr_core.assembly.registries import scorer_training
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.ranking import per_user, rank_in_sample
-from pfsr_core.training.item_scorer import ScorerTraining, lesson_of
+from pfsr_core.training.item_scorer import draw_training_pairs
+from pfsr_core.training.local import LocalTraining
 
 
-def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds: int) -> float:
+def hit_rate(clients: Sequence[ClientDataset], training: LocalTraining, rounds: int) -> float:
     """HR@10 among 99 sampled items after ``rounds`` rounds, clients of one user each.
 
     Equal counts are put into a random order: ties count against the target otherwise.
@@ -29,19 +30,23 @@ def hit_rate(clients: Sequence[ClientDataset], training: ScorerTraining, rounds:
     for data in clients:
         drawn = np.zeros(data.num_items + 1)
         for round_ in range(1, rounds + 1):
-            lesson = lesson_of(training, data, round_)
-            zeros = (lesson.shares > 0) & (lesson.labels == 0)
-            drawn += np.bincount(lesson.codes[lesson.rows[zeros]], minlength=len(drawn))
+            pairs = draw_training_pairs(
+                training, data, round_, negatives_per_positive=4, by_row=True
+            )
+            zeros = (pairs.shares > 0) & (pairs.labels == 0)
+            drawn += np.bincount(pairs.codes[pairs.rows[zeros]], minlength=len(drawn))
         everything = np.arange(len(drawn))
         user = data.users[0]
         scores = coin.random(len(drawn)) - drawn
-        found.append(rank_in_sample(scores, everything, user.test, user.rivals(data.catalogue)))
+        found.append(
+            rank_in_sample(scores, everything, user.test, user.rivals(data.rankable_items))
+        )
     return float(per_user(np.array(found), "hr@10").mean())
 
 
 def after(settings: Settings, rounds: int) -> float:
     """:func:`hit_rate` on the federation of ``settings``."""
-    return hit_rate(load_federation(settings).clients, scorer_training(settings), rounds)
+    return hit_rate(load_federation(settings).clients, local_training(settings), rounds)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.federated.algorithm import ServerState
@@ -48,7 +48,7 @@ def precision_recall(guessed: ItemArray, truth: ItemArray) -> tuple[float, float
 
 def attack(
     assembly: Assembly,
-    federation: Federation,
+    federation: FederatedDataset,
     trained: tuple[ServerState, States],
     together: int,
 ) -> Iterator[tuple[float, float]]:

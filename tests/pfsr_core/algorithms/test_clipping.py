@@ -49,8 +49,8 @@ def test_an_update_is_clipped_where_it_is_too_long_and_nowhere_else(
     changes: dict[str, Value] = {"algorithm__name": algorithm, "model__items": items}
     _, federation, free = tiny_world(**changes)
     _, _, bounded = tiny_world(**changes, algorithm__max_row_change=bound)
-    server, data = free.algorithm.init(), federation.clients[0]
-    state, sent = free.algorithm.init_client(data), server.params
+    server, data = free.algorithm.server.init(), federation.clients[0]
+    state, sent = free.algorithm.client.init(data), server.params
     before = free.algorithm.client_update(server.broadcast(), state, data)
     after = bounded.algorithm.client_update(server.broadcast(), state, data)
     moves = before.params[ITEMS] - sent[ITEMS], after.params[ITEMS] - sent[ITEMS]
@@ -83,7 +83,7 @@ def test_the_bound_holds_in_the_bytes_of_every_reply(
         federation__clients=3,
         federation__rounds=2,
     )
-    shapes = assemble(settings, load_federation(settings).catalogue).algorithm.reply_shapes
+    shapes = assemble(settings, load_federation(settings).catalogue).algorithm.client.reply_shapes
     longest: list[float] = []
 
     def shared_of(message) -> Params:  # type: ignore[no-untyped-def]
@@ -110,8 +110,8 @@ def test_clipping_hides_no_sign() -> None:
             train__batch_size=16,
             algorithm__max_row_change=bound,
         )
-        server, data = assembly.algorithm.init(), federation.clients[0]
-        state = assembly.algorithm.init_client(data)
+        server, data = assembly.algorithm.server.init(), federation.clients[0]
+        state = assembly.algorithm.client.init(data)
         reply = assembly.algorithm.client_update(server.broadcast(), state, data)
         guessed = guess(server.params[ITEMS], reply.params[ITEMS])
         found.append(precision_recall(guessed, data.touched))
@@ -128,4 +128,4 @@ def test_who_sends_nothing_is_left_as_it_is() -> None:
     _, _, assembly = tiny_world(
         algorithm__name="local-only", model__items="shared", algorithm__max_row_change=1.0
     )
-    assert assembly.algorithm.reply_shapes == {}
+    assert assembly.algorithm.client.reply_shapes == {}

@@ -9,7 +9,7 @@ import torch
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.registries import ALGORITHMS, ITEMS_OF, TASKS
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated import simulation
 from pfsr_core.federated.algorithm import Broadcast
@@ -18,13 +18,13 @@ from pfsr_core.items.modes import ITEM_MODES
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import Params, Shapes, clone, distance, shapes_of
 from pfsr_core.settings.fields import SettingsError
-from tests.helpers.tiny import tiny_settings, tiny_world
+from tests.helpers.tiny import ITEMS_OF, OWN_MODEL, tiny_settings, tiny_world
 
 PAIRS = [
     (name, items)
     for name in ALGORITHMS
     for items in ITEM_MODES
-    if name not in ITEMS_OF or items == ITEMS_OF[name][0]
+    if name not in ITEMS_OF or items == ITEMS_OF[name]
 ]
 
 
@@ -50,18 +50,18 @@ def with_rows_of(assembly: Assembly, data: ClientDataset) -> Shapes:
 def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
-    server, state = algorithm.init(), algorithm.init_client(data)
+    server, state = algorithm.server.init(), algorithm.client.init(data)
     for _ in range(2):
         shared, before = clone(server.params), clone(state)
         update = algorithm.client_update(server.broadcast(), state, data)
-        assert shapes_of(update.params) == algorithm.reply_shapes
+        assert shapes_of(update.params) == algorithm.client.reply_shapes
         assert same(server.params, shared) and same(state, before)
         assert update.weight == (1.0 if name == "pfedrec" else data.num_interactions)
         reply = simulation.node_update(algorithm, server.broadcast(), {}, [data])[0]
-        state, server = update.state, algorithm.server_update(server, reply)
-    whole = algorithm.personalize(server.params, state)
+        state, server = update.state, algorithm.server.update(server, reply)
+    whole = algorithm.personalization.model(server.params, state)
     assert shapes_of(whole) == with_rows_of(assembly, data)
-    for view in algorithm.views.values():
+    for view in algorithm.personalization.variants.values():
         assert shapes_of(view(server.params, state)) == shapes_of(whole)
 
 
@@ -69,14 +69,14 @@ def test_a_round_sends_what_it_declares_and_writes_no_input(name: str, items: st
 def test_an_item_mode_of_its_own_is_demanded(own: str) -> None:
     settings = tiny_settings(algorithm__name=own)
     private = replace(settings, model=replace(settings.model, items="private"))
-    demand = f"write model.items = '{ITEMS_OF[own][0]}'"
+    demand = f"write model.items = '{ITEMS_OF[own]}'"
     with pytest.raises(SettingsError, match=demand):
         assemble(private, ["a", "b"])
     with pytest.raises(SettingsError, match=demand):
         algorithm_names(private)
 
 
-@pytest.mark.parametrize("own", TASKS)
+@pytest.mark.parametrize("own", OWN_MODEL)
 def test_soft_targets_need_a_next_item(own: str) -> None:
     with pytest.raises(SettingsError, match=r"predicts no next item.*semantic-share = 0"):
         tiny_world(algorithm__name=own, train__semantic_share=0.3)
@@ -84,10 +84,10 @@ def test_soft_targets_need_a_next_item(own: str) -> None:
 
 def test_what_is_private_is_never_in_a_reply(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
-    partition = assembly.task.partition.check(assembly.shapes)
-    assert not [key for key in assembly.algorithm.reply_shapes if key in partition.private]
+    partition = assembly.task.partition.names.check(assembly.shapes)
+    assert not [key for key in assembly.algorithm.client.reply_shapes if key in partition.private]
     table = len(federation.split.item_ids) + 1
-    rows = {key for key, shape in assembly.algorithm.reply_shapes.items() if table in shape}
+    rows = {key for key, shape in assembly.algorithm.client.reply_shapes.items() if table in shape}
     assert bool(rows) == (items in ("shared", "dual") and name != "local-only")
 
 
@@ -132,7 +132,7 @@ def test_it_learns(name: str, items: str) -> None:
         ),
     )
     # A binary loss begins below ln 2, and users of one client contradict each other.
-    assert losses[-1] < losses[0] - (0.05 if name in TASKS else 0.2)
+    assert losses[-1] < losses[0] - (0.05 if name in OWN_MODEL else 0.2)
 
 
 def test_an_absent_client_keeps_its_state(name: str, items: str) -> None:
@@ -155,20 +155,20 @@ def test_finetuning_sends_nothing_and_changes_the_private_part(name: str, items:
     data, algorithm = federation.clients[0], assembly.algorithm
     server, states = simulation.run(algorithm, federation.clients, rounds=1, seed=1)
     state = algorithm.finetune(server.broadcast(), states[data.client], data)
-    before = algorithm.personalize(server.params, states[data.client])
-    after = algorithm.personalize(server.params, state)
+    before = algorithm.personalization.model(server.params, states[data.client])
+    after = algorithm.personalization.model(server.params, state)
     assert shapes_of(after) == with_rows_of(assembly, data)
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_client_without_a_target_sends_the_shared_model_back(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
-    left = 0 if name in TASKS else 1  # what is trained on: items, or pairs of neighbours
+    left = 0 if name in OWN_MODEL else 1  # what is trained on: items, or pairs of neighbours
     user = federation.clients[0].users[0]
     lonely = replace(user, train=user.train[:left])
     data = replace(federation.clients[0], users=(lonely,))
-    server = assembly.algorithm.init()
-    state = assembly.algorithm.init_client(data)
+    server = assembly.algorithm.server.init()
+    state = assembly.algorithm.client.init(data)
     for round_ in (1, 2):
         broadcast = Broadcast(server.params, round_, {})
         update = assembly.algorithm.client_update(broadcast, state, data)
@@ -183,11 +183,11 @@ def test_the_server_takes_the_step_that_is_set(name: str, optimizer: str) -> Non
     for rate in (0.01, 0.1):
         _, federation, assembly = tiny_world(
             algorithm__name=name,
-            algorithm__server_optimizer=optimizer,
-            algorithm__server_learning_rate=rate,
+            algorithm__server__optimizer=optimizer,
+            algorithm__server__learning_rate=rate,
         )
         ends.append(simulation.run(assembly.algorithm, federation.clients, rounds=1, seed=1)[0])
-    start = assembly.algorithm.init().params
+    start = assembly.algorithm.server.init().params
     if start:
         near, far = (float(distance(end.params, start)) for end in ends)
         assert far == pytest.approx(10 * near, rel=1e-3) and near > 0

@@ -15,14 +15,14 @@ from pfsr_core.algorithms.fecosr import (
     FEDERATED,
     LOCAL,
     SHIPPED,
-    Finetuning,
+    FeCoSRSettings,
     Scored,
     Stages,
     fecosr,
 )
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import Federation
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated import simulation
@@ -39,13 +39,15 @@ from tests.helpers.tiny import tiny_settings, tiny_world
 VALID = "valid/excluded/ndcg@10"
 
 
-def world(**changes: Value) -> tuple[Federation, Assembly]:
+def world(**changes: Value) -> tuple[FederatedDataset, Assembly]:
     chosen = {"algorithm__name": "fecosr", "train__semantic_share": 0.3, **changes}
     _, federation, assembly = tiny_world(**chosen)
     return federation, assembly
 
 
-def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, simulation.States]:
+def after(
+    rounds: int, **changes: Value
+) -> tuple[FederatedDataset, Assembly, Params, simulation.States]:
     """A federation after some rounds: with its shared parameters and its clients' states."""
     federation, assembly = world(train__learning_rate=0.01, **changes)
     server, states = simulation.run(assembly.algorithm, federation.clients, rounds=rounds, seed=1)
@@ -53,9 +55,12 @@ def after(rounds: int, **changes: Value) -> tuple[Federation, Assembly, Params, 
 
 
 def finetuned(
-    algorithm: FederatedAlgorithm, shared: Params, states: simulation.States, federation: Federation
+    algorithm: FederatedAlgorithm,
+    shared: Params,
+    states: simulation.States,
+    federation: FederatedDataset,
 ) -> simulation.States:
-    broadcast = replace(algorithm.init(), params=shared, round=2).broadcast()
+    broadcast = replace(algorithm.server.init(), params=shared, round=2).broadcast()
     return simulation.finetune_clients(algorithm, broadcast, states, federation.clients)
 
 
@@ -69,7 +74,9 @@ def of_both(
 ) -> dict[str, float]:
     """What the federated and the local result reach on validation."""
     algorithm = assembly.algorithm
-    ways = {way: replace(algorithm, personalize=view) for way, view in algorithm.views.items()}
+    ways = {
+        way: algorithm.with_model(view) for way, view in algorithm.personalization.variants.items()
+    }
     return {
         way: valid(replace(assembly, algorithm=one), shared, state, data)
         for way, one in ways.items()
@@ -80,7 +87,7 @@ def test_an_untouched_adapter_changes_no_score() -> None:
     federation, assembly = world()
     _, _, semantic = tiny_world(model__items="semantic")
     data = federation.clients[0]
-    shared, own = assembly.task.init_shared(), assembly.task.init_private(data)
+    shared, own = assembly.task.partition.init_shared(), assembly.task.partition.init_private(data)
     scores = make_scorer(assembly.task, {**shared, **own}, data, 10)([data.users[0].train])
     residual = {RESIDUAL: torch.zeros(len(data.touched) + 1, 8)}
     expected = make_scorer(semantic.task, {**shared, **residual}, data, 10)([data.users[0].train])
@@ -89,10 +96,10 @@ def test_an_untouched_adapter_changes_no_score() -> None:
 
 def test_pretraining_moves_what_is_shared_and_no_adapter() -> None:
     federation, assembly, shared, states = after(2)
-    start = assembly.task.init_shared()
+    start = assembly.task.partition.init_shared()
     assert all(not torch.equal(shared[name], start[name]) for name in start if "bias" not in name)
     for data in federation.clients:
-        for name, tensor in assembly.task.init_private(data).items():
+        for name, tensor in assembly.task.partition.init_private(data).items():
             assert torch.equal(states[data.client][name], tensor)
             assert name == BASIS or not tensor.any()
 
@@ -100,19 +107,19 @@ def test_pretraining_moves_what_is_shared_and_no_adapter() -> None:
 def test_markets_weigh_their_interactions_to_a_power() -> None:
     federation, assembly = world(algorithm__weight_power=0.5)
     algorithm, data = assembly.algorithm, federation.clients[0]
-    broadcast = algorithm.init().broadcast()
-    update = algorithm.client_update(broadcast, algorithm.init_client(data), data)
+    broadcast = algorithm.server.init().broadcast()
+    update = algorithm.client_update(broadcast, algorithm.client.init(data), data)
     assert update.weight == data.num_interactions**0.5
 
 
 def test_stage_2_starts_at_the_model_of_stage_1() -> None:
     federation, assembly, shared, states = after(1)
     settings, _, _ = tiny_world()
-    none = fecosr(assembly.task, local_training(settings), finetuning=Finetuning(epochs=0))
+    none = fecosr(assembly.task, local_training(settings), FeCoSRSettings(finetune_epochs=0))
     found = finetuned(none, shared, states, federation)
     for data in federation.clients:
-        before = assembly.algorithm.personalize(shared, states[data.client])
-        same = none.views[FEDERATED](shared, found[data.client])
+        before = assembly.algorithm.personalization.model(shared, states[data.client])
+        same = none.personalization.variants[FEDERATED](shared, found[data.client])
         assert before.keys() == same.keys()
         assert all(torch.equal(before[name], same[name]) for name in before)
 
@@ -133,12 +140,12 @@ def prefer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.mark.parametrize("mode", ["adapter", "all", "all+adapter"])
 def test_finetuning_moves_what_its_mode_names(mode: str, prefer: Callable[[str], None]) -> None:
     prefer("last")
-    federation, assembly, shared, states = after(1, algorithm__finetune_mode=mode)
+    federation, assembly, shared, states = after(1, algorithm__fecosr__finetune_mode=mode)
     found = finetuned(assembly.algorithm, shared, states, federation)
     moved: set[str] = set()
     for data in federation.clients:
-        before = assembly.algorithm.personalize(shared, states[data.client])
-        whole = assembly.algorithm.views[FEDERATED](shared, found[data.client])
+        before = assembly.algorithm.personalization.model(shared, states[data.client])
+        whole = assembly.algorithm.personalization.variants[FEDERATED](shared, found[data.client])
         moved |= {name for name in before if not torch.equal(whole[name], before[name])}
     adapter = {name for name in moved if name.startswith("adapter.")}
     assert bool(adapter) == ("adapter" in mode)
@@ -150,7 +157,7 @@ def test_where_validation_prefers_the_start_nothing_moves(prefer: Callable[[str]
     federation, assembly, shared, states = after(1)
     found = finetuned(assembly.algorithm, shared, states, federation)
     for data in federation.clients:
-        before = assembly.algorithm.personalize(shared, states[data.client])
+        before = assembly.algorithm.personalization.model(shared, states[data.client])
         whole = assembly.algorithm.views[FEDERATED](shared, found[data.client])
         assert all(torch.equal(whole[name], before[name]) for name in before)
 
@@ -168,12 +175,12 @@ def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
         reached = {way: np.float32(score) for way, score in both(state, data).items()}
         federated = reached[FEDERATED] > reached[LOCAL]
         assert np.float32(valid(assembly, shared, state, data)) == max(reached.values())
-        assert algorithm.outcome(state) == {SHIPPED: float(federated)}
+        assert algorithm.personalization.outcome(state) == {SHIPPED: float(federated)}
         shipped += federated
         assert reached[FEDERATED] >= np.float32(valid(assembly, shared, states[data.client], data))
-    total = merge_sums(algorithm.outcome(state) for state in found.values())
+    total = merge_sums(algorithm.personalization.outcome(state) for state in found.values())
     assert total[SHIPPED] == shipped
-    assert not algorithm.outcome(states[federation.clients[0].client])
+    assert not algorithm.personalization.outcome(states[federation.clients[0].client])
 
 
 def test_the_model_alone_knows_nothing_of_the_others() -> None:
@@ -183,11 +190,11 @@ def test_the_model_alone_knows_nothing_of_the_others() -> None:
     found = finetuned(assembly.algorithm, shared, states, federation)[data.client]
     settings, _, _ = tiny_world(train__learning_rate=0.01, train__engine="loop")
     hard = replace(assembly.task, soft_targets=None)
-    alone = fecosr(hard, local_training(settings), finetuning=Finetuning(epochs=2))
+    alone = fecosr(hard, local_training(settings), FeCoSRSettings(finetune_epochs=2))
     _, own = simulation.run(alone, [data], rounds=2, seed=1)
-    broadcast = replace(alone.init(), round=2).broadcast()
+    broadcast = replace(alone.server.init(), round=2).broadcast()
     other = alone.finetune(broadcast, own[data.client], data)
-    for name, tensor in alone.views[LOCAL]({}, other).items():
+    for name, tensor in alone.personalization.variants[LOCAL]({}, other).items():
         assert torch.equal(found[f"{LOCAL}/{name}"], tensor)
 
 
@@ -199,27 +206,29 @@ def test_a_market_that_cannot_train(left: int) -> None:
     lone = replace(data.users[0], train=data.users[0].train[:1])
     market = replace(data, users=(lone,)[:left])
     algorithm = assembly.algorithm
-    fresh = algorithm.init_client(market)
-    update = algorithm.client_update(algorithm.init().broadcast(), fresh, market)
-    assert all(torch.equal(update.params[name], algorithm.init().params[name]) for name in shared)
+    fresh = algorithm.client.init(market)
+    update = algorithm.client_update(algorithm.server.init().broadcast(), fresh, market)
+    assert all(
+        torch.equal(update.params[name], algorithm.server.init().params[name]) for name in shared
+    )
     (ended,) = finetuned(algorithm, shared, {}, replace(federation, clients=(market,))).values()
-    start = assembly.task.init_shared()
-    local = algorithm.views[LOCAL](shared, ended)
+    start = assembly.task.partition.init_shared()
+    local = algorithm.personalization.variants[LOCAL](shared, ended)
     assert all(torch.equal(local[name], start[name]) for name in start)
-    federated = algorithm.views[FEDERATED](shared, ended)
+    federated = algorithm.personalization.variants[FEDERATED](shared, ended)
     assert all(torch.equal(federated[name], shared[name]) for name in shared)
     reached = of_both(assembly, shared, ended, market) if left else {}
     beats = bool(left) and reached[FEDERATED] > reached[LOCAL]
-    assert algorithm.outcome(ended) == {SHIPPED: float(beats)}
+    assert algorithm.personalization.outcome(ended) == {SHIPPED: float(beats)}
 
 
 def test_without_the_rule_nobody_trains_alone() -> None:
-    federation, assembly, shared, states = after(1, algorithm__safety_rule=False)
-    assert not assembly.algorithm.views
+    federation, assembly, shared, states = after(1, algorithm__fecosr__safety_rule=False)
+    assert not assembly.algorithm.personalization.variants
     found = finetuned(assembly.algorithm, shared, states, federation)
     for state in [*states.values(), *found.values()]:
         assert not any(name.startswith(("alone", LOCAL)) for name in state)
-        assert not assembly.algorithm.outcome(state)
+        assert not assembly.algorithm.personalization.outcome(state)
 
 
 def test_a_rule_without_a_second_stage_is_refused() -> None:
@@ -227,7 +236,8 @@ def test_a_rule_without_a_second_stage_is_refused() -> None:
     algorithm = replace(settings.algorithm, finetune=False)
     with pytest.raises(SettingsError, match=r"compares finetuned models.*finetune = true, or"):
         algorithm_names(replace(settings, algorithm=algorithm))
-    unseen = replace(algorithm, safety_rule=False)
+    own = {**algorithm.own, "fecosr": FeCoSRSettings(safety_rule=False)}
+    unseen = replace(algorithm, own=own)
     assert algorithm_names(replace(settings, algorithm=unseen)) == ["fecosr"]
 
 
@@ -240,7 +250,7 @@ def test_rows_of_users_that_no_stage_trains_are_refused() -> None:
     }
     assert algorithm_names(tiny_settings(**memory)) == ["fecosr"]
     with pytest.raises(SettingsError, match="personal-memory with fecosr.*'all'"):
-        algorithm_names(tiny_settings(**memory, algorithm__finetune_mode="all"))
+        algorithm_names(tiny_settings(**memory, algorithm__fecosr__finetune_mode="all"))
 
 
 def test_the_model_alone_has_no_head_start() -> None:

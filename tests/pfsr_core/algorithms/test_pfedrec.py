@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import exp
 
 import numpy as np
 import pytest
 import torch
 
-from pfsr_core.assembly.assemble import assemble
+from pfsr_core.assembly.assemble import assemble, local_training
 from pfsr_core.assembly.data import load_federation
-from pfsr_core.assembly.registries import scorer_training
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.federated import simulation
 from pfsr_core.federated.algorithm import (
@@ -29,7 +29,9 @@ from pfsr_core.serving.recommend import MODEL, recommend
 from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched_item_scorer as batched_scorer
 from pfsr_core.training.batched_item_scorer import train_scorers
-from pfsr_core.training.item_scorer import Lesson, ScorerTraining, lesson_of, train_scorer
+from pfsr_core.training.item_scorer import TrainingPairs, train_scorer
+from pfsr_core.training.item_scorer import draw_training_pairs as draw_pairs
+from pfsr_core.training.local import LocalTraining
 from tests.helpers.float64 import double
 from tests.helpers.tiny import tiny_settings, tiny_world
 from tests.pfsr_core.algorithms.no_learning import hit_rate
@@ -43,8 +45,11 @@ ONE_USER: dict[str, Value] = {
 }
 
 
-def training_of(**changes: Value) -> ScorerTraining:
-    return scorer_training(tiny_settings(**{**ONE_USER, **changes}))
+draw_training_pairs = partial(draw_pairs, negatives_per_positive=4, by_row=True)
+
+
+def training_of(**changes: Value) -> LocalTraining:
+    return local_training(tiny_settings(**{**ONE_USER, **changes}))
 
 
 def reader(*items: int, num_items: int = 600, name: str = "reader") -> ClientDataset:
@@ -56,36 +61,35 @@ def updates(
     algorithm: FederatedAlgorithm, *clients: ClientDataset, of: Callable[[Params], Params] = double
 ) -> list[ClientUpdate]:
     """Of a first round; in float64, or with the parameters that ``of`` makes of float32."""
-    states = [of(algorithm.init_client(data)) for data in clients]
-    broadcast = Broadcast(of(algorithm.init().params), 1, {})
-    return algorithm.client_updates(broadcast, states, clients)
+    states = [of(algorithm.client.init(data)) for data in clients]
+    broadcast = Broadcast(of(algorithm.server.init().params), 1, {})
+    return algorithm.client.updates(broadcast, states, clients)
 
 
-def two_steps() -> tuple[Params, Lesson]:
+def two_steps() -> tuple[Params, TrainingPairs]:
     """Items 1 (twice, liked) and 3 (not) in one batch of three, D = 1."""
     params = {ITEMS: torch.tensor([[0.0], [2.0], [7.0], [1.0]])}
     params |= {WEIGHT: torch.tensor([[0.5]]), BIAS: torch.tensor([0.1])}
-    lesson = Lesson(
+    pairs = TrainingPairs(
         codes=np.array([1, 3]),
         rows=np.array([[0, 0, 1]]),
         labels=np.array([[1, 1, 0]], np.float32),
         shares=np.full((1, 3), 1 / 3, np.float32),
         item_shares=np.array([[0.5, 0.5, 1.0]], np.float32),
     )
-    return params, lesson
+    return params, pairs
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 def test_a_batch_by_hand(engine: str) -> None:
-    params, lesson = two_steps()
-    local = replace(training_of().local, learning_rate=0.3, item_learning_rate=2.0)
-    config = ScorerTraining(local)
+    params, pairs = two_steps()
+    config = training_of().with_settings(learning_rate=0.3, item_learning_rate=2.0)
     if engine == "loop":
-        whole, losses = train_scorer(config, params, lesson, 1)
+        whole, losses = train_scorer(config, params, pairs, 1)
         rows = whole[ITEMS][[1, 3]]
         assert float(whole[ITEMS][2]) == 7.0
     else:
-        ((whole, rows, losses),) = train_scorers(config, params[ITEMS], [params], [lesson], 1)
+        ((whole, rows, losses),) = train_scorers(config, params[ITEMS], [params], [pairs], 1)
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + exp(-x))
@@ -108,7 +112,7 @@ def test_a_batch_by_hand(engine: str) -> None:
 
 @pytest.mark.parametrize("item_step", ["row", "batch"])
 def test_in_float32_a_batch_equals_the_loop(item_step: str) -> None:
-    changes: dict[str, Value] = {**ONE_USER, "algorithm__item_step": item_step}
+    changes: dict[str, Value] = {**ONE_USER, "algorithm__pfedrec__item_step": item_step}
     found: list[list[ClientUpdate]] = []
     for engine in ("loop", "batched"):
         _, federation, assembly = tiny_world(**changes, train__engine=engine)
@@ -134,10 +138,10 @@ def test_clients_of_one_item_and_of_none_train_beside_others(engine: str) -> Non
     for found, alone in zip((first, second), expected, strict=True):
         torch.testing.assert_close(found.params[ITEMS], alone.params[ITEMS], rtol=0, atol=1e-12)
     assert little.metrics["train-targets"] == 5 and 1 < len(little.state[CODES]) <= 5
-    assert torch.equal(nothing.params[ITEMS], algorithm.init().params[ITEMS])
+    assert torch.equal(nothing.params[ITEMS], algorithm.server.init().params[ITEMS])
     assert len(nothing.state[CODES]) == nothing.norm == nothing.metrics["train-targets"] == 0
     assert torch.equal(
-        algorithm.personalize(nothing.params, nothing.state)[ITEMS], nothing.params[ITEMS]
+        algorithm.personalization.model(nothing.params, nothing.state)[ITEMS], nothing.params[ITEMS]
     )
 
 
@@ -145,14 +149,14 @@ def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     _, federation, assembly = tiny_world(**ONE_USER)
     whole = updates(assembly.algorithm, *federation.clients)
     monkeypatch.setattr(batched_scorer, "SAMPLES", 50)
-    lessons = [lesson_of(training_of(), data, 1) for data in federation.clients]
-    groups = batched_scorer._groups(lessons)
+    client_pairs = [draw_training_pairs(training_of(), data, 1) for data in federation.clients]
+    groups = batched_scorer._groups(client_pairs)
     assert len(groups) > 3
-    assert sorted(i for group in groups for i in group) == list(range(len(lessons)))
+    assert sorted(i for group in groups for i in group) == list(range(len(client_pairs)))
     for group in groups:
-        widest = max(lessons[i].rows.shape[1] for i in group)
+        widest = max(client_pairs[i].rows.shape[1] for i in group)
         assert len(group) == 1 or len(group) * widest <= 50
-        steps = [len(lessons[i].rows) for i in group]
+        steps = [len(client_pairs[i].rows) for i in group]
         assert steps == sorted(steps, reverse=True)
     for one, other in zip(whole, updates(assembly.algorithm, *federation.clients), strict=True):
         torch.testing.assert_close(one.params, other.params, rtol=0, atol=1e-12)
@@ -161,7 +165,7 @@ def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_rows_that_a_client_did_not_touch_are_not_computed() -> None:
     _, federation, assembly = tiny_world(**ONE_USER)
     algorithm, data = assembly.algorithm, federation.clients[0]
-    server, state = algorithm.init(), algorithm.init_client(data)
+    server, state = algorithm.server.init(), algorithm.client.init(data)
     expected = algorithm.client_update(server.broadcast(), state, data)
     touched = expected.state[CODES].long()
     poisoned = torch.full_like(server.params[ITEMS], torch.nan)
@@ -175,11 +179,13 @@ def test_rows_that_a_client_did_not_touch_are_not_computed() -> None:
 
 def test_negatives_are_drawn_anew_every_round_and_say_what_the_protocol_says() -> None:
     data = reader(1, 2, 3, num_items=8)
-    training = replace(training_of(), negatives_per_positive=4)
+    training = training_of()
     drawn = {}
     for protocol in ("strict", "paper-pfedrec"):
-        lessons = [lesson_of(training, replace(data, protocol=protocol), r) for r in range(1, 30)]
-        zeros = [one.codes[one.rows[(one.shares > 0) & (one.labels == 0)]] for one in lessons]
+        client_pairs = [
+            draw_training_pairs(training, replace(data, protocol=protocol), r) for r in range(1, 30)
+        ]
+        zeros = [one.codes[one.rows[(one.shares > 0) & (one.labels == 0)]] for one in client_pairs]
         assert {len(part) for part in zeros} == {12}
         assert len({tuple(np.sort(part)) for part in zeros}) > 5
         drawn[protocol] = set(np.concatenate(zeros).tolist())
@@ -188,11 +194,11 @@ def test_negatives_are_drawn_anew_every_round_and_say_what_the_protocol_says() -
 
 def test_every_sample_counts_once_an_epoch() -> None:
     training = training_of(train__local_epochs=3, train__batch_size=4)
-    lesson = lesson_of(training, reader(5, 9, 2), 1)
-    assert lesson.rows.shape == (3 * 4, 4)  # 15 samples, in batches of 4, 4, 4, 3
-    assert (lesson.shares > 0).sum() == 3 * 15
-    assert lesson.shares.sum(1) == pytest.approx(np.ones(12))
-    for rows, shares in zip(lesson.rows, lesson.item_shares, strict=True):
+    pairs = draw_training_pairs(training, reader(5, 9, 2), 1)
+    assert pairs.rows.shape == (3 * 4, 4)  # 15 samples, in batches of 4, 4, 4, 3
+    assert (pairs.shares > 0).sum() == 3 * 15
+    assert pairs.shares.sum(1) == pytest.approx(np.ones(12))
+    for rows, shares in zip(pairs.rows, pairs.item_shares, strict=True):
         for row in set(rows[shares > 0]):
             assert shares[rows == row].sum() == pytest.approx(1.0)
 
@@ -200,9 +206,11 @@ def test_every_sample_counts_once_an_epoch() -> None:
 def test_what_is_kept_of_a_table_are_the_rows_last_touched() -> None:
     _, federation, assembly = tiny_world(**ONE_USER)
     algorithm, data = assembly.algorithm, federation.clients[0]
-    first = algorithm.client_update(algorithm.init().broadcast(), algorithm.init_client(data), data)
-    newer = {ITEMS: algorithm.init().params[ITEMS] + 1.0}
-    table = algorithm.personalize(newer, first.state)[ITEMS]
+    first = algorithm.client_update(
+        algorithm.server.init().broadcast(), algorithm.client.init(data), data
+    )
+    newer = {ITEMS: algorithm.server.init().params[ITEMS] + 1.0}
+    table = algorithm.personalization.model(newer, first.state)[ITEMS]
     touched = first.state[CODES].long()
     assert set(touched.tolist()) >= set(data.touched.tolist())
     assert torch.equal(table[touched], first.state[ROWS])
@@ -211,7 +219,7 @@ def test_what_is_kept_of_a_table_are_the_rows_last_touched() -> None:
     # After absence it trains from what it receives, with its own score function.
     again = algorithm.client_update(Broadcast(newer, 7), first.state, data)
     forgotten = {
-        **algorithm.init_client(data),
+        **algorithm.client.init(data),
         WEIGHT: first.state[WEIGHT],
         BIAS: first.state[BIAS],
     }
@@ -222,20 +230,20 @@ def test_what_is_kept_of_a_table_are_the_rows_last_touched() -> None:
 def test_three_views() -> None:
     _, federation, assembly = tiny_world(**ONE_USER)
     algorithm, data = assembly.algorithm, federation.clients[0]
-    shared, fresh = algorithm.init().params, algorithm.init_client(data)
-    state = algorithm.client_update(algorithm.init().broadcast(), fresh, data).state
-    seen = {name: view(shared, state) for name, view in algorithm.views.items()}
+    shared, fresh = algorithm.server.init().params, algorithm.client.init(data)
+    state = algorithm.client_update(algorithm.server.init().broadcast(), fresh, data).state
+    seen = {name: view(shared, state) for name, view in algorithm.personalization.variants.items()}
     assert set(seen) == {GLOBAL, WITH_PRIVATE}
     assert all(torch.equal(one[ITEMS], shared[ITEMS]) for one in seen.values())
     assert torch.equal(seen[GLOBAL][WEIGHT], fresh[WEIGHT])
     assert torch.equal(seen[WITH_PRIVATE][WEIGHT], state[WEIGHT])
-    full = algorithm.personalize(shared, state)
+    full = algorithm.personalization.model(shared, state)
     assert torch.equal(full[WEIGHT], state[WEIGHT]) and not torch.equal(full[ITEMS], shared[ITEMS])
 
 
 def test_only_the_item_table_leaves() -> None:
     _, _, assembly = tiny_world(**ONE_USER)
-    assert assembly.algorithm.reply_shapes == {ITEMS: assembly.shapes[ITEMS]}
+    assert assembly.algorithm.client.reply_shapes == {ITEMS: assembly.shapes[ITEMS]}
     assert set(assembly.shapes) == {ITEMS, WEIGHT, BIAS}
 
 
@@ -249,7 +257,7 @@ def test_size_pattern_and_weight_of_a_reply_are_those_of_every_client() -> None:
         assert one.weight == 1.0
     nonzero = [one.params[ITEMS] != 0 for one in (little, much)]
     assert torch.equal(*nonzero) and bool(nonzero[0][1:].all())
-    sent = algorithm.init().params[ITEMS]
+    sent = algorithm.server.init().params[ITEMS]
     moved = [int((one.params[ITEMS] != sent).any(1).sum()) for one in (little, much)]
     assert moved[0] <= 25 < 500 <= moved[1]  # not hidden, and not claimed to be
 
@@ -258,7 +266,12 @@ def test_size_pattern_and_weight_of_a_reply_are_those_of_every_client() -> None:
 def test_one_reply_gives_the_history_away_and_a_sum_gives_less(item_step: str) -> None:
     world: dict[str, Value] = {"data__path": "users=60,items=300,seed=3,mean_length=20"}
     _, federation, assembly = tiny_world(
-        **{**ONE_USER, **world, "algorithm__item_step": item_step, "model__embedding_dim": 32}
+        **{
+            **ONE_USER,
+            **world,
+            "algorithm__pfedrec__item_step": item_step,
+            "model__embedding_dim": 32,
+        }
     )
     trained = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=0)
     alone = np.mean(list(attack(assembly, federation, trained, 1)), axis=0)

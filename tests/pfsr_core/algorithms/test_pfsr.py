@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from pfsr_core.algorithms.fed_avg import fed_avg
-from pfsr_core.algorithms.pfsr import PERSONAL, TARGET_NORM, UNMASKED, Magnitude, pfsr, split_state
-from pfsr_core.algorithms.variable_response import Response
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.algorithms.pfsr import (
+    PERSONAL,
+    TARGET_NORM,
+    UNMASKED,
+    PFSRSettings,
+    pfsr,
+    split_state,
+)
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.task import make_task
 from pfsr_core.federated import simulation
 from pfsr_core.federated.algorithm import FederatedAlgorithm, Reply, ServerState
 from tests.helpers.tiny import tiny_world
 
-OFF = Magnitude(keep=0.0, magnitude=0.0)
-ON = Magnitude()
-FEW_SAMPLES = Response(fisher_samples=16)
-
-
+FEW_SAMPLES = PFSRSettings(fisher_samples=16, two_phases=True)
 WHOLE = replace(FEW_SAMPLES, serve="personal")  # the whole encoder stays in the state
+OFF: dict[str, Any] = {"anchor_strength": 0.0, "magnitude_strength": 0.0}
+STRONG: dict[str, Any] = {"anchor_strength": 0.0, "magnitude_strength": 50.0}
+ANCHORED: dict[str, Any] = {"anchor_strength": 100.0, "magnitude_strength": 0.0}
 
 
 def build(
-    response: Response = FEW_SAMPLES,
-    loss: Magnitude = ON,
-    aggregation: str = "zero",
+    ours: PFSRSettings = FEW_SAMPLES, **changes: Any
 ) -> tuple[FederatedAlgorithm, FederatedAlgorithm, list]:
     settings, federation, _ = tiny_world(train__local_epochs=4)
     task = make_task(settings, federation.split.item_ids)
     training = local_training(settings)
-    algorithm = pfsr(task, training, response=response, loss=loss, aggregation=aggregation)
+    algorithm = pfsr(task, training, replace(ours, **changes))
     return algorithm, fed_avg(task, training), list(federation.clients)
 
 
@@ -44,14 +48,14 @@ def test_the_first_round_is_federated_averaging() -> None:
 
 
 def test_without_masks_and_terms_every_round_is_federated_averaging() -> None:
-    algorithm, averaging, clients = build(Response(mask_mode="none"), OFF)
+    algorithm, averaging, clients = build(mask_mode="none", **OFF)
     ours, _ = simulation.run(algorithm, clients, rounds=3, seed=0)
     theirs, _ = simulation.run(averaging, clients, rounds=3, seed=0)
     assert all(torch.equal(ours.params[name], theirs.params[name]) for name in ours.params)
 
 
 def test_everything_kept_sends_the_shared_model_back() -> None:
-    algorithm, _, clients = build(Response(rho=1.0, fisher_samples=64))
+    algorithm, _, clients = build(rho=1.0, fisher_samples=64)
     server, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     update = algorithm.client_update(server.broadcast(), states[clients[0].client], clients[0])
     kept = update.metrics["kept/"]
@@ -78,45 +82,48 @@ def test_the_personal_encoder_is_state_and_never_sent() -> None:
     algorithm, _, clients = build()
     _, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     assert any(name.startswith(PERSONAL) for name in states[clients[0].client])
-    assert not any(name.startswith(PERSONAL) for name in algorithm.reply_shapes)
+    assert not any(name.startswith(PERSONAL) for name in algorithm.client.reply_shapes)
 
 
 def test_the_target_norm_is_the_median_of_the_clients_norms() -> None:
     algorithm, _, _ = build()
     server = ServerState({"a": torch.zeros(1)})
     reply = Reply({"a": torch.ones(1)}, 3.0, {}, (5.0, 1.0, 2.0))
-    assert algorithm.server_update(server, reply).signals == {TARGET_NORM: 2.0}
+    assert algorithm.server.update(server, reply).signals == {TARGET_NORM: 2.0}
 
 
 def test_the_magnitude_term_is_off_in_round_one_and_pulls_later() -> None:
-    strong, _, clients = build(loss=Magnitude(keep=0.0, magnitude=50.0))
-    off, _, _ = build(loss=OFF)
+    strong, _, clients = build(**STRONG)
+    off, _, _ = build(**OFF)
     server, states = simulation.run(off, clients, rounds=1, seed=0)
     small = replace(server, signals={TARGET_NORM: 0.0})
     state, data = states[clients[0].client], clients[0]
     pulled = strong.client_update(small.broadcast(), state, data).norm
     free = off.client_update(small.broadcast(), state, data).norm
     assert pulled < 0.9 * free
-    first = strong.client_update(strong.init().broadcast(), strong.init_client(data), data)
-    assert first.norm == off.client_update(off.init().broadcast(), off.init_client(data), data).norm
+    first = strong.client_update(strong.server.init().broadcast(), strong.client.init(data), data)
+    assert (
+        first.norm
+        == off.client_update(off.server.init().broadcast(), off.client.init(data), data).norm
+    )
 
 
 def test_a_magnitude_term_from_above_does_not_make_small_changes_larger() -> None:
-    off, _, clients = build(loss=OFF)
+    off, _, clients = build(**OFF)
     server, states = simulation.run(off, clients, rounds=1, seed=0)
     large = replace(server, signals={TARGET_NORM: 1e3})
     state, data = states[clients[0].client], clients[0]
 
-    def norm(loss: Magnitude) -> float:
-        return build(loss=loss)[0].client_update(large.broadcast(), state, data).norm
+    def norm(**changes: Any) -> float:
+        return build(**changes)[0].client_update(large.broadcast(), state, data).norm
 
-    assert norm(Magnitude(keep=0.0, magnitude=50.0)) == norm(OFF)
-    assert norm(Magnitude(keep=0.0, magnitude=50.0, side="both")) > norm(OFF)
+    assert norm(**STRONG) == norm(**OFF)
+    assert norm(**STRONG, magnitude_side="both") > norm(**OFF)
 
 
 def test_keeping_holds_the_kept_part_to_the_old_personal_one() -> None:
-    strong, _, clients = build(WHOLE, Magnitude(keep=100.0, magnitude=0.0))
-    off, _, _ = build(WHOLE, OFF)
+    strong, _, clients = build(WHOLE, **ANCHORED)
+    off, _, _ = build(WHOLE, **OFF)
     server, states = simulation.run(off, clients, rounds=1, seed=0)
     old = split_state(states[clients[0].client], server.params).encoder
 
@@ -134,7 +141,7 @@ def test_count_aggregation_divides_by_those_who_did_not_mask() -> None:
     algorithm, _, _ = build(aggregation="count")
     server = ServerState({"a": torch.tensor([1.0, 1.0, 1.0])})
     mean = {"a": torch.tensor([2.0, 2.0, 1.0]), UNMASKED + "a": torch.tensor([1.0, 0.5, 0.0])}
-    new = algorithm.server_update(server, Reply(mean, 2.0, {}, (1.0,)))
+    new = algorithm.server.update(server, Reply(mean, 2.0, {}, (1.0,)))
     assert new.params["a"].tolist() == [2.0, 3.0, 1.0]
 
 
@@ -142,15 +149,14 @@ def test_count_aggregation_divides_by_those_who_did_not_mask() -> None:
 @pytest.mark.parametrize("aggregation", ["zero", "count"])
 @pytest.mark.parametrize("two_phases", [True, False])
 def test_every_switch_runs_and_stays_finite(mode: str, aggregation: str, two_phases: bool) -> None:
-    response = Response(mask_mode=mode, fisher_samples=16)
-    algorithm, _, clients = build(response, Magnitude(two_phases=two_phases), aggregation)
+    algorithm, _, clients = build(mask_mode=mode, two_phases=two_phases, aggregation=aggregation)
     server, states = simulation.run(algorithm, clients, rounds=3, seed=0)
     for params in (server.params, *states.values()):
         assert all(bool(tensor.isfinite().all()) for tensor in params.values())
 
 
-def kept_in_round_two(response: Response) -> float:
-    algorithm, _, clients = build(response)
+def kept_in_round_two(settings: PFSRSettings) -> float:
+    algorithm, _, clients = build(settings)
     server, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     update = algorithm.client_update(server.broadcast(), states[clients[0].client], clients[0])
     return update.metrics["kept/"]
@@ -167,7 +173,7 @@ def test_serving_merges_what_the_next_round_would_start_from() -> None:
     server, states = simulation.run(algorithm, clients, rounds=2, seed=0)
     state = states[clients[0].client]
     own = split_state(state, server.params)
-    served = algorithm.personalize(server.params, state)
+    served = algorithm.personalization.model(server.params, state)
     for name, shared in server.params.items():
         expected = torch.where(own.masks[name], own.encoder[name], shared)
         assert torch.equal(served[name], expected)
@@ -182,17 +188,17 @@ def test_only_the_kept_coordinates_are_remembered_unless_all_are_served() -> Non
     assert all(torch.equal(server.params[n], same_server.params[n]) for n in server.params)
     state, whole = (found[clients[0].client] for found in (states, whole_states))
     assert sum(t.nbytes for t in state.values()) < 0.5 * sum(t.nbytes for t in whole.values())
-    served = few.personalize(server.params, state)
-    merged = few.personalize(server.params, whole)
+    served = few.personalization.model(server.params, state)
+    merged = few.personalization.model(server.params, whole)
     assert all(torch.equal(served[name], merged[name]) for name in merged)
-    own, left = split_state(whole, server.params), every.personalize(server.params, whole)
+    own, left = split_state(whole, server.params), every.personalization.model(server.params, whole)
     assert all(torch.equal(left[name], own.encoder[name]) for name in server.params)
 
 
 def test_a_global_anchor_holds_the_kept_part_to_the_received_one() -> None:
-    def gap(loss: Magnitude) -> float:
-        algorithm, _, clients = build(WHOLE, loss)
-        server, states = simulation.run(build(WHOLE, OFF)[0], clients, rounds=1, seed=0)
+    def gap(anchor: str) -> float:
+        algorithm, _, clients = build(WHOLE, **ANCHORED, anchor=anchor)
+        server, states = simulation.run(build(WHOLE, **OFF)[0], clients, rounds=1, seed=0)
         state = states[clients[0].client]
         masks = split_state(state, server.params).masks
         update = algorithm.client_update(server.broadcast(), state, clients[0])
@@ -200,5 +206,5 @@ def test_a_global_anchor_holds_the_kept_part_to_the_received_one() -> None:
         gaps = [(personal[n] - server.params[n])[masks[n]].abs().sum() for n in masks]
         return float(sum(gaps))
 
-    held = gap(Magnitude(keep=100.0, magnitude=0.0, anchor="global"))
-    assert held < gap(Magnitude(keep=100.0, magnitude=0.0, anchor="local"))
+    held = gap("global")
+    assert held < gap("local")

@@ -5,11 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pfsr_core.algorithms.server_optimizers import SECOND_MOMENT, average, server_step
+from pfsr_core.algorithms.server_optimizers import (
+    SECOND_MOMENT,
+    ServerOptimizerSettings,
+    ServerStep,
+    average,
+    server_optimizer,
+)
 from pfsr_core.federated.algorithm import ServerState
 
 START = ServerState({"a": torch.tensor([1.0, 1.0])}, signals={"kept": 3.0})
 MEAN = {"a": torch.tensor([2.0, 1.0])}
+
+
+def server_step(optimizer: str, learning_rate: float, momentum: float, **more: float) -> ServerStep:
+    return server_optimizer(ServerOptimizerSettings(optimizer, learning_rate, momentum, **more))
 
 
 def test_average_is_the_mean_and_keeps_the_signals() -> None:

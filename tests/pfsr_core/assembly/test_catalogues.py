@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from client_app.hosted_node import make_node
-from pfsr_core.assembly.data import Federation, load_federation
-from pfsr_core.assembly.registries import ALGORITHMS, TASKS, local_training
+from pfsr_core.assembly.assemble import local_training
+from pfsr_core.assembly.data import FederatedDataset, load_federation
+from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.data.negatives import training_pairs
@@ -28,10 +29,11 @@ from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.settings.fields import SettingsError, Value
-from pfsr_core.training.local import Job, LocalTraining, train
-from pfsr_core.training.task import client_rows
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.loop import train
+from pfsr_core.training.task import client_item_index
 from tests.helpers.float64 import double
-from tests.helpers.tiny import tiny_world
+from tests.helpers.tiny import OWN_MODEL, tiny_world
 from tests.pfsr_core.serving.test_recommend import serve
 
 OWN: dict[str, Value] = {
@@ -54,7 +56,7 @@ def own_world(items: str = "shared", name: str = "fed-avg", **changes: Value):
 
 
 def trained(
-    world: tuple[Settings, Federation, Assembly], rounds: int = 2
+    world: tuple[Settings, FederatedDataset, Assembly], rounds: int = 2
 ) -> tuple[Params, States, list[ClientDataset]]:
     _, federation, assembly = world
     server, states = run(assembly.algorithm, federation.clients, rounds=rounds, seed=0)
@@ -65,19 +67,21 @@ def test_a_catalogue_is_what_the_clients_own_log_holds() -> None:
     _, federation, _ = own_world()
     for data in federation.clients:
         items = {int(code) for user in data.users for code in user.all_items}
-        assert data.catalogue.tolist() == sorted(items)
+        assert data.rankable_items.tolist() == sorted(items)
         assert data.catalogue_size == len(items) < data.num_items
     _, common, _ = tiny_world()
-    assert common.clients[0].catalogue.tolist() == list(range(1, common.clients[0].num_items + 1))
+    assert common.clients[0].rankable_items.tolist() == list(
+        range(1, common.clients[0].num_items + 1)
+    )
 
 
 @pytest.mark.parametrize("items", ITEM_MODES)
 def test_a_table_has_the_rows_of_the_catalogue(items: str) -> None:
     _, federation, assembly = own_world(items)
     data = federation.clients[0]
-    params = {**assembly.task.init_shared(), **assembly.task.init_private(data)}
-    sold = data.touched if items == "private" else data.catalogue
-    rows = client_rows(assembly.task, data)[TABLE_ROWS]
+    params = {**assembly.task.partition.init_shared(), **assembly.task.partition.init_private(data)}
+    sold = data.touched if items == "private" else data.rankable_items
+    rows = client_item_index(assembly.task, data)[TABLE_ROWS]
     assert rows.tolist() == [0, *sold]
     table = effective_model(assembly.task, params, data)[ITEMS]
     everything = replace(data, own_catalogue=None)
@@ -110,11 +114,11 @@ def test_foreign_items_are_never_scored(items: str, name: str) -> None:
     shared, states, clients = trained(world, rounds=1)
     settings, _, assembly = world
     for data in clients:
-        model = assembly.algorithm.personalize(shared, states[data.client])
+        model = assembly.algorithm.personalization.model(shared, states[data.client])
         score = make_scorer(assembly.task, model, data, settings.model.max_length)
         scores = score([user.history("test") for user in data.users])
         ranked = torch.isfinite(scores).any(0).nonzero()[:, 0].numpy()
-        assert np.isin(ranked, data.catalogue).all() and len(ranked)
+        assert np.isin(ranked, data.rankable_items).all() and len(ranked)
 
 
 @pytest.mark.parametrize("negatives", [0, 3])
@@ -122,11 +126,11 @@ def test_training_moves_no_row_of_a_foreign_item(negatives: int) -> None:
     world = own_world(train__negatives=negatives)
     _, federation, assembly = world
     data = federation.clients[0]
-    before = assembly.task.init_shared()
-    job = Job({**before, **assembly.task.init_private(data)}, data, stream=1)
+    before = assembly.task.partition.init_shared()
+    job = Job({**before, **assembly.task.partition.init_private(data)}, data, stream=1)
     after, losses = train(assembly.task, training_of(world), job)
     moved = (after[ITEMS] != before[ITEMS]).any(1).nonzero()[:, 0].numpy()
-    assert np.isin(moved, data.catalogue).all() and len(moved)
+    assert np.isin(moved, data.rankable_items).all() and len(moved)
     assert losses.count
 
 
@@ -135,14 +139,14 @@ def test_a_uniform_guess_costs_the_log_of_the_catalogue() -> None:
     world = own_world()
     _, federation, assembly = world
     data = federation.clients[0]
-    params = {**assembly.task.init_shared(), **assembly.task.init_private(data)}
+    params = {**assembly.task.partition.init_shared(), **assembly.task.partition.init_private(data)}
     params[ITEMS] = torch.zeros_like(params[ITEMS])
-    frozen = replace(training_of(world), learning_rate=0.0, item_learning_rate=0.0)
+    frozen = training_of(world).with_settings(learning_rate=0.0, item_learning_rate=0.0)
     _, losses = train(assembly.task, frozen, Job(params, data, stream=1))
     assert losses.total / losses.count == pytest.approx(np.log(data.catalogue_size), rel=1e-5)
 
 
-def training_of(world: tuple[Settings, Federation, Assembly]) -> LocalTraining:
+def training_of(world: tuple[Settings, FederatedDataset, Assembly]) -> LocalTraining:
     return local_training(world[0])
 
 
@@ -151,21 +155,21 @@ def test_the_loop_and_one_program_agree(items: str, name: str) -> None:
     """A round of each from the same state: trained in float64, as is what is evaluated."""
     worlds = [own_world(items, name, train__engine=engine) for engine in ("loop", "batched")]
     server, states, clients = trained(worlds[0], rounds=1)
-    exact = dict if name in TASKS else double  # the item scorer's start is float32
+    exact = dict if name in OWN_MODEL else double  # the item scorer's start is float32
     server, states = exact(server), {client: exact(one) for client, one in states.items()}
     one, other = (
-        world[2].algorithm.client_updates(
+        world[2].algorithm.client.updates(
             Broadcast(server, 2, {}), [states[data.client] for data in clients], clients
         )
         for world in worlds
     )
     for alone, together in zip(one, other, strict=True):
-        atol = 1e-5 if name in TASKS else 1e-7  # plain gradients in float32, Adam in float64
+        atol = 1e-5 if name in OWN_MODEL else 1e-7  # plain gradients in float32, Adam in float64
         torch.testing.assert_close(together.params, alone.params, rtol=0, atol=atol)
     loop = worlds[0]
     found = evaluate_models(ClientModels(loop[2], 10, server, states), clients)
     for data, one in zip(clients, found, strict=True):
-        model = loop[2].algorithm.personalize(server, states[data.client])
+        model = loop[2].algorithm.personalization.model(server, states[data.client])
         alone = evaluate_client(make_scorer(loop[2].task, model, data, 10), data, "test")
         assert np.array_equal(one["test"].ranks_excluded, alone.ranks_excluded)
         assert np.array_equal(one["test"].ranks_kept, alone.ranks_kept)
@@ -184,7 +188,7 @@ def test_a_foreign_item_of_high_score_is_not_counted() -> None:
     _, federation, _ = own_world()
     data = federation.clients[0]
     scores = popularity(data)
-    foreign = np.setdiff1d(np.arange(1, data.num_items + 1), data.catalogue)
+    foreign = np.setdiff1d(np.arange(1, data.num_items + 1), data.rankable_items)
 
     def loud(*asked):
         found = scores(*asked)
@@ -199,14 +203,14 @@ def test_negatives_and_rivals_are_sold_here() -> None:
     _, federation, _ = own_world(data__sampled_99=True)
     for data in federation.clients:
         items, labels = training_pairs(data, 20, np.random.default_rng(0))
-        assert np.isin(items[labels == 0], data.catalogue).all()
-        assert all(np.isin(rivals, data.catalogue).all() for rivals in data.rivals)
+        assert np.isin(items[labels == 0], data.rankable_items).all()
+        assert all(np.isin(rivals, data.rankable_items).all() for rivals in data.rivals)
 
 
 def test_a_state_belongs_to_a_catalogue() -> None:
     _, federation, assembly = own_world()
     data = federation.clients[0]
-    other = replace(data, own_catalogue=np.append(data.catalogue, data.num_items + 1))
+    other = replace(data, own_catalogue=np.append(data.rankable_items, data.num_items + 1))
     assert assembly.fingerprint_of(data) != assembly.fingerprint_of(other)
 
 
@@ -215,7 +219,7 @@ def test_only_what_the_client_sells_is_recommended(items: str) -> None:
     served = serve(**OWN, model__items=items)
     _, federation, _ = own_world(items, "pfsr")
     for data in federation.clients:
-        sold = {data.item_ids[code - 1] for code in data.catalogue}
+        sold = {data.item_ids[code - 1] for code in data.rankable_items}
         foreign = next(raw for raw in data.item_ids if raw not in sold)
         known = data.users[0].user
         answers = [
@@ -253,5 +257,5 @@ def test_a_node_with_data_of_its_own_follows_the_setting(tmp_path) -> None:
     config = {"data-path": str(tmp_path / "log.csv"), "name": "shop", "state-dir": str(tmp_path)}
     assert [data.client for data in load_federation(settings).clients] == ["market-x"]
     node = make_node(settings, config)
-    sold = {data.client: data.catalogue.tolist() for data in node.clients}
+    sold = {data.client: data.rankable_items.tolist() for data in node.clients}
     assert sold == {"shop/market-x": [1, 2, 3, 4], "shop/market-y": [5, 6, 7, 8]}

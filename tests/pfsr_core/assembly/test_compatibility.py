@@ -25,13 +25,13 @@ REFUSED: list[tuple[dict[str, Value], str]] = [
         "no next item.*personal-memory = False",
     ),
     (
-        {"algorithm__server_learning_rate": 50.0},
-        r"server-optimizer = 'average'.*server-learning-rate = 1\.0",
+        {"algorithm__server__learning_rate": 50.0},
+        r"server\.optimizer = 'average'.*server.learning-rate = 1\.0",
     ),
-    ({"algorithm__server_decay": 0.9}, r"server-optimizer = 'average'.*server-decay = 1\.0"),
+    ({"algorithm__server__decay": 0.9}, r"server\.optimizer = 'average'.*server.decay = 1\.0"),
     (
-        {"algorithm__server_optimizer": "momentum", "algorithm__server_epsilon": 1.0},
-        r"server-optimizer = 'momentum'.*server-epsilon = 0\.001",
+        {"algorithm__server__optimizer": "momentum", "algorithm__server__epsilon": 1.0},
+        r"server\.optimizer = 'momentum'.*server.epsilon = 0\.001",
     ),
     (
         {"model__items": "dual", "model__item_vectors": "vectors.npz"},
@@ -43,8 +43,8 @@ REFUSED: list[tuple[dict[str, Value], str]] = [
     ),
 ]
 USED: list[dict[str, Value]] = [
-    {"algorithm__server_optimizer": "momentum", "algorithm__server_learning_rate": 50.0},
-    {"algorithm__server_optimizer": "adam", "algorithm__server_epsilon": 1.0},
+    {"algorithm__server__optimizer": "momentum", "algorithm__server__learning_rate": 50.0},
+    {"algorithm__server__optimizer": "adam", "algorithm__server__epsilon": 1.0},
     {"model__items": "semantic", "model__item_vectors": "hashed"},
     {"model__items": "shared", "model__item_vectors": "hashed", "train__semantic_share": 0.3},
     {"model__item_start": "secret"},

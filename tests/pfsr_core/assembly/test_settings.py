@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.assembly.settings import SECTIONS, Settings, flat_settings, parse_settings
-from pfsr_core.settings.fields import SettingsError, Value
+from pfsr_core.algorithms.fed_prox import FedProxSettings
+from pfsr_core.assembly.moved_keys import MOVED_KEYS
+from pfsr_core.assembly.registries import ALGORITHMS, COMPRESSORS, ENCODERS
+from pfsr_core.assembly.settings import (
+    DECLARATIONS,
+    Settings,
+    flat_settings,
+    parse_settings,
+)
+from pfsr_core.items.modes import ITEM_MODES
+from pfsr_core.settings.fields import Declaration, SettingsError, Value
 
 
-def every_setting() -> list[tuple[str, Any]]:
-    return [
-        (f"{section}.{item.name.replace('_', '-')}", item)
-        for section, kind in SECTIONS.items()
-        for item in fields(kind)
-    ]
+def every_setting() -> list[tuple[str, Declaration]]:
+    return list(DECLARATIONS.items())
 
 
-def valid_values(item: Any) -> st.SearchStrategy[Value]:
-    limits = item.metadata
-    if "choices" in limits:
-        return st.sampled_from(limits["choices"])
-    low, high = limits.get("low"), limits.get("high")
+def valid_values(item: Declaration) -> st.SearchStrategy[Value]:
+    if item.choices:
+        return st.sampled_from(item.choices)
+    low, high = item.low, item.high
     if type(item.default) is int:
-        return st.integers(low, high if high is not None else 10**9)
+        return st.integers(None if low is None else int(low), int(high or 10**9))
     if type(item.default) is float:
         return st.floats(low, high, allow_nan=False, allow_infinity=False)
     return st.booleans() if type(item.default) is bool else st.text(max_size=20)
@@ -55,7 +58,7 @@ def test_round_trip(flat: dict[str, Value]) -> None:
 @pytest.mark.parametrize(
     ("key", "suggestion"),
     [
-        ("algorithm.rh", "algorithm.rho"),
+        ("algorithm.rh", "algorithm.pfsr.rho"),
         ("modle.encoder", "model.encoder"),
         ("train.batch_size", "train.batch-size"),
         ("federation.round", "federation.rounds"),
@@ -66,6 +69,27 @@ def test_unknown_key_suggests_the_nearest(key: str, suggestion: str) -> None:
     with pytest.raises(SettingsError, match=f"unknown setting '{key}'") as error:
         parse_settings({key: 1})
     assert suggestion in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED_KEYS.items())
+def test_a_key_that_has_moved_is_refused_with_its_new_name(old: str, new: str) -> None:
+    value = DECLARATIONS[new].default
+    with pytest.raises(SettingsError, match=f"{old} is called {new} now.*Fix: write {new}"):
+        parse_settings({old: value})
+    assert old not in DECLARATIONS
+
+
+def test_the_choices_are_the_registries() -> None:
+    assert DECLARATIONS["algorithm.name"].choices == tuple(ALGORITHMS)
+    assert DECLARATIONS["model.encoder"].choices == tuple(ENCODERS)
+    assert DECLARATIONS["model.compressor"].choices == tuple(COMPRESSORS)
+    assert DECLARATIONS["model.items"].choices == tuple(ITEM_MODES)
+
+
+def test_an_algorithm_has_its_section_and_no_other_has_it() -> None:
+    settings = parse_settings({"algorithm.fed-prox.strength": 0.5})
+    assert settings.algorithm.own["fed-prox"] == FedProxSettings(strength=0.5)
+    assert set(settings.algorithm.own) == {n for n, spec in ALGORITHMS.items() if spec.settings}
 
 
 def test_unknown_key_without_a_near_one_names_the_sections() -> None:
@@ -81,7 +105,7 @@ def test_unknown_key_without_a_near_one_names_the_sections() -> None:
         ("federation.rounds", True, "a whole number"),
         ("train.learning-rate", "0.1", "a number"),
         ("train.learning-rate", False, "a number"),
-        ("algorithm.two-phases", 1, "true or false"),
+        ("algorithm.pfsr.two-phases", 1, "true or false"),
         ("run.name", 7, "text in quotes"),
     ],
 )
@@ -91,18 +115,18 @@ def test_wrong_type(key: str, value: Value, fits: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "item"), every_setting())
-def test_limits_hold_at_both_ends(key: str, item: Any) -> None:
-    kind, limits = type(item.default), item.metadata
-    if "low" in limits:
-        parse_settings({key: kind(limits["low"])})
+def test_limits_hold_at_both_ends(key: str, item: Declaration) -> None:
+    kind: Any = type(item.default)
+    if item.low is not None:
+        parse_settings({key: kind(item.low)})
         with pytest.raises(SettingsError, match=f"{key} = .* is below"):
-            parse_settings({key: kind(limits["low"]) - 1})
-    if "high" in limits:
-        parse_settings({key: kind(limits["high"])})
+            parse_settings({key: kind(item.low) - 1})
+    if item.high is not None:
+        parse_settings({key: kind(item.high)})
         with pytest.raises(SettingsError, match=f"{key} = .* is above"):
-            parse_settings({key: kind(limits["high"]) + 1})
-    if "choices" in limits:
-        with pytest.raises(SettingsError, match="Choose one of: .*" + limits["choices"][0]):
+            parse_settings({key: kind(item.high) + 1})
+    if item.choices:
+        with pytest.raises(SettingsError, match="Choose one of: .*" + item.choices[0]):
             parse_settings({key: "no such choice"})
 
 
@@ -113,12 +137,12 @@ def test_not_a_number_is_refused(key: str) -> None:
 
 
 def test_a_whole_number_is_a_number() -> None:
-    settings = parse_settings({"algorithm.keep-strength": 1})
-    assert settings.algorithm.keep_strength == 1.0
-    assert type(settings.algorithm.keep_strength) is float
+    settings = parse_settings({"algorithm.pfsr.anchor-strength": 1})
+    assert settings.algorithm.own["pfsr"].anchor_strength == 1.0
+    assert type(settings.algorithm.own["pfsr"].anchor_strength) is float
 
 
 @pytest.mark.parametrize(("key", "item"), every_setting())
-def test_every_setting_says_what_it_is(key: str, item: Any) -> None:
-    assert len(item.metadata["help"]) > 8, key
+def test_every_setting_says_what_it_is(key: str, item: Declaration) -> None:
+    assert len(item.help) > 8, key
     assert parse_settings({key: item.default}) == Settings(), "the default must be allowed"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.assembly.settings import SECTIONS
+from pfsr_core.assembly.settings import DECLARATIONS
 from pfsr_core.data.negatives import never_negative, training_pairs
 from pfsr_core.data.protocols import PROTOCOLS
 from tests.pfsr_core.evaluation.helpers import client, random_client
@@ -52,8 +52,7 @@ def test_without_an_item_to_draw_there_are_no_zeros() -> None:
 
 
 def test_the_settings_know_every_protocol() -> None:
-    (field,) = [f for f in SECTIONS["data"].__dataclass_fields__.values() if f.name == "protocol"]
-    assert field.metadata["choices"] == tuple(PROTOCOLS)
+    assert DECLARATIONS["data.protocol"].choices == tuple(PROTOCOLS)
 
 
 @pytest.mark.parametrize("num_items", [300, 40])

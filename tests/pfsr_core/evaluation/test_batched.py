@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfsr_core.assembly.registries import ENCODERS, TASKS
+from pfsr_core.assembly.registries import ENCODERS
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.ranking import rank_among, ranks
 from pfsr_core.federated import evaluation as personal_evaluation
@@ -22,7 +22,7 @@ from pfsr_core.federated.evaluation import (
 from pfsr_core.federated.simulation import run, state_of
 from pfsr_core.settings.fields import Value
 from tests.helpers.float64 import double
-from tests.helpers.tiny import tiny_world
+from tests.helpers.tiny import OWN_MODEL, tiny_world
 
 RANKS = ("ranks_excluded", "ranks_kept", "ranks_sampled")
 
@@ -69,13 +69,13 @@ def check(changes: dict[str, Value], encoder: str) -> None:
     )
     length, clients = settings.model.max_length, federation.clients
     server, states = run(assembly.algorithm, clients, rounds=1, seed=0, participation=0.8)
-    exact = dict if settings.algorithm.name in TASKS else double  # the item scorer is float32
+    exact = dict if settings.algorithm.name in OWN_MODEL else double  # the item scorer is float32
     server = replace(server, params=exact(server.params))
     states = {one.client: exact(state_of(assembly.algorithm, states, one)) for one in clients}
     found = evaluate_models(ClientModels(assembly, length, server.params, states), clients)
     check_against_scorers(settings, federation, assembly, (server, states), found)
-    for way, view in assembly.algorithm.views.items():
-        seen = replace(assembly, algorithm=replace(assembly.algorithm, personalize=view))
+    for way, view in assembly.algorithm.personalization.variants.items():
+        seen = replace(assembly, algorithm=assembly.algorithm.with_model(view))
         others = [{split: one[split].ways[way] for split in SPLITS} for one in found]
         check_against_scorers(settings, federation, seen, (server, states), others)
 
@@ -96,7 +96,7 @@ def test_small_clients_do_not_make_scores_of_the_catalogue(monkeypatch: pytest.M
 
     monkeypatch.setattr(personal_evaluation, "evaluate_client", refuse)
     settings, federation, assembly = tiny_world(federation__partition="user")
-    shared = assembly.algorithm.init().params
+    shared = assembly.algorithm.server.init().params
     models = ClientModels(assembly, settings.model.max_length, shared, {})
     found = evaluate_models(models, federation.clients)
     assert len(found) == len(federation.clients)
@@ -144,7 +144,7 @@ def test_a_view_that_is_the_served_model_is_evaluated_once(
     found = evaluate_models(client_models, federation.clients)
     assert len(calls) == models
     for one in found:
-        assert set(one["test"].ways) == set(assembly.algorithm.views)
+        assert set(one["test"].ways) == set(assembly.algorithm.personalization.variants)
     if name == "fed-avg":
         for one in found:
             same = one["test"].ways["global+private"]

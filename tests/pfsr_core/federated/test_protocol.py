@@ -65,7 +65,9 @@ def test_size_is_the_length_of_the_vector():
 def test_an_instruction_survives_its_config(instruction):
     config = protocol.instruction_to_config(instruction)
     assert protocol.instruction_from_config(config) == instruction
-    assert list(protocol.instruction_from_config(config).last_rounds) == list(instruction.last_rounds)
+    assert list(protocol.instruction_from_config(config).last_rounds) == list(
+        instruction.last_rounds
+    )
 
 
 @pytest.mark.parametrize("missing", ["run", "clients", "signal-values", "install"])

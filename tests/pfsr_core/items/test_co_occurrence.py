@@ -17,7 +17,7 @@ from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.data.errors import DataError
 from pfsr_core.files import write_json
 from pfsr_core.items.co_occurrence import co_occurrence_vectors
-from pfsr_core.items.modes import Catalogue, pooled_vectors
+from pfsr_core.items.modes import ItemCatalogue, pooled_vectors
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, COLLABORATIVE, ItemVectors, item_vectors
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table
@@ -86,14 +86,14 @@ def test_held_out_items_are_never_looked_at() -> None:
     settings, federation, _ = tiny_world(**SEMANTIC)
     users = tuple(replace(user, valid=1, test=1) for user in federation.split.users)
     other = replace(federation, split=replace(federation.split, users=users))
-    one, two = (pooled_vectors(settings, of.catalogue) for of in (federation, other))
+    one, two = (pooled_vectors(settings.model, of.catalogue) for of in (federation, other))
     assert one is not None and two is not None
     assert np.array_equal(one.rows, two.rows) and one.digest == two.digest
 
 
 def test_without_histories_it_says_so() -> None:
     with pytest.raises(DataError, match="pools the training histories.*Fix: 'hashed'"):
-        assemble(tiny_settings(**SEMANTIC), Catalogue(("a", "b")))
+        assemble(tiny_settings(**SEMANTIC), ItemCatalogue(("a", "b")))
 
 
 def test_a_node_with_data_of_its_own_refuses_to_pool(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_node_with_data_of_its_own_refuses_to_pool(tmp_path: Path) -> None:
 
 def test_a_served_model_keeps_the_vectors_it_cannot_make(tmp_path: Path) -> None:
     settings = tiny_settings(**SEMANTIC)
-    vectors = pooled_vectors(settings, load_federation(settings).catalogue)
+    vectors = pooled_vectors(settings.model, load_federation(settings).catalogue)
     served = replace(serve(**SEMANTIC), vectors=vectors, texts=())
     store = NodeStore(tmp_path / "node.sqlite")
     store.install(served)

@@ -10,31 +10,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation
-from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS, ITEMS_OF, local_training
+from pfsr_core.assembly.assemble import assemble, local_training
+from pfsr_core.assembly.data import FederatedDataset
+from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.data.errors import DataError
 from pfsr_core.evaluation.scoring import effective_model, make_scorer
 from pfsr_core.federated.algorithm import ClientUpdate
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.adapter import SCALE
-from pfsr_core.items.modes import Catalogue
+from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.items.tables import OWN_ROWS
 from pfsr_core.models.compressors import USERS
 from pfsr_core.models.parameter_names import BIAS, FACTORS, ITEMS, PROJECTION, RESIDUAL
 from pfsr_core.params import Params, pack
 from pfsr_core.settings.fields import SettingsError, Value
-from pfsr_core.training.local import Job, train
-from pfsr_core.training.task import client_rows
-from tests.helpers.tiny import tiny_settings, tiny_world
+from pfsr_core.training.local import Job
+from pfsr_core.training.loop import train
+from pfsr_core.training.task import client_item_index
+from tests.helpers.tiny import ITEMS_OF, tiny_settings, tiny_world
 
 MODES = ("dual", "semantic")
 NO_ROWS = {OWN_ROWS: torch.zeros(1, dtype=torch.long)}
 
 
 def whole(assembly: Assembly, data: ClientDataset) -> Params:
-    return {**assembly.task.init_shared(), **assembly.task.init_private(data)}
+    return {**assembly.task.partition.init_shared(), **assembly.task.partition.init_private(data)}
 
 
 @pytest.mark.parametrize("items", MODES)
@@ -56,16 +57,16 @@ def test_a_semantic_vector_is_the_projection_of_a_public_one() -> None:
     """Items of the same words and id-dim 0 have the same vector, whatever the projection is."""
     settings = tiny_settings(model__items="semantic", model__id_dim=0)
     texts = ("red car", "red car", "blue car", "blue sea")
-    assembly = assemble(settings, Catalogue(("a", "b", "c", "d"), texts))
-    params = {**assembly.task.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows = assembly.task.effective(params, NO_ROWS)[ITEMS]
+    assembly = assemble(settings, ItemCatalogue(("a", "b", "c", "d"), texts))
+    params = {**assembly.task.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
+    rows = assembly.task.items.materialize(params, NO_ROWS)[ITEMS]
     torch.testing.assert_close(rows[1], rows[2])
     assert not torch.allclose(rows[1], rows[3])
     told_apart = assemble(
-        tiny_settings(model__items="semantic"), Catalogue(("a", "b", "c", "d"), texts)
+        tiny_settings(model__items="semantic"), ItemCatalogue(("a", "b", "c", "d"), texts)
     ).task
-    params = {**told_apart.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows = told_apart.effective(params, NO_ROWS)[ITEMS]
+    params = {**told_apart.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
+    rows = told_apart.items.materialize(params, NO_ROWS)[ITEMS]
     assert not torch.allclose(rows[1], rows[2], atol=1e-3)
 
 
@@ -83,11 +84,11 @@ def test_every_item_can_be_ranked_and_the_future_does_not_leak(items: str, encod
     model = effective_model(task, params, data)
     one, other = torch.from_numpy(history)[None], torch.from_numpy(history)[None].clone()
     other[0, 5:] = 1
-    hidden = [task.apply(model, items_, None)[0, :5] for items_ in (one, other)]
+    hidden = [task.model.apply(model, items_, None)[0, :5] for items_ in (one, other)]
     torch.testing.assert_close(hidden[0], hidden[1])
 
 
-def of_length(federation: Federation, name: str, length: int, seed: int) -> ClientDataset:
+def of_length(federation: FederatedDataset, name: str, length: int, seed: int) -> ClientDataset:
     """A client of one user with ``length`` training items."""
     items = len(federation.split.item_ids)
     codes = np.random.default_rng(seed).permutation(np.tile(np.arange(1, items + 1), 20))
@@ -98,8 +99,8 @@ def of_length(federation: Federation, name: str, length: int, seed: int) -> Clie
 def sent(assembly: Assembly, data: ClientDataset) -> tuple[ClientUpdate, dict[str, Tensor]]:
     """A client's reply, and where it differs from what the client received."""
     algorithm = assembly.algorithm
-    server = algorithm.init()
-    update = algorithm.client_update(server.broadcast(), algorithm.init_client(data), data)
+    server = algorithm.server.init()
+    update = algorithm.client_update(server.broadcast(), algorithm.client.init(data), data)
     return update, {n: update.params[n] != server.params[n] for n in server.params}
 
 
@@ -138,7 +139,7 @@ def moved_rows(items: int, batch_size: int) -> Tensor:
         UserHistory(str(u), np.array([1, 2, 3, 4]) + u, valid=1, test=2) for u in range(batch_size)
     )
     data = ClientDataset("c", users, ids)
-    before = assembly.task.init_shared()[ITEMS]
+    before = assembly.task.partition.init_shared()[ITEMS]
     job = Job(whole(assembly, data), data, 0)
     return (train(assembly.task, local_training(settings), job)[0][ITEMS] - before)[1:].abs()
 
@@ -157,7 +158,7 @@ def test_the_projection_has_a_step_size_of_its_own() -> None:
             model__items="semantic", train__projection_learning_rate=rate, algorithm__name="fed-avg"
         )
         change = sent(assembly, federation.clients[0])[0].params
-        start = assembly.task.init_shared()
+        start = assembly.task.partition.init_shared()
         steps[rate] = float((change[PROJECTION] - start[PROJECTION]).abs().median())
     assert steps[0.004] > 3 * steps[0.001]
 
@@ -166,7 +167,7 @@ def test_pfsr_masks_the_encoder_and_never_what_makes_item_vectors() -> None:
     for items, tensor in (("shared", ITEMS), ("dual", ITEMS), ("semantic", PROJECTION)):
         _, federation, assembly = tiny_world(model__items=items)
         update, _ = sent(assembly, federation.clients[0])
-        data, server = federation.clients[0], assembly.algorithm.init()
+        data, server = federation.clients[0], assembly.algorithm.server.init()
         again = assembly.algorithm.client_update(server.broadcast(), update.state, data)
         assert again.metrics[f"kept/{tensor}"] == 0.0
         assert again.metrics["kept/norm.weight"] > 0.0
@@ -178,8 +179,10 @@ def test_views_without_and_with_the_private_part(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
     update, _ = sent(assembly, data)
-    shared = algorithm.init().params
-    views = {k: view(shared, update.state) for k, view in algorithm.views.items()}
+    shared = algorithm.server.init().params
+    views = {
+        k: view(shared, update.state) for k, view in algorithm.personalization.variants.items()
+    }
     assert list(views) == ["global", "global+private"]
     assert not views["global"][RESIDUAL].any()
     assert torch.equal(views["global+private"][RESIDUAL], update.state[RESIDUAL])
@@ -197,11 +200,13 @@ def test_the_global_view_has_neither_adapter_nor_rows_of_users() -> None:
         model__personal_memory=True,
     )
     data, algorithm = federation.clients[0], assembly.algorithm
-    shared, fresh = algorithm.init().params, algorithm.init_client(data)
+    shared, fresh = algorithm.server.init().params, algorithm.client.init(data)
     update, _ = sent(assembly, data)
     assert all(update.state[name].any() for name in (SCALE, FACTORS, BIAS, USERS))
     found, start = (
-        effective_model(assembly.task, algorithm.views["global"](shared, state), data)
+        effective_model(
+            assembly.task, algorithm.personalization.variants["global"](shared, state), data
+        )
         for state in (update.state, fresh)
     )
     assert torch.equal(found[ITEMS], start[ITEMS]) and not found[USERS].any()
@@ -209,7 +214,7 @@ def test_the_global_view_has_neither_adapter_nor_rows_of_users() -> None:
 
 def test_a_private_table_has_no_view_without_it() -> None:
     for items in ("private", "shared"):
-        assert not tiny_world(model__items=items)[2].algorithm.views
+        assert not tiny_world(model__items=items)[2].algorithm.personalization.variants
 
 
 def test_other_texts_make_another_model() -> None:
@@ -218,18 +223,18 @@ def test_other_texts_make_another_model() -> None:
     other = replace(catalogue, texts=("something else", *catalogue.texts[1:]))
     assert assemble(settings, other).fingerprint != assembly.fingerprint
     with pytest.raises(DataError, match="no titles"):
-        assemble(settings, Catalogue(catalogue.item_ids))
-    server = assemble(settings, Catalogue(catalogue.item_ids, known=False))
-    assert server.algorithm.reply_shapes == assembly.algorithm.reply_shapes
+        assemble(settings, ItemCatalogue(catalogue.item_ids))
+    server = assemble(settings, ItemCatalogue(catalogue.item_ids, known=False))
+    assert server.algorithm.client.reply_shapes == assembly.algorithm.client.reply_shapes
 
 
 def test_the_same_item_has_the_same_vector_on_nodes_with_other_items() -> None:
     changes: dict[str, Value] = {"model__items": "semantic", "model__item_vectors": "hashed"}
     settings, federation, assembly = tiny_world(**changes)
     ids, texts = federation.catalogue.item_ids[10:20], federation.catalogue.texts[10:20]
-    other = assemble(settings, Catalogue(ids, texts))
-    params = {**assembly.task.init_shared(), RESIDUAL: torch.zeros(1, 8)}
-    rows, few = (one.task.effective(params, NO_ROWS)[ITEMS] for one in (assembly, other))
+    other = assemble(settings, ItemCatalogue(ids, texts))
+    params = {**assembly.task.partition.init_shared(), RESIDUAL: torch.zeros(1, 8)}
+    rows, few = (one.task.items.materialize(params, NO_ROWS)[ITEMS] for one in (assembly, other))
     torch.testing.assert_close(few[1:], rows[11:21])
     assert other.vectors_method == assembly.vectors_method
     assert other.vectors_digest != assembly.vectors_digest
@@ -239,6 +244,6 @@ def test_own_rows_are_those_of_the_residual() -> None:
     _, federation, assembly = tiny_world(model__items="semantic")
     clients: Sequence[ClientDataset] = federation.clients
     for data in clients:
-        rows = client_rows(assembly.task, data)[OWN_ROWS]
+        rows = client_item_index(assembly.task, data)[OWN_ROWS]
         assert rows.tolist() == [0, *data.touched]
-        assert len(rows) == len(assembly.task.init_private(data)[RESIDUAL])
+        assert len(rows) == len(assembly.task.partition.init_private(data)[RESIDUAL])

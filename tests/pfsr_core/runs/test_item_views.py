@@ -56,7 +56,7 @@ def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
     data = min(federation.clients, key=lambda one: one.catalogue_size)
     assert data.catalogue_size < data.num_items
     found = item_views(assembly, server.params, states[data.client], data)
-    sold = [int(code) in data.touched for code in data.catalogue]
+    sold = [int(code) in data.touched for code in data.rankable_items]
     assert found.own == sold and len(found.before) == data.catalogue_size
     moved = ~np.isclose(np.array(found.before), np.array(found.after), atol=1e-3).all(1)
     assert moved.any() and (name == "pfedrec" or not (moved & ~np.array(found.own)).any())
@@ -65,7 +65,7 @@ def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
 def test_the_picture_of_a_residual_by_hand() -> None:
     """Own items go 3 along one coordinate: 3 to the right in the picture, and nothing else."""
     _, federation, assembly = tiny_world(algorithm__name="fed-avg", model__items="dual")
-    data, shared = federation.clients[0], assembly.algorithm.init().params
+    data, shared = federation.clients[0], assembly.algorithm.server.init().params
     residual = torch.zeros(len(data.touched) + 1, 8)
     residual[1:, 5] = -3.0
     found = item_views(assembly, shared, {RESIDUAL: residual}, data)
@@ -98,8 +98,8 @@ def test_the_largest_the_median_and_the_smallest() -> None:
 
 def test_a_model_with_one_view_has_nothing_to_show() -> None:
     _, federation, assembly = tiny_world(algorithm__name="fed-avg")
-    data, shared = federation.clients[0], assembly.algorithm.init().params
-    state = assembly.algorithm.init_client(data)
+    data, shared = federation.clients[0], assembly.algorithm.server.init().params
+    state = assembly.algorithm.client.init(data)
     with pytest.raises(ItemViewsError, match="model.items = 'dual'"):
         item_views(assembly, shared, state, data)
     assert of_few(assembly, shared, {data.client: state}, [data]) == []
@@ -110,7 +110,7 @@ def test_private_rows_of_users_are_no_view_of_items(mode: str, tmp_path: Path) -
     """A run with such rows ends with a report all the same, private tables included."""
     changes: dict[str, Value] = {"model__encoder": "sasrec", "model__compressor": "tokens"}
     changes |= {"model__recent": 4, "model__personal_memory": True, "model__items": mode}
-    assert tiny_world(**changes)[2].algorithm.views
+    assert tiny_world(**changes)[2].algorithm.personalization.variants
     write_run(tmp_path / "run", **changes, run__compare="", federation__rounds=1)
     assert not (tmp_path / "run" / ITEM_VIEWS).exists()
     assert SECTION not in write_report(tmp_path / "run").read_text("utf-8")

@@ -86,7 +86,7 @@ def test_rounds_between_evaluations_have_no_figures(tmp_path: Path) -> None:
 
 def test_bytes_are_the_shared_values(directory: Path) -> None:
     _, _, assembly = tiny_world()
-    values = size_of(shapes_of(assembly.task.init_shared()))
+    values = size_of(shapes_of(assembly.task.partition.init_shared()))
     row = summary(directory)["fed-avg"]
     assert row["bytes_up"] == row["bytes_down"] == 3 * 6 * 4 * values
     assert summary(directory)["local-only"]["bytes_up"] == 0

@@ -35,8 +35,8 @@ def test_prefixed_rows_of_a_user_go_too_and_the_others_keep_theirs(tmp_path: Pat
     served = served_after_two_rounds(settings, federation, assembly)
     client, _ = somebody(served)
     data = [data for data in federation.clients if data.client == client]
-    broadcast = replace(assembly.algorithm.init(), params=served.shared, round=2).broadcast()
-    (state,) = assembly.algorithm.finetunes(broadcast, [served.clients[client].state], data)
+    broadcast = replace(assembly.algorithm.server.init(), params=served.shared, round=2).broadcast()
+    (state,) = assembly.algorithm.client.finetunes(broadcast, [served.clients[client].state], data)
     rows = [name for name in state if name.endswith(USERS)]
     assert len(rows) == 3
     for name in rows:

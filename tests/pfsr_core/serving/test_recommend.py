@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_trained_model(served: Served) -> None:
     settings, federation, assembly = tiny_world()
     client, user, codes = some_user(served)
     (data,) = [data for data in federation.clients if data.client == client]
-    whole = assembly.algorithm.personalize(served.shared, served.clients[client].state)
+    whole = assembly.algorithm.personalization.model(served.shared, served.clients[client].state)
     score = make_scorer(assembly.task, whole, data, settings.model.max_length)
     expected = score([np.array(codes)])[0]
     answer = recommend(served, user, k=5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfsr_core.assembly.data import Federation
+from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.evaluation.scoring import make_scorer
@@ -43,7 +43,7 @@ KINDS = {
 
 
 @cache
-def world(kind: str) -> tuple[Settings, Federation, Assembly, Served]:
+def world(kind: str) -> tuple[Settings, FederatedDataset, Assembly, Served]:
     changes: dict[str, Value] = {
         "algorithm__name": "fed-avg",
         "model__items": "dual",
@@ -79,7 +79,7 @@ def expected(
     """Scores of the whole model, which reads the history anew: (V + 1,)."""
     settings, federation, assembly, served = world(kind)
     (data,) = [data for data in federation.clients if data.client == client]
-    whole = assembly.algorithm.personalize(served.shared, served.clients[client].state)
+    whole = assembly.algorithm.personalization.model(served.shared, served.clients[client].state)
     row = [one.user for one in data.users].index(user) + 1
     score = make_scorer(assembly.task, whole, data, settings.model.max_length)
     return score([history], [times], np.array([row]))[0]
@@ -149,7 +149,7 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
 def test_a_state_reads_what_is_new_alone(
     kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = items_read_by(monkeypatch, RecurrentState, "recall")
+    read = items_read_by(monkeypatch, RecurrentState, "continue_from")
     served = open_served(path)
     client, user = somebody(served)
     recommend(served, user)

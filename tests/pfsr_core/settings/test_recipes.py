@@ -24,8 +24,12 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 def test_nested_tables_become_dotted_keys(tmp_path: Path) -> None:
     recipe = tmp_path / "a.toml"
-    recipe.write_text('run.name = "x"\n[algorithm]\nmask-mode = "none"\ntwo-phases = false\n')
-    expected = {"run.name": "x", "algorithm.mask-mode": "none", "algorithm.two-phases": False}
+    recipe.write_text('run.name = "x"\n[algorithm.pfsr]\nmask-mode = "none"\ntwo-phases = false\n')
+    expected = {
+        "run.name": "x",
+        "algorithm.pfsr.mask-mode": "none",
+        "algorithm.pfsr.two-phases": False,
+    }
     assert load_recipe(recipe) == expected
 
 
@@ -67,8 +71,8 @@ def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("train.batch-size=32", ("train.batch-size", 32)),
-        ("algorithm.rho = 0.5", ("algorithm.rho", 0.5)),
-        ("algorithm.two-phases=false", ("algorithm.two-phases", False)),
+        ("algorithm.pfsr.rho = 0.5", ("algorithm.pfsr.rho", 0.5)),
+        ("algorithm.pfsr.two-phases=false", ("algorithm.pfsr.two-phases", False)),
         ("data.source=synthetic", ("data.source", "synthetic")),
         ("data.path=users=5,items=6", ("data.path", "users=5,items=6")),
         ('run.name="a b"', ("run.name", "a b")),

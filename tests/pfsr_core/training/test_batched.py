@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS, TASKS, local_training
+from pfsr_core.assembly.assemble import local_training
+from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import Broadcast, ClientUpdate
 from pfsr_core.federated.model import Assembly
@@ -18,19 +19,20 @@ from pfsr_core.models.compressors import USERS
 from pfsr_core.params import Params
 from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched as batched_training
-from pfsr_core.training.batched import Lane, _groups, _lane, train_clients
+from pfsr_core.training.batched import BatchedClient, _batched_client, _groups, train_clients
 from pfsr_core.training.grouping import Size
-from pfsr_core.training.local import Job, train
+from pfsr_core.training.local import Job
+from pfsr_core.training.loop import train
 from pfsr_core.training.task import Task
 from tests.helpers.float64 import double
-from tests.helpers.tiny import tiny_world
+from tests.helpers.tiny import OWN_MODEL, tiny_world
 
 SMALL_STEPS: dict[str, Value] = {
     "federation__partition": "user",
     "train__batch_size": 1,  # so that clients have different numbers of steps
     "train__local_epochs": 2,
     "model__max_length": 6,
-    "algorithm__fisher_samples": 4,
+    "algorithm__pfsr__fisher_samples": 4,
 }
 RATES = (
     "train__learning_rate",
@@ -40,7 +42,7 @@ RATES = (
 )
 
 COMPRESSED = [
-    *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in TASKS),
+    *(("tokens", "sasrec", name) for name in ALGORITHMS if name not in OWN_MODEL),
     ("tokens", "hstu", "pfsr"),
     ("state", "gru4rec", "pfsr"),
     ("state", "mamba1", "fed-prox"),
@@ -78,10 +80,10 @@ def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientU
     settings, federation, assembly = tiny_world(**chosen)
     algorithm = ALGORITHMS[settings.algorithm.name](without_noise(assembly.task), settings)
     clients = some_clients(federation.clients)
-    states = [double(algorithm.init_client(data)) for data in clients]
-    shared, signals, done = double(algorithm.init().params), {"target-norm": 0.01}, []
+    states = [double(algorithm.client.init(data)) for data in clients]
+    shared, signals, done = double(algorithm.server.init().params), {"target-norm": 0.01}, []
     for round_ in range(1, rounds + 1):
-        done.append(algorithm.client_updates(Broadcast(shared, round_, signals), states, clients))
+        done.append(algorithm.client.updates(Broadcast(shared, round_, signals), states, clients))
         states = [update.state for update in done[-1]]
     return done
 
@@ -131,8 +133,8 @@ def test_compressed_histories_equal_the_loop(compressor: str, encoder: str, algo
     [
         {"model__items": "shared"},
         {"model__dropout": 0.0},
-        {"algorithm__two_phases": False, "algorithm__anchor": "global"},
-        {"algorithm__mask_mode": "minmax", "algorithm__serve": "personal"},
+        {"algorithm__pfsr__two_phases": False, "algorithm__pfsr__anchor": "global"},
+        {"algorithm__pfsr__mask_mode": "minmax", "algorithm__pfsr__serve": "personal"},
         {"train__batch_size": 3, "train__round_decay": 0.5},
         {"train__optimizer": "sgd", "train__learning_rate": 0.1, "model__items": "dual"},
     ],
@@ -147,7 +149,9 @@ def test_variants_of_pfsr_equal_the_loop(changes: dict[str, Value]) -> None:
 
 def jobs_of(assembly: Assembly, clients: list[ClientDataset]) -> list[Job]:
     task = assembly.task
-    starts = [{**task.init_shared(), **task.init_private(data)} for data in clients]
+    starts = [
+        {**task.partition.init_shared(), **task.partition.init_private(data)} for data in clients
+    ]
     return [
         Job(params, data, stream)
         for stream, (params, data) in enumerate(zip(starts, clients, strict=True))
@@ -173,21 +177,22 @@ def test_in_float32_the_difference_is_rounding(encoder: str, items: str) -> None
 
 def test_small_clients_share_a_group_large_ones_train_alone() -> None:
     settings, federation, assembly = tiny_world(**SMALL_STEPS)
-    config = replace(local_training(settings), batch_size=2)
-    lanes = [
-        _lane(assembly.task, config, job) for job in jobs_of(assembly, list(federation.clients))
+    config = local_training(settings).with_settings(batch_size=2)
+    clients = [
+        _batched_client(assembly.task, config, job)
+        for job in jobs_of(assembly, list(federation.clients))
     ]
-    everyone = sorted(index for group in _groups(lanes, None) for index in group)
-    assert everyone == list(range(len(lanes)))
-    limit = int(np.median([lane.size.places for lane in lanes]))
-    for group in _groups(lanes, limit):
-        counts = [lanes[index].steps for index in group]
+    everyone = sorted(index for group in _groups(clients, None) for index in group)
+    assert everyone == list(range(len(clients)))
+    limit = int(np.median([client.size.positions for client in clients]))
+    for group in _groups(clients, limit):
+        counts = [clients[index].steps for index in group]
         assert counts == sorted(counts, reverse=True)
-        assert all(lanes[index].size.places <= limit for index in group) and len(group) > 1
+        assert all(clients[index].size.positions <= limit for index in group) and len(group) > 1
 
 
-def fits(lanes: list[Lane], group: list[int]) -> bool:
-    sizes = [lanes[index].size for index in group]
+def fits(clients: list[BatchedClient], group: list[int]) -> bool:
+    sizes = [clients[index].size for index in group]
     return Size(*(max(parts) for parts in zip(*sizes, strict=True))).fits(len(group))
 
 
@@ -195,14 +200,14 @@ def fits(lanes: list[Lane], group: list[int]) -> bool:
 def test_memory_bounds_the_groups(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     settings, federation, assembly = tiny_world(**SMALL_STEPS)
     jobs = jobs_of(assembly, list(federation.clients))
-    lanes = [_lane(assembly.task, local_training(settings), job) for job in jobs]
-    assert len(list(_groups(lanes, None))) == 1
+    clients = [_batched_client(assembly.task, local_training(settings), job) for job in jobs]
+    assert len(list(_groups(clients, None))) == 1
     monkeypatch.setattr(
         batched_training, bound, {"PARAMETERS": 9000, "POSITIONS": 90, "LOGITS": 900}[bound]
     )
-    groups = list(_groups(lanes, None))
-    assert len(groups) > 1 and all(fits(lanes, group) for group in groups)
-    assert sorted(index for group in groups for index in group) == list(range(len(lanes)))
+    groups = list(_groups(clients, None))
+    assert len(groups) > 1 and all(fits(clients, group) for group in groups)
+    assert sorted(index for group in groups for index in group) == list(range(len(clients)))
 
 
 def test_a_run_repeats_byte_for_byte() -> None:

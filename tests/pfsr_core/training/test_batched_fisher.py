@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pfsr_core.algorithms.variable_response import Response, client_samples, target_log_probability
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.algorithms.variable_response import client_samples, target_log_probability
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
@@ -34,12 +34,12 @@ def sampled(
     settings: Settings, assembly: Assembly, clients: list[ClientDataset], count: int
 ) -> list[Sampled]:
     task, training = assembly.task, local_training(settings)
-    found, response = [], Response(fisher_samples=count)
+    found = []
     for seed, data in enumerate(clients):
-        private = task.init_private(data)
-        job = Job({**task.init_shared(), **private}, data, seed)
+        private = task.partition.init_private(data)
+        job = Job({**task.partition.init_shared(), **private}, data, seed)
         moved_whole = moved(job.params, seed)
-        found.append(client_samples(task, training, response, moved_whole, job))
+        found.append(client_samples(task, training, count, moved_whole, job))
     return found
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.task import make_task
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory
 from pfsr_core.evaluation.scoring import make_scorer, with_unseen
@@ -18,7 +18,9 @@ from pfsr_core.items.tables import co_occurrence_start, common_item_table, mean_
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params
 from pfsr_core.randomness import noise_generator, stream_seed
-from pfsr_core.training.local import Job, LocalTraining, draw_noise, train
+from pfsr_core.training.local import Job, LocalTraining
+from pfsr_core.training.loop import train
+from pfsr_core.training.steps import draw_noise
 from pfsr_core.training.task import Task
 from pfsr_core.training.windows import batches, prefix_samples, training_windows
 from tests.helpers.float64 import double
@@ -41,15 +43,15 @@ def whole_table_reference(
     encoder = [leaf for name, leaf in leaves.items() if name != ITEMS]
     adam = torch.optim.Adam(
         [
-            {"params": encoder, "lr": config.learning_rate},
-            {"params": [leaves[ITEMS]], "lr": config.item_learning_rate},
+            {"params": encoder, "lr": config.settings.learning_rate},
+            {"params": [leaves[ITEMS]], "lr": config.settings.item_learning_rate},
         ]
     )
     windows = training_windows(data, config.max_length)
     shuffle, noise = torch.Generator().manual_seed(1), noise_generator(1)
-    for batch in batches(windows, config.batch_size, shuffle):
+    for batch in batches(windows, config.settings.batch_size, shuffle):
         inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
-        hidden = task.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
+        hidden = task.model.apply(leaves, inputs, draw_noise(task, inputs.shape, noise))
         real = targets > 0
         logits = hidden[real] @ leaves[ITEMS][touched].T
         labels = torch.searchsorted(touched, targets[real])
@@ -91,7 +93,7 @@ def test_training_repeats_bit_for_bit_and_leaves_the_global_generator_alone() ->
     settings, federation, _ = tiny_world()
     task = make_task(settings, federation.split.item_ids)
     data = federation.clients[0]
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, _ = train(task, local_training(settings), Job(params, data, 1))
@@ -107,7 +109,7 @@ def test_frozen_coordinates_do_not_move() -> None:
     settings, federation, _ = tiny_world(train__local_epochs=3)
     task = make_task(settings, federation.split.item_ids)
     data = federation.clients[0]
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     name = "encoder.layers.0.feed_forward.expand.weight"
     frozen = {name: torch.rand(params[name].shape) < 0.5}
     trained, _ = train(task, local_training(settings), Job(params, data, 1, frozen=frozen))
@@ -124,14 +126,14 @@ def test_own_rows_train_as_they_would_in_a_table_of_the_whole_catalogue(
     settings, federation, _ = tiny_world(model__encoder=encoder, model__item_start=start)
     task = make_task(settings, federation.split.item_ids)
     data, config = federation.clients[0], local_training(settings)
-    params = double({**task.init_shared(), **task.init_private(data)})
+    params = double({**task.partition.init_shared(), **task.partition.init_private(data)})
     touched = torch.from_numpy(data.touched)
     table = torch.randn(data.num_items + 1, 8, dtype=torch.float64)  # must not matter
     table[touched] = params[ITEMS][1:]
     reference = whole_table_reference(task, config, {**params, ITEMS: table}, data, touched)
     trained, _ = train(task, config, Job(params, data, 1))
     torch.testing.assert_close(trained[ITEMS][1:], reference[ITEMS][touched], rtol=0, atol=1e-9)
-    for name in task.init_shared():
+    for name in task.partition.init_shared():
         torch.testing.assert_close(trained[name], reference[name], rtol=0, atol=1e-9)
 
 
@@ -151,7 +153,7 @@ def test_a_scorer_ranks_candidates_only_and_answers_an_empty_history() -> None:
     settings, federation, _ = tiny_world()
     task = make_task(settings, federation.split.item_ids)
     data = federation.clients[0]
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     score = make_scorer(task, params, data, 10)
     scores = score([data.users[0].train, np.empty(0, np.int64)])
     ranked = scores.isfinite().all(0).nonzero().flatten().tolist()
@@ -162,7 +164,7 @@ def test_scores_do_not_depend_on_the_other_users_of_a_batch() -> None:
     settings, federation, _ = tiny_world()
     task = make_task(settings, federation.split.item_ids)
     data = federation.clients[0]
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     score = make_scorer(task, params, data, 10)
     histories = [user.train for user in data.users]
     together = score(histories)
@@ -189,7 +191,7 @@ def test_item_starts(start: str) -> None:
 
 def whole_table(assembly: Assembly, data: ClientDataset) -> Tensor:
     """What every item of the catalogue starts with on a client: (V + 1, D)."""
-    table = assembly.task.init_private(data)[ITEMS]
+    table = assembly.task.partition.init_private(data)[ITEMS]
     every = torch.arange(data.num_items + 1)
     numbers, table = with_unseen(assembly.task, table, data, every)
     return table[numbers]
@@ -212,10 +214,10 @@ def test_a_history_may_hold_items_that_the_table_lacks() -> None:
     data, task = federation.clients[0], assembly.task
     strange = np.setdiff1d(np.arange(1, data.num_items + 1), data.touched)[:3]
     history = np.concatenate([data.users[0].train[-3:], strange])
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     scores = make_scorer(task, params, data, settings.model.max_length)([history])[0]
     whole = {**params, ITEMS: whole_table(assembly, data)}
-    last = task.apply(whole, torch.from_numpy(history)[None], None)[0, -1]
+    last = task.model.apply(whole, torch.from_numpy(history)[None], None)[0, -1]
     expected = torch.full_like(scores, -torch.inf)
     expected[data.touched] = whole[ITEMS][data.touched] @ last
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
@@ -249,7 +251,7 @@ def test_plain_steps_of_all_clients_are_a_step_on_all_data() -> None:
         model__dropout=0.0,
         model__max_length=50,
     )
-    task, start = assembly.task, double(assembly.task.init_shared())
+    task, start = assembly.task, double(assembly.task.partition.init_shared())
     config = local_training(settings)
     parts = [federation.clients[0], federation.clients[1]]
     pooled = replace(parts[0], users=parts[0].users + parts[1].users)

@@ -13,9 +13,8 @@ import torch
 
 from client_app.handlers import finish
 from client_app.hosted_node import Node, make_node
-from pfsr_core.algorithms.variable_response import Response, client_samples, target_log_probability
-from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.registries import local_training
+from pfsr_core.algorithms.variable_response import client_samples, target_log_probability
+from pfsr_core.assembly.assemble import assemble, local_training
 from pfsr_core.data.client_dataset import ClientDataset, UserHistory, unknown_times
 from pfsr_core.data.filters import select_rows
 from pfsr_core.data.readers.s3rec import read_s3rec
@@ -28,8 +27,10 @@ from pfsr_core.federated.protocol import Instruction
 from pfsr_core.params import Params, pack
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.training.batched_fisher import client_fishers
-from pfsr_core.training.local import Job, client_windows, steps, train
+from pfsr_core.training.local import Job
+from pfsr_core.training.loop import train
 from pfsr_core.training.padding import pad_times
+from pfsr_core.training.steps import client_windows, steps
 from pfsr_core.training.task import Task
 from pfsr_core.training.windows import prefix_samples
 from tests.helpers.tiny import tiny_settings, tiny_world
@@ -59,7 +60,7 @@ def without_times(data: ClientDataset) -> ClientDataset:
 
 def started(task: Task, data: ClientDataset) -> Params:
     """Parameters whose biases of time are not close to nothing."""
-    params = {**task.init_shared(), **task.init_private(data)}
+    params = {**task.partition.init_shared(), **task.partition.init_private(data)}
     generator = torch.Generator().manual_seed(2)
     return {
         name: torch.randn(tensor.shape, generator=generator) if "time_bias" in name else tensor
@@ -80,7 +81,7 @@ class TestData:
         (user,) = leave_one_out(log).users
         assert user.times.tolist() == [-(2**61), 1, 2**61]
 
-    def test_positions_are_no_times(self, tmp_path: Path) -> None:
+    def test_positions_are_unknown_times(self, tmp_path: Path) -> None:
         path = tmp_path / "log.txt"
         path.write_text("1 5 6 7 8\n2 5 6 8\n")
         log = read_s3rec(path)
@@ -134,12 +135,12 @@ def test_times_change_what_reads_them_and_nothing_else(encoder: str) -> None:
     """Training, Fisher information and scores; bit for bit the same where no times are read."""
     settings, federation, assembly = tiny_world(**{**HSTU, "model__encoder": encoder})
     task, training, reads = assembly.task, local_training(settings), encoder == "hstu"
-    assert task.reads_times == reads
+    assert task.model.reads_times == reads
     outcomes: list[list[Params]] = []
     for data in (federation.clients[0], without_times(federation.clients[0])):
         job = Job(started(task, data), data, 1)
         trained, _ = train(task, training, job)
-        found = client_samples(task, training, Response(fisher_samples=9), job.params, job)
+        found = client_samples(task, training, 9, job.params, job)
         fisher = client_fishers(target_log_probability(task), [found], "loop")[0]
         score = make_scorer(task, job.params, data, training.max_length)
         user = data.users[0]
@@ -157,7 +158,7 @@ def test_fisher_information_of_clients_together() -> None:
     for data in federation.clients[:4]:
         start = {name: tensor.double() for name, tensor in started(task, data).items()}
         job = Job(start, data, 1)
-        clients.append(client_samples(task, training, Response(fisher_samples=7), job.params, job))
+        clients.append(client_samples(task, training, 7, job.params, job))
     target = target_log_probability(task)
     alone, together = (client_fishers(target, clients, engine) for engine in ("loop", "batched"))
     for expected, found in zip(alone, together, strict=True):
@@ -205,7 +206,9 @@ class TestServing:
         served, settings = node.store.served(), node.settings
         data = node.clients[0]
         user, assembly = data.users[0], assemble(settings, node.dataset.catalogue)
-        whole = assembly.algorithm.personalize(served.shared, served.clients[data.client].state)
+        whole = assembly.algorithm.personalization.model(
+            served.shared, served.clients[data.client].state
+        )
         score = make_scorer(assembly.task, whole, data, settings.model.max_length)
         given = [node.dataset.split.item_ids[code - 1] for code in user.all_items]
         expected = {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pfsr_core.models.encoders.associative_mamba import AssociativeMamba, associative_encoder
+from pfsr_core.models.encoders.base import SequenceEncoder
 from pfsr_core.models.next_item import NextItemModel
 from pfsr_core.models.ops.dropout import Noise
 from pfsr_core.models.ops.ssd import (
@@ -108,7 +109,7 @@ def test_heads_must_divide_the_inner_width() -> None:
         AssociativeMamba(16, num_heads=5)
 
 
-class FlippedMamba(nn.Module):
+class FlippedMamba(SequenceEncoder):
     """The published mistake: a backward branch over the whole sequence, loss at every position."""
 
     def __init__(self, dim: int) -> None:
@@ -121,7 +122,7 @@ class FlippedMamba(nn.Module):
 
 
 @torch.no_grad()
-def leak(encoder: nn.Module) -> float:
+def leak(encoder: SequenceEncoder) -> float:
     """Largest change at positions < t over all t when the items >= t are exchanged."""
     torch.manual_seed(3)
     model = NextItemModel(30, 16, encoder, dropout=0.3).double().eval()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from pfsr_core.models.encoders.base import State
+from pfsr_core.models.encoders.base import SequenceEncoder, State
 from pfsr_core.models.encoders.gru4rec import GRULayer, gru4rec_encoder
 from pfsr_core.models.encoders.layers import FeedForward, MixerLayer, Stack, of_prefix, with_prefix
 from pfsr_core.models.encoders.mamba1 import mamba1_encoder
@@ -19,13 +19,13 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-class Doubling(nn.Module):
+class Doubling(SequenceEncoder):
     """The plainest mixer, so that what stands around it can be seen. It counts its steps."""
 
     def forward(self, x: Tensor, lengths: None = None, state: None = None) -> Tensor:
         return 2 * x
 
-    def after(self, x: Tensor, state: State) -> State:
+    def final_state(self, x: Tensor, state: State) -> State:
         return {"steps": state["steps"] + x.shape[1]}
 
     def initial_state(self, batch_size: int) -> State:
@@ -143,7 +143,7 @@ class TestSASRec:
 
 class TestGRU4Rec:
     def test_equals_torch(self) -> None:
-        """Same names, same arrangement, same numbers as a one-layer ``nn.GRU``."""
+        """Same names, same plan, same numbers as a one-layer ``nn.GRU``."""
         ours, theirs = GRULayer(5, 7).double(), nn.GRU(5, 7, batch_first=True).double()
         theirs.load_state_dict(ours.state_dict(), strict=True)
         x = torch.randn(2, 9, 5, dtype=torch.float64)

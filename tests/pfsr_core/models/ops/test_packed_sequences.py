@@ -10,9 +10,9 @@ from pfsr_core.models.encoders.associative_mamba import associative_encoder
 from pfsr_core.models.encoders.gru4rec import gru4rec_encoder
 from pfsr_core.models.encoders.mamba1 import mamba1_encoder
 from pfsr_core.models.next_item import NextItemModel
-from pfsr_core.models.ops import packed_sequences as layout
+from pfsr_core.models.ops import packed_sequences
 from pfsr_core.models.ops.dropout import draw_bits
-from pfsr_core.models.ops.packed_sequences import layout_of
+from pfsr_core.models.ops.packed_sequences import find_packing
 
 ENCODERS = {
     "associative": lambda: associative_encoder(8, num_layers=2, dropout=0.3, state_dim=4),
@@ -29,21 +29,23 @@ def model(request: pytest.FixtureRequest) -> NextItemModel:
 
 
 def test_pad_undoes_pack() -> None:
-    layout = layout_of(ITEMS)
-    assert layout is not None and layout.lengths.tolist() == [5, 2, 1]
+    packed = find_packing(ITEMS)
+    assert packed is not None and packed.lengths.tolist() == [5, 2, 1]
     x = torch.randn(3, 5, 4) * (ITEMS > 0)[..., None]
-    assert layout.pack(x).shape == (8, 4)
-    assert torch.equal(layout.pad(layout.pack(x)), x)
+    assert packed.pack(x).shape == (8, 4)
+    assert torch.equal(packed.pad(packed.pack(x)), x)
 
 
 @pytest.mark.parametrize("items", [torch.ones(3, 4).long(), torch.zeros(2, 3).long()])
 def test_nothing_to_pack(items: Tensor) -> None:
-    assert layout_of(items) is None
+    assert find_packing(items) is None
 
 
 def test_not_inside_transforms() -> None:
     """A shape may not depend on the values of one mapped client."""
-    assert vmap(lambda items: items * float(layout_of(items) is None))(ITEMS[None]).eq(ITEMS).all()
+    assert (
+        vmap(lambda items: items * float(find_packing(items) is None))(ITEMS[None]).eq(ITEMS).all()
+    )
 
 
 @pytest.mark.parametrize("with_noise", [False, True])
@@ -54,7 +56,7 @@ def test_packed_and_padded_give_the_same(
     weights = torch.randn(8, 8)
     found = []
     for worth_it in (0.95, 0.0):
-        monkeypatch.setattr(layout, "WORTH_IT", worth_it)
+        monkeypatch.setattr(packed_sequences, "WORTH_IT", worth_it)
         hidden = model(ITEMS, bits)[ITEMS > 0]
         gradients = torch.autograd.grad((hidden * weights).sum(), list(model.parameters()))
         found.append([hidden, *gradients])

@@ -23,7 +23,7 @@ from pfsr_core.models.ops.selective_scan import (
     selective_scan_step,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "mamba1.safetensors"
+GOLDEN = Path(__file__).parents[1] / "encoders" / "golden" / "mamba1.safetensors"
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
