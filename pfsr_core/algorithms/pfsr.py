@@ -243,7 +243,9 @@ def _magnitude_term(
             anchor = context["encoder"] if loss.anchor == "local" else shared
             total = total + keep_local(params, anchor, masks, loss.keep)
         if loss.magnitude and norm is not None:
-            total = total + magnitude(params, shared, masks, norm, loss.magnitude, loss.side)
+            total = total + magnitude(
+                params, shared, masks, norm=norm, strength=loss.magnitude, side=loss.side
+            )
         return total
 
     return term

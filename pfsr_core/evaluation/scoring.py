@@ -59,12 +59,13 @@ class Question:
 
 
 @torch.no_grad()
-def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
+def score_from_memory(
     task: Task,
     params: Params,
     data: ClientDataset,
-    max_length: int,
     asked: Question,
+    *,
+    max_length: int,
     memory: UserMemory | None,
 ) -> tuple[Tensor, UserMemory]:
     """Scores of the catalogue (V + 1,) as :func:`make_scorer`'s, and the memory to go on from.

@@ -57,7 +57,7 @@ class SequenceContext(NamedTuple):
 class Compressor(nn.Module):
     """How a model reads a history.
 
-    Calling it takes ``(encoder, x, noise, packed, context, times)``: x (B, L, D), packed where
+    Calling it takes ``(encoder, x, noise, packed, *, context, times)``: x (B, L, D), packed where
     there is a ``packed``, to what each item expects next, in the same shape. ``times`` (B, L): for
     an encoder that reads them.
 
@@ -118,8 +118,9 @@ class WholeHistory(Compressor):
         x: Tensor,
         noise: Noise | None,
         packed: PackedSequences | None,
-        _context: SequenceContext,
+        *,
         times: Tensor | None,
+        **_unread: object,
     ) -> Tensor:
         known = [part for part in (packed, times) if part is not None]  # never both
         return encoder(x, noise, *known)
@@ -151,6 +152,7 @@ class LearnedTokens(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         _packed: PackedSequences | None,
+        *,
         context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
@@ -213,8 +215,9 @@ class RecurrentState(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         packed: PackedSequences | None,
+        *,
         context: SequenceContext,
-        _times: Tensor | None,
+        **_unread: object,
     ) -> Tensor:
         start = None if self.users is None else self._start(encoder, context.user_rows)
         return encoder(x, noise, packed, start)

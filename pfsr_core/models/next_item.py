@@ -89,10 +89,13 @@ class NextItemModel(nn.Module):
                 of_items, noise = Noise(bits[:, self.compressor.num_memory_tokens :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self.compressor(self.encoder, embedded, noise, None, context, times)
+            return self.compressor(
+                self.encoder, embedded, noise, None, context=context, times=times
+            )
         noise = None if bits is None else Noise(packed.pack(bits))
         embedded = self.embed(items.flatten()[packed.index], noise)
-        return packed.pad(self.compressor(self.encoder, embedded, noise, packed, context, None))
+        hidden = self.compressor(self.encoder, embedded, noise, packed, context=context, times=None)
+        return packed.pad(hidden)
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""

@@ -126,13 +126,8 @@ def keep_local(params: Params, previous: Params, masks: Masks, strength: float) 
     return strength / 2 * torch.stack(gaps).sum()
 
 
-def magnitude(  # noqa: PLR0913 - the terms of one formula
-    params: Params,
-    shared: Params,
-    masks: Masks,
-    norm: float,
-    strength: float,
-    side: str,
+def magnitude(
+    params: Params, shared: Params, masks: Masks, *, norm: float, strength: float, side: str
 ) -> Tensor:
     """Dynamic magnitude loss, the shared part, whose change has the norm C_t = ``norm`` as a bound.
 

@@ -31,7 +31,7 @@ from pfsr_core.models.encoders.base import State
 from pfsr_core.models.encoders.layers import MixerLayer, Stack, causal_depthwise_conv
 from pfsr_core.models.ops import kernels
 from pfsr_core.models.ops.kernels import MixerParameters
-from pfsr_core.models.ops.ssd import ssd_chunked
+from pfsr_core.models.ops.ssd import Direction, ScanInputs, ssd_chunked
 
 NORM_EPS = 1e-5
 WEIGHTED = ("in_proj", "out_proj", "conv1d", "norm")
@@ -123,10 +123,13 @@ class AssociativeMamba(nn.Module):
         if p.A_log_anchored is not None and p.gate_weight is not None:
             a_anchored = -torch.exp(p.A_log_anchored)
             gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
-        a, scaled = -torch.exp(p.A_log), gate
-        if state is not None and a_anchored is not None and gate is not None:
-            scaled = gate * torch.exp(a_anchored * state["c"])[:, None]
-        y = ssd_chunked(x, dt, B, C, a, a_anchored, scaled, self.chunk)
+        a, anchored = -torch.exp(p.A_log), None
+        if a_anchored is not None and gate is not None:
+            anchored = Direction(a_anchored, gate)
+            if state is not None:
+                scaled = gate * torch.exp(a_anchored * state["c"])[:, None]
+                anchored = Direction(a_anchored, scaled)
+        y = ssd_chunked(ScanInputs(x, dt, B, C), a, anchored, self.chunk)
         if state is not None:
             y = y + _of_start(state, torch.exp(a * dt.cumsum(1)), gate, C)
         gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)

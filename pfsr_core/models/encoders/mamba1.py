@@ -58,7 +58,7 @@ class Mamba1Mixer(nn.Module):
         window = None if state is None else state["window"]
         x = silu(causal_depthwise_conv(x, *self._filters(), window))
         dt, B, C = self._selection(x)
-        y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.use_kernel)
+        y = selective_scan(x, dt, -self.A_log.exp(), B, C, use_kernel=self.use_kernel)
         if state is not None:
             y = y + self._of_start(state["scan"], dt, C)
         return self._gated_output(y, x, z)
@@ -76,7 +76,7 @@ class Mamba1Mixer(nn.Module):
         weight, bias = self._filters()
         x = silu((window * weight.squeeze(1).t()).sum(1) + bias)
         dt, B, C = self._selection(x)
-        scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
+        scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, h=state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
 
     def final_state(self, u: Tensor, state: State) -> State:
@@ -124,6 +124,7 @@ class Mamba1Mixer(nn.Module):
 def mamba1_encoder(
     embedding_dim: int,
     num_layers: int,
+    *,
     state_dim: int,
     conv_width: int,
     expand: int,

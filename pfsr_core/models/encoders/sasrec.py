@@ -138,6 +138,7 @@ class SASRec(AttentionEncoder):
         num_heads: int,
         max_length: int,
         dropout: float,
+        *,
         extra: int = 0,
     ) -> None:
         super().__init__()
@@ -236,6 +237,7 @@ def sasrec_encoder(
     num_heads: int,
     max_length: int,
     dropout: float,
+    *,
     extra: int = 0,
 ) -> SASRec:
     """SASRec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``, L <= ``max_length``.
@@ -243,4 +245,4 @@ def sasrec_encoder(
     ``extra``: positions besides those of interactions, for learned tokens. Raises ``ValueError``
     when ``num_heads`` does not divide ``embedding_dim``.
     """
-    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra)
+    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra=extra)
