@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 def selective_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, use_kernel: UseKernel = "auto"
 ) -> Tensor:
-    """y (b, L, E) of the scan in the module's docstring; differentiable once, in all five tensors.
+    """The scan of the module's docstring, y (b, L, E); differentiable once, in all five tensors.
 
     Works under ``torch.func.vmap(torch.func.grad(...))``. ``use_kernel="auto"`` tries mamba-ssm's
     compiled scan for CUDA tensors and falls back to plain PyTorch when anything is in the way.
@@ -153,7 +153,7 @@ def _over_channels(states: Tensor, v: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """y (b, L, E) and the state before every segment, (b, segments, N, E)."""
+    """Outputs y (b, L, E) and the state before every segment, (b, segments, N, E)."""
     segments = _segments(x.shape[1])
     y, u = torch.empty_like(x), dt * x
     kept = x.new_empty(x.shape[0], len(segments), *A.shape[1:])
