@@ -70,7 +70,7 @@ def without_noise(task: Task) -> Task:
         biases = {n: t.detach() + 0 * t for n, t in model.items() if n.endswith("key.bias")}
         return task.model.apply({**model, **biases}, *inputs)
 
-    return replace(task, apply=apply)
+    return replace(task, model=replace(task.model, apply=apply))
 
 
 def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientUpdate]]:
