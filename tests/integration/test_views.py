@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import Federation, load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
 from pfsr_core.federated.evaluation import (
@@ -23,7 +23,7 @@ from tests.integration.helpers import assert_same, plain_loop, settings_in
 from tests.integration.loopback import run_loopback
 
 
-def by_node(federation: Federation, nodes: int) -> list[list[ClientDataset]]:
+def by_node(federation: FederatedDataset, nodes: int) -> list[list[ClientDataset]]:
     """The clients of each node: together with others a client's numbers round in another way."""
     ordered = sorted(federation.clients, key=lambda data: data.client)
     return [ordered[node::nodes] for node in range(nodes)]

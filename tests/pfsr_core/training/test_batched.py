@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfsr_core.assembly.assemble import local_training
+from pfsr_core.assembly.assemble import local_training, make_algorithm
 from pfsr_core.assembly.registries import ALGORITHMS, ENCODERS
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.algorithm import Broadcast, ClientUpdate
@@ -69,16 +69,16 @@ def without_noise(task: Task) -> Task:
 
     def apply(model: Params, *inputs: Any) -> Tensor:
         biases = {n: t.detach() + 0 * t for n, t in model.items() if n.endswith("key.bias")}
-        return task.apply({**model, **biases}, *inputs)
+        return task.model.apply({**model, **biases}, *inputs)
 
-    return replace(task, apply=apply)
+    return replace(task, model=replace(task.model, apply=apply))
 
 
 def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientUpdate]]:
     """Rounds of all the clients in float64, each from the state that the one before it left."""
     chosen = {**SMALL_STEPS, **changes, "train__engine": engine}
     settings, federation, assembly = tiny_world(**chosen)
-    algorithm = ALGORITHMS[settings.algorithm.name](without_noise(assembly.task), settings)
+    algorithm = make_algorithm(settings, without_noise(assembly.task))
     clients = some_clients(federation.clients)
     states = [double(algorithm.client.init(data)) for data in clients]
     shared, signals, done = double(algorithm.server.init().params), {"target-norm": 0.01}, []
