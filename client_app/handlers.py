@@ -57,7 +57,7 @@ from pfsr_core.federated.simulation import (
 from pfsr_core.items.modes import pooled_vectors
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Shapes, pack, shapes_of
-from pfsr_core.serving.node_store import Served, ServedClient
+from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, ServedItems
 
 Evaluation = dict[str, dict[HeldOut, Sums]]
 """Sums by client and split."""
@@ -263,14 +263,18 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
     """The model without its clients, which follow one by one."""
     settings = with_algorithm(node.settings, order.algorithm)
     return Served(
-        run=order.run,
-        algorithm=order.algorithm,
-        round=order.round - 1,  # the last exchange is no round
-        fingerprint=assembly.fingerprint,
-        settings=flat_settings(settings),
+        origin=ModelOrigin(
+            run=order.run,
+            algorithm=order.algorithm,
+            round=order.round - 1,  # the last exchange is no round
+            fingerprint=assembly.fingerprint,
+            settings=flat_settings(settings),
+        ),
+        items=ServedItems(
+            ids=node.federation.split.item_ids,
+            titles=node.federation.interactions.titles,
+            texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
+            vectors=pooled_vectors(settings, node.federation.catalogue),
+        ),
         shared=shared,
-        item_ids=node.federation.split.item_ids,
-        titles=node.federation.interactions.titles,
-        texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings, node.federation.catalogue),
     )

@@ -138,13 +138,10 @@ def recommend(
     """
     from pfsr.cli import output as cli_answers
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import (
-        RecommendationError,
-        add_items,
-        check_question,
-        find_served,
-    )
+    from pfsr_core.serving.recommend import add_items, check_question
     from pfsr_core.serving.recommend import recommend as answer
+    from pfsr_core.serving.served_model import RecommendationError
+    from pfsr_core.serving.store_files import find_served
 
     if add is not None and items is not None:
         raise RecommendationError(
@@ -203,7 +200,7 @@ def forget(
     Example: `pfsr forget --user 42`
     """
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import forget_everywhere
+    from pfsr_core.serving.store_files import forget_everywhere
 
     count = forget_everywhere(state or default_state_directory(), user)
     typer.echo(f"user {user}: deleted from {count} served models")

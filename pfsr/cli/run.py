@@ -117,7 +117,7 @@ def _draw_items(directory: Path) -> None:
     from pfsr_core.reports.node_item_views import add_item_views
     from pfsr_core.runs.item_views import ItemViewsError
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import RecommendationError
+    from pfsr_core.serving.served_model import RecommendationError
     from pfsr_core.serving.sqlite_file import NodeStoreError
 
     try:

@@ -18,8 +18,9 @@ from pfsr_core.runs.item_views import (
     item_views,
     write_item_views,
 )
-from pfsr_core.serving.node_store import Served
-from pfsr_core.serving.recommend import served_assembly, served_data, served_in, some
+from pfsr_core.serving.restore import served_assembly, served_data
+from pfsr_core.serving.served_model import Served, preview
+from pfsr_core.serving.store_files import served_in
 from pfsr_core.serving.users import HELD_OUT
 
 
@@ -31,11 +32,14 @@ def stored_item_views(place: Path, run: str = "", clients: Sequence[str] = ()) -
     """
     models = served_in(place, run)
     homes = {
-        name: model for model in models if model.run == models[0].run for name in model.clients
+        name: model
+        for model in models
+        if model.origin.run == models[0].origin.run
+        for name in model.clients
     }
     for name in clients:
         if name not in homes:
-            raise ItemViewsError(f"no client {name!r} here. Fix: choose one of {some(homes)}.")
+            raise ItemViewsError(f"no client {name!r} here. Fix: choose one of {preview(homes)}.")
     sizes = {name: _size(home, name) for name, home in homes.items()}
     chosen = clients or few({name: size for name, size in sizes.items() if size})
     if not chosen:

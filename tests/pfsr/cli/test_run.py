@@ -109,5 +109,5 @@ def test_the_report_shows_items_where_the_stores_of_the_run_are_here(
     assert launch.main([]) == 0
     said = capsys.readouterr()
     assert f"report: {directory / 'report.html'}" in said.out
-    assert (directory / ITEM_VIEWS).exists() == (run == served.run)
-    assert ("no picture of the items" in said.err) == (run != served.run)
+    assert (directory / ITEM_VIEWS).exists() == (run == served.origin.run)
+    assert ("no picture of the items" in said.err) == (run != served.origin.run)

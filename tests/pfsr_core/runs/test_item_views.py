@@ -17,7 +17,8 @@ from pfsr_core.runs.files import ITEM_VIEWS
 from pfsr_core.runs.item_views import ItemViewsError, few, item_views, near, of_few, read_item_views
 from pfsr_core.runs.reading import read_run
 from pfsr_core.serving.node_store import NodeStore
-from pfsr_core.serving.recommend import RecommendationError, forget_everywhere
+from pfsr_core.serving.served_model import RecommendationError
+from pfsr_core.serving.store_files import forget_everywhere
 from pfsr_core.settings.fields import Value
 from tests.helpers.command_line import fail, succeed
 from tests.helpers.runs import write_run
