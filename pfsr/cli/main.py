@@ -155,12 +155,12 @@ def recommend(
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
 
-@app.command("item-views")
+@app.command("item-map")
 @plain_errors(core_errors)
-def item_views(
+def item_map(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")
-    ] = Path("item-views.png"),
+    ] = Path("item-map.png"),
     clients: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,15 +175,15 @@ def item_views(
     Reads a node's own store, like `recommend`. The picture shows which items the client has: it
     belongs to the node.
 
-    Example: `pfsr item-views --state .pfsr/state/node-0.sqlite --client user-42 --out views.png`
+    Example: `pfsr item-map --state .pfsr/state/node-0.sqlite --client user-42 --out views.png`
     """
-    from pfsr_core.reports.item_views_plot import item_views_text, save_item_views
-    from pfsr_core.reports.node_item_views import stored_item_views
+    from pfsr_core.reports.item_map_plot import item_map_text, save_item_map
+    from pfsr_core.reports.node_item_map import stored_item_map
     from pfsr_core.serving.node_store import default_state_directory
 
-    views = stored_item_views(state or default_state_directory(), run, clients or [])
-    save_item_views(views, out)
-    typer.echo(f"{item_views_text(views)}\npicture: {out}")
+    views = stored_item_map(state or default_state_directory(), run, clients or [])
+    save_item_map(views, out)
+    typer.echo(f"{item_map_text(views)}\npicture: {out}")
 
 
 @app.command()

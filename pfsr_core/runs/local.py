@@ -25,7 +25,7 @@ from pfsr_core.files import append_line, write_json
 from pfsr_core.params import Params, shapes_of, size_of
 from pfsr_core.runs.environment import environment
 from pfsr_core.runs.files import SELECTED_BY, SELECTORS, best_line, write_clients
-from pfsr_core.runs.item_views import of_few, write_item_views
+from pfsr_core.runs.item_map import typical_item_maps, write_item_maps
 from pfsr_core.runs.results import (
     Evaluations,
     Row,
@@ -107,7 +107,7 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
         methods.append(outcome.row)
         clients += outcome.clients
         if experiment is first:
-            _write_item_views(outcome, directory)
+            _write_item_maps(outcome, directory)
     write_clients(directory / "clients.csv", clients)
     summary = {
         "run": directory.name,
@@ -197,12 +197,12 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
     write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
 
 
-def _write_item_views(outcome: Outcome, directory: Path) -> None:
+def _write_item_maps(outcome: Outcome, directory: Path) -> None:
     experiment = outcome.experiment
     clients = experiment.federation.clients
-    views = of_few(experiment.assembly, outcome.shared, outcome.states, clients)
+    views = typical_item_maps(experiment.assembly, outcome.shared, outcome.states, clients)
     if views:
-        write_item_views(directory, views)
+        write_item_maps(directory, views)
 
 
 def _round_line(experiment: Experiment, report: RoundReport) -> Row:

@@ -41,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "central", "baselines", "recommend", "item-views", "forget", "report", "doctor"]
+    ["simulate", "central", "baselines", "recommend", "item-map", "forget", "report", "doctor"]
     + ["data fetch", "data describe", "data prepare"]
     + [f"deploy {name}" for name in DEPLOY],
 )
