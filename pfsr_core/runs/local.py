@@ -18,7 +18,7 @@ from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.describe import describe
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FULL, Broadcast, ServerState, Sums
-from pfsr_core.federated.evaluation import shows_full, split_means
+from pfsr_core.federated.evaluation import ClientModels, shows_full, split_means
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import RoundReport, finetune_clients, run
 from pfsr_core.files import append_line, write_json
@@ -55,8 +55,10 @@ class Experiment:
         return self.settings.algorithm.name
 
     def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
-        length = self.settings.model.max_length
-        return evaluate_personal(self.assembly, length, shared, states, self.federation)
+        return evaluate_personal(self._models(shared, states), self.federation)
+
+    def _models(self, shared: Params, states: Mapping[str, Params]) -> ClientModels:
+        return ClientModels(self.assembly, self.settings.model.max_length, shared, states)
 
     def views_at_the_end(
         self,
@@ -65,13 +67,11 @@ class Experiment:
         finetuned: Mapping[str, float] | None,
     ) -> dict[str, Mapping[str, float]]:
         """Means of FULL, which are those of the ``finetuned`` states where there are such."""
-        if not shows_full(self.assembly.algorithm, self.settings):
+        if not shows_full(self.assembly.algorithm, self.settings.run.evaluate_clients):
             return {}
-        length = self.settings.model.max_length
         if finetuned is None:
-            finetuned = split_means(
-                evaluate_trained_on(self.assembly, length, broadcast, states, self.federation)
-            )
+            models = self._models(broadcast.params, states)
+            finetuned = split_means(evaluate_trained_on(models, broadcast, self.federation))
         return {FULL: finetuned}
 
 
