@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 CSS = """
-:root { --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
+:root { color-scheme: light; --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.55;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
@@ -57,6 +57,8 @@ details h3 { font-size: 15px; margin: 18px 0 6px; }
 .pairs span:last-child { overflow-wrap: anywhere; text-align: right;
   font-variant-numeric: tabular-nums; }
 footer { color: var(--soft); font-size: 13.5px; margin-top: 28px; }
+@media (max-width: 640px) { section svg { min-width: 560px; }
+  section.pair svg { min-width: 0; } }
 @media print { body { background: #fff; } section, details { break-inside: avoid; } }
 """
 
