@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 CSS = """
-:root { color-scheme: light; --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
+:root { color-scheme: light;
+  --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.55;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
@@ -75,6 +76,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def header(eyebrow: str, headline: str, lead: str, tag: str = "") -> str:
+    """The head of the page; ``tag`` is a mark beside the line above the headline."""
     mark = f'<span class="tag">{escape(tag)}</span>' if tag else ""
     return (
         f'<header><p class="eyebrow">{escape(eyebrow)}{mark}</p><h1>{escape(headline)}</h1>'
@@ -103,11 +105,13 @@ def section(title: str, note: str, content: str, pair: bool = False) -> str:
 
 
 def side_by_side(*sections: str) -> str:
+    """Sections in a row, those without content left out."""
     filled = [part for part in sections if part]
     return f'<div class="row">{"".join(filled)}</div>' if filled else ""
 
 
 def dot(colour: str) -> str:
+    """A coloured dot before the name of a method."""
     return f'<span class="dot" style="background:{escape(colour)}"></span>'
 
 
