@@ -65,7 +65,7 @@ footer { color: var(--soft); font-size: 13.5px; margin-top: 28px; }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document that loads nothing from outside."""
+    """A complete HTML document that loads nothing from elsewhere."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -77,9 +77,9 @@ def page(title: str, body: Iterable[str]) -> str:
 
 def header(eyebrow: str, headline: str, lead: str, tag: str = "") -> str:
     """The head of the page; ``tag`` is a mark beside the line above the headline."""
-    mark = f'<span class="tag">{escape(tag)}</span>' if tag else ""
+    tag_html = f'<span class="tag">{escape(tag)}</span>' if tag else ""
     return (
-        f'<header><p class="eyebrow">{escape(eyebrow)}{mark}</p><h1>{escape(headline)}</h1>'
+        f'<header><p class="eyebrow">{escape(eyebrow)}{tag_html}</p><h1>{escape(headline)}</h1>'
         f'<p class="lead">{escape(lead)}</p></header>'
     )
 
@@ -97,9 +97,9 @@ def section(title: str, note: str, content: str, pair: bool = False) -> str:
     """A titled card around ``content``, which is HTML already; nothing when that is empty."""
     if not content:
         return ""
-    mark = ' class="pair"' if pair else ""
+    attribute = ' class="pair"' if pair else ""
     return (
-        f'<section{mark}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+        f'<section{attribute}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
         f"{content}</section>"
     )
 

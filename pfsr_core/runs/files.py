@@ -52,7 +52,7 @@ class ClientResult:
         users: Number of its users.
         split: "valid" or "test".
         sums: Sums over the users by name of the metric, seen items filtered.
-        shipped: "federated" or "local" where a rule decided between them and it may be told.
+        shipped: "federated" or "local" where a rule decided between them and it may be reported.
     """
 
     method: str

@@ -200,11 +200,11 @@ class NodeStore:
         """
         return forget_user(self._file, user)
 
-    def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
-        if found != expected:
+    def _check_model(self, stored: str, expected: str, client: str, run: str) -> None:
+        if stored != expected:
             raise StateMismatchError(
                 f"{self.path}: the state of client {client!r} in run {run!r} belongs to model "
-                f"{found}, but this run trains model {expected}. Fix: restore the settings, the "
+                f"{stored}, but this run trains model {expected}. Fix: restore the settings, the "
                 f"data and the version it was made with, choose another run name, or forget it "
                 f"with reset."
             )

@@ -156,8 +156,8 @@ class StoreFile:
     def _prepare(self, file: sqlite3.Connection) -> None:
         file.execute("PRAGMA foreign_keys = ON")
         file.execute("PRAGMA secure_delete = ON")  # not every SQLite does it by itself
-        mark = file.execute("PRAGMA application_id").fetchone()[0]
-        if mark != APPLICATION_ID:
+        application = file.execute("PRAGMA application_id").fetchone()[0]
+        if application != APPLICATION_ID:
             self._create(file)
         version = file.execute("PRAGMA user_version").fetchone()[0]
         if version in UPGRADES:
@@ -169,14 +169,14 @@ class StoreFile:
 
     def _create(self, file: sqlite3.Connection) -> None:
         file.execute("BEGIN IMMEDIATE")  # two processes may meet here: the second finds the tables
-        mark = file.execute("PRAGMA application_id").fetchone()[0]
+        application = file.execute("PRAGMA application_id").fetchone()[0]
         tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if mark == 0 and tables == 0:
+        if application == 0 and tables == 0:
             for statement in (SCHEMA + USER_SCHEMA).split(";"):
                 file.execute(statement)
             file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             file.execute(f"PRAGMA user_version = {STORE_FORMAT}")
-        elif mark != APPLICATION_ID:
+        elif application != APPLICATION_ID:
             raise self.damaged("it is a database of another program")
         file.execute("COMMIT")
 

@@ -91,8 +91,8 @@ class ServedUsers:
         row = (self.number, client, user, *facts, *packed(memory.tensors))
         with self.file.transaction() as file:
             if self._serves(file, client, user):
-                places = ", ".join("?" * len(row))
-                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({places})", row)
+                values = ", ".join("?" * len(row))
+                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({values})", row)
 
     def _serves(self, file: sqlite3.Connection, client: str, user: str) -> bool:
         """Looks for the user's key in the text of :func:`write_histories`, which may be long.
@@ -153,8 +153,8 @@ def read_histories(text: str) -> tuple[Numbers, Numbers]:
     Without times they are histories only: so a store that was written before there were times is
     read as it is.
     """
-    found = json.loads(text)
-    return (found[0], found[1]) if isinstance(found, list) else (found, {})
+    content = json.loads(text)
+    return (content[0], content[1]) if isinstance(content, list) else (content, {})
 
 
 def _whole(numbers: Numbers) -> dict[str, list[int]]:
