@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 
 from pfsr_core.assembly.data import load_federation
+from pfsr_core.evaluation.metrics import registry
+from pfsr_core.evaluation.metrics.hit_rate import hit_rate
 from pfsr_core.runs.local import simulate
 from tests.integration.helpers import settings_in
 from tests.integration.loopback import run_loopback
 
 
 @pytest.mark.parametrize("finetune", [False, True])
-def test_both_runners_write_the_same_keys(tmp_path: Path, finetune: bool) -> None:
+def test_both_runners_write_the_same_keys(
+    tmp_path: Path, finetune: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one metric more than usual, which is one line of the registry."""
+    more = (*registry.METRICS, hit_rate(50, headline=True))
+    monkeypatch.setattr(registry, "METRICS", more)
     settings = settings_in(
         tmp_path, model__items="dual", algorithm__finetune=finetune, run__baselines=True
     )
@@ -36,7 +43,10 @@ def test_both_runners_write_the_same_keys(tmp_path: Path, finetune: bool) -> Non
     for entry, other in zip(ours["methods"], theirs["methods"], strict=True):
         assert _keys(entry) == _keys(other), entry["method"]
     assert _keys(both("baselines.json")[0]) == _keys(both("baselines.json")[1])
+    assert "test/seen-included/hr@50" in theirs["methods"][0]["last"]
+    assert "valid/clients/hr@50" in rounds[1][0]
     rows = [_rows(run / "clients.csv") for run in (plain, flower)]
+    assert "hr@50_sum" in rows[1][0]
     assert list(rows[0][0]) == list(rows[1][0])
     assert {(r["method"], r["client"], r["split"]) for r in rows[0]} == {
         (r["method"], r["client"], r["split"]) for r in rows[1]
