@@ -9,10 +9,10 @@ from flwr.serverapp import Grid
 
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.protocol import BASELINES, ProtocolError
+from pfsr_core.runs.files import Json
 from pfsr_core.runs.results import (
     Figures,
     Identity,
-    Json,
     Traffic,
     baseline_entry,
     client_row,

@@ -12,10 +12,9 @@ from pfsr_core.assembly.data import Federation, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.text_table import clients_text, final_table, methods_text
-from pfsr_core.runs.files import CENTRAL, Method, RunError, method_of, new_directories
+from pfsr_core.runs.files import CENTRAL, Json, Method, RunError, method_of, new_directories
 from pfsr_core.runs.local import Experiment, central_values, simulate, train_and_evaluate
 from pfsr_core.runs.local_evaluation import evaluate_baselines
-from pfsr_core.runs.results import Json
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.recipes import load_recipe, with_overrides
 

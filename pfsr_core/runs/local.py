@@ -28,7 +28,7 @@ from pfsr_core.federated.simulation import RoundReport, finetune_clients, run, s
 from pfsr_core.files import append_line, write_json
 from pfsr_core.params import Params, shapes_of, size_of
 from pfsr_core.runs.environment import environment
-from pfsr_core.runs.files import CENTRAL, SELECTORS, best_line
+from pfsr_core.runs.files import CENTRAL, SELECTORS, Json, best_line
 from pfsr_core.runs.item_map import typical_item_maps, write_item_maps
 from pfsr_core.runs.local_evaluation import (
     Evaluations,
@@ -43,7 +43,6 @@ from pfsr_core.runs.results import (
     Cost,
     Figures,
     Identity,
-    Json,
     Participation,
     Traffic,
     method_entry,

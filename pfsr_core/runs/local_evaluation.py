@@ -22,7 +22,8 @@ from pfsr_core.federated.evaluation import (
     evaluate_models,
     split_means,
 )
-from pfsr_core.runs.results import Json, baseline_entry, client_row
+from pfsr_core.runs.files import Json
+from pfsr_core.runs.results import baseline_entry, client_row
 
 Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
 

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.federated.algorithm import Reply, Sums
+from pfsr_core.runs.files import Json
 
-Json = dict[str, Any]
 Means = Mapping[str, float]
 
 MASK_RATIO = "mask-ratio/"

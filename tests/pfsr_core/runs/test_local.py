@@ -17,12 +17,12 @@ from pfsr_core.federated.evaluation import ClientModels, evaluate_clients, split
 from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import shapes_of, size_of
 from pfsr_core.reports.queries import main_algorithm
-from pfsr_core.runs.files import CENTRAL, SELECTED_BY, new_directories
+from pfsr_core.runs.files import CENTRAL, SELECTED_BY, Json, new_directories
 from pfsr_core.runs.local import central_values, simulate
 from pfsr_core.runs.local_evaluation import evaluate_baselines
 from pfsr_core.runs.model_files import MODEL_DIRECTORY, load_model
 from pfsr_core.runs.reading import read_run
-from pfsr_core.runs.results import Json, client_columns
+from pfsr_core.runs.results import client_columns
 from pfsr_core.settings.fields import SettingsError
 from tests.helpers.runs import write_run
 from tests.helpers.tiny import TINY, tiny_settings, tiny_world
