@@ -51,6 +51,6 @@ def served_model(
 
 def served_client(assembly: Assembly, data: ClientDataset, state: Params) -> ServedClient:
     """A client with its whole histories, and their times where the model reads times."""
-    histories = {user.user: user.full.tolist() for user in data.users}
+    histories = {user.user: user.all_items.tolist() for user in data.users}
     times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
     return ServedClient(state, histories, times if assembly.task.reads_times else {})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, no_times
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, unknown_times
 from pfsr_core.evaluation.scoring import Question, make_scorer, score_from_memory
 from pfsr_core.serving.restore import served_assembly, served_data, stored_history
 from pfsr_core.serving.served_model import RecommendationError, Served, preview
@@ -80,7 +80,7 @@ class Query:
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
-    times: ItemArray = field(default_factory=no_times)
+    times: ItemArray = field(default_factory=unknown_times)
     user: str = ""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import with_catalogue
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, unknown_times
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import Catalogue
 from pfsr_core.serving.served_model import RecommendationError, Served
@@ -56,7 +56,7 @@ def served_data(served: Served, client: str) -> ClientDataset:
             np.array(codes[:-HELD_OUT], np.int64),
             valid=codes[-2],
             test=codes[-1],
-            times=np.array(part.times[user], np.int64) if user in part.times else no_times(),
+            times=np.array(part.times[user], np.int64) if user in part.times else unknown_times(),
         )
         for user, codes in part.histories.items()
         if len(codes) > HELD_OUT

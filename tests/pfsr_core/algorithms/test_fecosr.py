@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
-from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED, Finetuning, fecosr
+from pfsr_core.algorithms.fecosr import (
+    FEDERATED,
+    LOCAL,
+    SHIPPED,
+    Finetuning,
+    Scored,
+    Stages,
+    fecosr,
+)
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import Federation
 from pfsr_core.assembly.registries import local_training
@@ -105,8 +117,22 @@ def test_stage_2_starts_at_the_model_of_stage_1() -> None:
         assert all(torch.equal(before[name], same[name]) for name in before)
 
 
+@pytest.fixture
+def prefer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets validation prefer the "first" or the "last" model that it is shown."""
+
+    def choose(which: str) -> None:
+        scores = count(1.0, 1.0 if which == "last" else -1.0)
+        monkeypatch.setattr(
+            Stages, "scored", lambda self, whole, data: Scored(torch.tensor([next(scores)]), whole)
+        )
+
+    return choose
+
+
 @pytest.mark.parametrize("mode", ["adapter", "all", "all+adapter"])
-def test_finetuning_moves_what_its_mode_names(mode: str) -> None:
+def test_finetuning_moves_what_its_mode_names(mode: str, prefer: Callable[[str], None]) -> None:
+    prefer("last")
     federation, assembly, shared, states = after(1, algorithm__finetune_mode=mode)
     found = finetuned(assembly.algorithm, shared, states, federation)
     moved: set[str] = set()
@@ -119,20 +145,32 @@ def test_finetuning_moves_what_its_mode_names(mode: str) -> None:
     assert bool(moved - adapter) == ("all" in mode)
 
 
+def test_where_validation_prefers_the_start_nothing_moves(prefer: Callable[[str], None]) -> None:
+    prefer("first")
+    federation, assembly, shared, states = after(1)
+    found = finetuned(assembly.algorithm, shared, states, federation)
+    for data in federation.clients:
+        before = assembly.algorithm.personalize(shared, states[data.client])
+        whole = assembly.algorithm.views[FEDERATED](shared, found[data.client])
+        assert all(torch.equal(whole[name], before[name]) for name in before)
+
+
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
     federation, assembly, shared, states = after(rounds)
     algorithm = assembly.algorithm
     found = finetuned(algorithm, shared, states, federation)
+    both = partial(of_both, assembly, shared)
     shipped = 0
     for data in federation.clients:
         state = found[data.client]
-        reached = of_both(assembly, shared, state, data)
+        # as the rule has them: in float32, where the order of users in a mean makes no difference
+        reached = {way: np.float32(score) for way, score in both(state, data).items()}
         federated = reached[FEDERATED] > reached[LOCAL]
-        assert valid(assembly, shared, state, data) == max(reached.values())
+        assert np.float32(valid(assembly, shared, state, data)) == max(reached.values())
         assert algorithm.outcome(state) == {SHIPPED: float(federated)}
         shipped += federated
-        assert reached[FEDERATED] >= valid(assembly, shared, states[data.client], data)
+        assert reached[FEDERATED] >= np.float32(valid(assembly, shared, states[data.client], data))
     total = merge_sums(algorithm.outcome(state) for state in found.values())
     assert total[SHIPPED] == shipped
     assert not algorithm.outcome(states[federation.clients[0].client])

@@ -63,7 +63,7 @@ def test_its_clients_have_the_data_of_training(saved: Path) -> None:
         assert data.client == original.client
         assert [user.user for user in data.users] == [user.user for user in original.users]
         for user, other in zip(data.users, original.users, strict=True):
-            assert user.full.tolist() == other.full.tolist()
+            assert user.all_items.tolist() == other.all_items.tolist()
 
 
 def test_what_is_beside_the_store_holds_no_private_parameter(served: Served, saved: Path) -> None:

@@ -21,6 +21,7 @@ from pfsr_core.randomness import noise_generator, stream_seed
 from pfsr_core.training.local import Job, LocalTraining, draw_noise, train
 from pfsr_core.training.task import Task
 from pfsr_core.training.windows import batches, prefix_samples, training_windows
+from tests.helpers.float64 import double
 from tests.helpers.tiny import tiny_world
 
 
@@ -30,11 +31,6 @@ def client(*histories: list[int], items: int = 30) -> ClientDataset:
         for i, history in enumerate(histories)
     )
     return ClientDataset("c", users, tuple(map(str, range(1, items + 1))))
-
-
-def double(params: Params) -> Params:
-    """In float64, where Adam does not blow up the rounding of gradients that are zero."""
-    return {name: tensor.double() for name, tensor in params.items()}
 
 
 def whole_table_reference(
