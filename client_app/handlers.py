@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from client_app.hosted_node import Node, with_algorithm
-from pfsr_core.assembly.settings import flat_settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import no_users
+from pfsr_core.evaluation.metrics.registry import client_sum_keys, variant_sum_keys
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated.aggregation import merge_sums, unpack_shared
 from pfsr_core.federated.algorithm import Broadcast, Reply, Sums
@@ -38,8 +38,6 @@ from pfsr_core.federated.protocol import (
     NORMS,
     OUTCOME,
     PEAK_MEMORY,
-    PER_CLIENT,
-    PER_VARIANT,
     SECONDS,
     TRAINING,
     WEIGHT,
@@ -55,10 +53,10 @@ from pfsr_core.federated.simulation import (
     state_of,
     update_clients,
 )
-from pfsr_core.items.modes import pooled_vectors
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import pack
-from pfsr_core.serving.node_store import Served, ServedClient
+from pfsr_core.serving.prepare import served_client, served_model
+from pfsr_core.serving.served_model import Served, ServedClient
 
 ClientSums = dict[str, dict[HeldOut, Sums]]
 """Sums by client and split."""
@@ -86,7 +84,7 @@ class Assignment:
         hosted, instruction = self.node.hosted, self.instruction
         key = instruction.run, instruction.algorithm, instruction.round
         fingerprints = {name: self.assembly.fingerprint_of(hosted[name]) for name in states}
-        self.node.store.save(*key, fingerprints, states, instruction.last_rounds)
+        self.node.store.save(*key, fingerprints, states, last_rounds=instruction.last_rounds)
 
     def evaluate(
         self, clients: Sequence[ClientDataset], states: States, assembly: Assembly | None = None
@@ -205,7 +203,8 @@ def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
             if instruction.finetune:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
-                yield data.client, _served_client(assembly, states, data)
+                state = state_of(assembly.algorithm, states, data)
+                yield data.client, served_client(assembly, data, state)
 
     if instruction.install:
         node.store.install(_served_model(work), served_clients())
@@ -242,7 +241,7 @@ def _evaluation_metrics(
     prefix: str = "",
     clients: Sequence[ClientDataset] | None = None,
 ) -> Metrics:
-    """The sums of all clients and of ``empty``, and lists with one number for each of ``clients``."""
+    """The sums of all clients and of ``empty``, and lists with a number for each of ``clients``."""
     metrics: Metrics = {}
     for split in SPLITS:
         total = merge(empty, *(sums[name][split] for name in sorted(sums)))
@@ -250,9 +249,12 @@ def _evaluation_metrics(
         if clients is not None:
             listed = [sums[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
-            of_variants = [name for name in empty if name.partition("/")[2] in PER_VARIANT]
-            for name in (*PER_CLIENT, *of_variants):
-                metrics[start + name] = [part[name] for part in listed]
+            of_variants = variant_sum_keys()
+            names = [
+                *client_sum_keys(),
+                *(name for name in empty if name.partition("/")[2] in of_variants),
+            ]
+            metrics |= {start + name: [part[name] for part in listed] for name in names}
     return metrics
 
 
@@ -269,28 +271,14 @@ def _cost(started: float) -> Metrics:
     return {SECONDS: time.perf_counter() - started, PEAK_MEMORY: peak}
 
 
-def _served_client(assembly: Assembly, states: States, data: ClientDataset) -> ServedClient:
-    """A client's state with the histories that it recommends from, and times if these are read."""
-    histories = {user.user: user.all_items.tolist() for user in data.users}
-    times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
-    state = state_of(assembly.algorithm, states, data)
-    return ServedClient(state, histories, times if assembly.task.model.reads_times else {})
-
-
 def _served_model(work: Assignment) -> Served:
     """The model without its clients, which follow one by one."""
     node, instruction = work.node, work.instruction
-    settings = with_algorithm(node.settings, instruction.algorithm)
-    catalogue = node.dataset.catalogue
-    return Served(
+    return served_model(
+        work.assembly,
+        work.broadcast.params,
+        with_algorithm(node.settings, instruction.algorithm),
+        node.dataset,
         run=instruction.run,
-        algorithm=instruction.algorithm,
-        round=instruction.round - 1,  # the last exchange is no round
-        fingerprint=work.assembly.fingerprint,
-        settings=flat_settings(settings),
-        shared=work.broadcast.params,
-        item_ids=node.dataset.split.item_ids,
-        titles=node.dataset.interactions.titles,
-        texts=catalogue.texts if work.assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings.model, catalogue),
+        round_=instruction.round - 1,  # the last exchange is no round
     )

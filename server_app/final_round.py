@@ -45,13 +45,13 @@ from server_app.strategy import (
 class Finish:
     """The figures of the model after the last round, and of what was served.
 
-    ``finetuned`` is None where nothing was finetuned; ``outcome`` is empty then. ``views``: of
-    those that are looked at after the last round alone.
+    ``finetuned`` is None where nothing was finetuned; ``outcome`` is empty then. ``variants``:
+    of those that are evaluated after the last round alone.
     """
 
     last: Mapping[str, float]
     finetuned: Mapping[str, float] | None
-    views: Mapping[str, Mapping[str, float]]
+    variants: Mapping[str, Mapping[str, float]]
     outcome: Sums
     clients: Sequence[Mapping[str, Any]]
     dropped: Sequence[Mapping[str, Any]]
@@ -124,7 +124,7 @@ def _read_replies(
     return Finish(
         last=evaluation_means(last),
         finetuned=after if finetunes else None,
-        views={FULL: after} if full else {},
+        variants={FULL: after} if full else {},
         outcome=merge_sums(outcomes),
         clients=rows,
         dropped=dropped,

@@ -17,8 +17,9 @@ from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.params import fingerprint
+from pfsr_core.reports.columns import share
 from pfsr_core.reports.page import write_report
-from pfsr_core.reports.tables import final_table, share
+from pfsr_core.reports.text_table import final_table
 from server_app.checkpoints import Progress, load_checkpoint
 from server_app.final_round import Finish, finish
 from server_app.membership import gather_nodes
@@ -146,8 +147,8 @@ def _write_result(
     when = "as finetuned" if finished.finetuned else "after the last round"
     logger.info(
         f"{name}  finished; test {when}: "
-        f"HR@10 {share(figures['test/excluded/hr@10'])}, "
-        f"NDCG@10 {share(figures['test/excluded/ndcg@10'])}"
+        f"HR@10 {share(figures['test/seen-filtered/hr@10'])}, "
+        f"NDCG@10 {share(figures['test/seen-filtered/ndcg@10'])}"
     )
     return result
 

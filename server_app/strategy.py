@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -40,6 +39,7 @@ from pfsr_core.federated.protocol import (
 from pfsr_core.federated.sampling import sample_clients
 from pfsr_core.params import pack
 from pfsr_core.runs.files import SELECTORS
+from pfsr_core.runs.results import Cost, Participation, Traffic, round_line
 from server_app.checkpoints import Progress, save_checkpoint
 from server_app.membership import PATIENCE_SECONDS, admit_nodes, newly_refused
 from server_app.messaging import count_bytes, match_replies, request, send_and_receive
@@ -523,23 +523,23 @@ def keep_model(training: Training, kind: str, server: ServerState) -> None:
 def _line(
     training: Training, round_: int, merged: Reply, outcomes: Sequence[Attempt], seconds: float
 ) -> Line:
-    outcome, sums = outcomes[-1], merged.metrics
-    targets, clients = sums.get("train-targets", 0.0), sums.get("clients", 0.0)
-    kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
+    outcome = outcomes[-1]
     answers = outcome.answers.values()
-    return {
-        "algorithm": training.name,
-        "round": round_,
-        "seconds": round(seconds, 3),
-        "train-loss": sums["train-loss"] / targets if targets else None,
-        "asked": len(outcome.asked),
-        "answered": len(outcome.answered()),
-        "dropped": [drop for attempt in outcomes for drop in attempt.dropped],
-        "abandoned": len(outcomes) - 1,
-        "bytes-down": sum(attempt.bytes_down for attempt in outcomes),
-        "bytes-up": sum(attempt.bytes_up for attempt in outcomes),
-        "kept": {name: share / clients for name, share in kept.items() if clients},
-        "norm-median": median(merged.norms),
-        "node-seconds": round(max(answer.seconds for answer in answers), 3),
-        "peak-memory": round(max(answer.peak_memory for answer in answers), 1),
-    }
+    dropped = [drop for attempt in outcomes for drop in attempt.dropped]
+    return round_line(
+        training.name,
+        round_,
+        merged,
+        participation=Participation(
+            len(outcome.asked), len(outcome.answered()), dropped, len(outcomes) - 1
+        ),
+        traffic=Traffic(
+            down=sum(attempt.bytes_down for attempt in outcomes),
+            up=sum(attempt.bytes_up for attempt in outcomes),
+        ),
+        cost=Cost(
+            seconds=seconds,
+            node_seconds=max(answer.seconds for answer in answers),
+            peak_memory=max(answer.peak_memory for answer in answers),
+        ),
+    )

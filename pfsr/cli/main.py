@@ -138,13 +138,10 @@ def recommend(
     """
     from pfsr.cli import output as cli_answers
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import (
-        RecommendationError,
-        add_items,
-        check_question,
-        find_served,
-    )
+    from pfsr_core.serving.recommend import add_items, check_question
     from pfsr_core.serving.recommend import recommend as answer
+    from pfsr_core.serving.served_model import RecommendationError
+    from pfsr_core.serving.store_files import find_served
 
     if add is not None and items is not None:
         raise RecommendationError(
@@ -158,12 +155,12 @@ def recommend(
     typer.echo(cli_answers.answer_text(answer(served, user, k, given, client), served))
 
 
-@app.command("item-views")
+@app.command("item-map")
 @plain_errors(core_errors)
-def item_views(
+def item_map(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")
-    ] = Path("item-views.png"),
+    ] = Path("item-map.png"),
     clients: Annotated[
         list[str] | None,
         typer.Option(
@@ -178,15 +175,15 @@ def item_views(
     Reads a node's own store, like `recommend`. The picture shows which items the client has: it
     belongs to the node.
 
-    Example: `pfsr item-views --state .pfsr/state/node-0.sqlite --client user-42 --out views.png`
+    Example: `pfsr item-map --state .pfsr/state/node-0.sqlite --client user-42 --out views.png`
     """
-    from pfsr_core.reports.item_views_plot import item_views_text, save_item_views
-    from pfsr_core.reports.node_item_views import stored_item_views
+    from pfsr_core.reports.item_map_plot import item_map_text, save_item_map
+    from pfsr_core.reports.node_item_map import stored_item_map
     from pfsr_core.serving.node_store import default_state_directory
 
-    views = stored_item_views(state or default_state_directory(), run, clients or [])
-    save_item_views(views, out)
-    typer.echo(f"{item_views_text(views)}\npicture: {out}")
+    views = stored_item_map(state or default_state_directory(), run, clients or [])
+    save_item_map(views, out)
+    typer.echo(f"{item_map_text(views)}\npicture: {out}")
 
 
 @app.command()
@@ -203,7 +200,7 @@ def forget(
     Example: `pfsr forget --user 42`
     """
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import forget_everywhere
+    from pfsr_core.serving.store_files import forget_everywhere
 
     count = forget_everywhere(state or default_state_directory(), user)
     typer.echo(f"user {user}: deleted from {count} served models")
@@ -249,7 +246,8 @@ def report(run: Annotated[Path, typer.Argument()]) -> None:
 
     Example: `pfsr report runs/pfsr-20250131-120000`
     """
-    from pfsr_core.reports.page import final_table, write_report
+    from pfsr_core.reports.page import write_report
+    from pfsr_core.reports.text_table import final_table
 
     path = write_report(run)
     typer.echo(final_table(run))

@@ -10,16 +10,15 @@ from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
-from pfsr_core.reports.page import final_table, write_report
-from pfsr_core.reports.tables import clients_text, methods_text
-from pfsr_core.runs.files import Method, RunError, method_of, new_directories
+from pfsr_core.reports.page import write_report
+from pfsr_core.reports.text_table import clients_text, final_table, methods_text
+from pfsr_core.runs.files import CENTRAL, Json, Method, RunError, method_of, new_directories
 from pfsr_core.runs.local import Experiment, central_values, simulate, train_and_evaluate
-from pfsr_core.runs.results import Row, baseline_rows
+from pfsr_core.runs.local_evaluation import evaluate_baselines
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.recipes import load_recipe, with_overrides
 
 Tell = Callable[[str], None]
-CENTRAL = "central"  # how averaging over a single client is called
 
 
 def read_settings(recipe: Path | None, overrides: Sequence[str]) -> Settings:
@@ -73,13 +72,13 @@ def central(
     _refuse_continuing(settings)
     federation = load_federation(settings)
     tell(f"central training of {settings.model.encoder}: {_who(federation)}")
-    experiment = Experiment(settings, federation, assemble(settings, federation.catalogue))
-    outcome = train_and_evaluate(
-        experiment, lambda line: tell(line.replace(experiment.name, CENTRAL, 1))
+    experiment = Experiment(
+        settings, federation, assemble(settings, federation.catalogue), label=CENTRAL
     )
-    rows = [method_of({**outcome.row, "method": CENTRAL, "bytes_down": 0, "bytes_up": 0})]
+    outcome = train_and_evaluate(experiment, tell)
+    rows = [method_of(outcome.entry)]
     if settings.run.baselines:
-        rows += [method_of(entry) for entry in baseline_rows(federation)[0]]
+        rows += [method_of(entry) for entry in evaluate_baselines(federation)[0]]
     tell(methods_text("all data in one place", rows))
 
 
@@ -105,19 +104,19 @@ def baselines(recipe: Path | None, overrides: Sequence[str], by_client: bool, te
     federation = load_federation(settings)
     if by_client:
         tell(_who(federation))
-        tell(clients_text("counts of each client alone", baseline_rows(federation)[1]))
-        tell(clients_text("counts of all clients", baseline_rows(federation, pooled=True)[1]))
+        tell(clients_text("counts of each client alone", evaluate_baselines(federation)[1]))
+        tell(clients_text("counts of all clients", evaluate_baselines(federation, pooled=True)[1]))
         return
     together = load_federation(central_settings(recipe, overrides))
     tell(_who(federation))
     rows = [
-        *_named("each client alone", baseline_rows(federation)[0]),
-        *_named("all data", baseline_rows(together)[0]),
+        *_named("each client alone", evaluate_baselines(federation)[0]),
+        *_named("all data", evaluate_baselines(together)[0]),
     ]
     tell(methods_text("baselines without training", rows))
 
 
-def _named(where: str, rows: Sequence[Row]) -> list[Method]:
+def _named(where: str, rows: Sequence[Json]) -> list[Method]:
     return [replace(method_of(row), version=where, kind="") for row in rows]
 
 

@@ -206,11 +206,11 @@ def pfsr(
         norm = float(distance(reply, shared))
         if settings.aggregation == "count":
             reply |= {UNMASKED + name: (~mask).float() for name, mask in masks.items()}
-        mask_shares = {f"kept/{name}": share for name, share in kept_share(masks).items()}
+        mask_ratios = {f"mask-ratio/{name}": share for name, share in kept_share(masks).items()}
         return ClientUpdate(
             params=reply,
             weight=float(data.num_interactions) ** averaging.weight_power,
-            metrics={**loss_metrics(losses), **mask_shares, "clients": 1.0},
+            metrics={**loss_metrics(losses), **mask_ratios, "clients": 1.0},
             state=join_state(personal, whole=serves_personal),
             norm=norm,
         )

@@ -19,7 +19,7 @@ from pfsr_core.params import fingerprint, shapes_of
 from pfsr_core.training.local import LocalTraining
 from pfsr_core.training.task import Task
 
-STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
+STATE_FORMAT = 2  # another number refuses the states that were made before it
 
 
 def local_training(settings: Settings) -> LocalTraining:
@@ -61,6 +61,13 @@ def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> As
         shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
-    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.source.digest, compressed)
+    facts = (
+        f"state format {STATE_FORMAT}",
+        model.encoder,
+        model.items,
+        name,
+        mode.source.digest,
+        compressed,
+    )
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
     return Assembly(task, algorithm, shapes, mark, mode.source.digest, mode.source.method)

@@ -1,103 +1,31 @@
-"""What a node remembers: its clients' private states, and the model it serves. One SQLite file.
+"""What a node keeps between messages: its clients' private states. One SQLite file.
 
-States are kept by (run, algorithm, client, round): a node whose answer was lost continues from the
-version that the server last aggregated, not from the one it trained last. A state belongs to a
-model and to rows of its item table, named by their fingerprint; any other refuses it.
+States are keyed by (run, algorithm, client, round): a node whose answer was lost continues from the
+version that the server aggregated last, not from the one it trained last. A state belongs to a
+model and to rows of its item table, named by their fingerprint; with another one it is refused. The
+models that the node serves (:mod:`pfsr_core.serving.served_model`) are in the same file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-
-from pfsr_core.items.text_vectors import ItemVectors
 from pfsr_core.params import Params
+from pfsr_core.serving.served_model import ClientModel, Served, read_served, write_served
 from pfsr_core.serving.sqlite_file import StateMismatchError, StateMissingError, StoreFile, packed
-from pfsr_core.serving.users import ServedUsers, forget_user, read_histories, write_histories
-
-VECTORS = "item vectors"  # beside the shared tensors of a served model
-
-
-class ClientPart(Protocol):
-    """One client of a served model. ``histories``: raw user id -> item codes, oldest first.
-
-    ``times``: raw user id -> seconds of the same interactions, where they are known and the model
-    reads them.
-    """
-
-    @property
-    def state(self) -> Params: ...
-
-    @property
-    def histories(self) -> Mapping[str, Sequence[int]]: ...
-
-    @property
-    def times(self) -> Mapping[str, Sequence[int]]: ...
-
-
-@dataclass(frozen=True)
-class ServedClient:
-    """A client in memory."""
-
-    state: Params
-    histories: Mapping[str, Sequence[int]]
-    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StoredClient:
-    """A client in a store, whose state is read when it is asked for: a node may serve thousands."""
-
-    read: Callable[[], Params]
-    histories: Mapping[str, Sequence[int]]
-    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def state(self) -> Params:
-        """Raises NodeStoreError when it is damaged, or not that of these histories any more."""
-        return self.read()
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model ready to recommend without a server.
-
-    ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
-    ``texts``: words about each item where item vectors are made from them, else empty. ``vectors``:
-    item vectors that cannot be made from what is kept.
-    ``secret``: the store's, where it has one; secret item tables start from it. ``users``: where
-    what happens to its users is kept; None of a model that is in no store.
-    """
-
-    run: str
-    algorithm: str
-    round: int
-    fingerprint: str
-    settings: Mapping[str, Any]
-    shared: Params
-    item_ids: Sequence[str]
-    titles: Mapping[str, str]
-    clients: Mapping[str, ClientPart] = field(default_factory=dict)
-    secret: bytes = field(default=b"", repr=False)
-    texts: Sequence[str] = ()
-    vectors: ItemVectors | None = None
-    users: ServedUsers | None = None
+from pfsr_core.serving.users import forget_user
 
 
 @dataclass(frozen=True)
 class NodeStore:
-    """The store in the file ``path``; it and its directory are made at the first use.
+    """The store in the file ``path``; the file and its directory are created at the first use.
 
     Every call opens and closes the file, so that a value of this type may be copied to another
-    process. Raises NodeStoreError when the file is not a store or is damaged.
+    process. Every call raises NodeStoreError when the file is no store or is damaged.
     """
 
     path: Path
@@ -109,19 +37,28 @@ class NodeStore:
     def load(
         self, run: str, algorithm: str, client: str, round_: int, fingerprint: str
     ) -> Params | None:
-        """The state saved in exactly ``round_``. Round 0, none yet: None, or a warm start's copy.
+        """The state that a client had after ``round_``; of round 0 a warm start's copy, or None.
 
-        Raises StateMissingError, or StateMismatchError when another model made it.
+        What is raised: see :meth:`load_many`.
         """
-        found = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
-        return found.get(client)
+        states = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
+        return states.get(client)
 
     def load_many(
         self, run: str, algorithm: str, rounds: Mapping[str, int], fingerprints: Mapping[str, str]
     ) -> dict[str, Params]:
-        """The states of the clients in ``rounds``, as :meth:`load`; those without one are left out.
+        """The states of several clients.
 
-        ``fingerprints``: by client, the model and rows that its state must belong to.
+        Args:
+            run: Name of the run.
+            algorithm: Name of the algorithm.
+            rounds: By client, the round after which the state was saved; 0 for a warm start's
+                copy. A client of round 0 without a state is left out.
+            fingerprints: By client, the model and rows that its state must belong to.
+
+        Raises:
+            StateMissingError: There is no state of a later round than 0.
+            StateMismatchError: Another model made a state.
         """
         query = "SELECT fingerprint, digest, tensors FROM states WHERE (%s) = (?, ?, ?, ?)"
         query %= "run, algorithm, client, round"
@@ -142,30 +79,40 @@ class NodeStore:
         return states
 
     def secret(self) -> bytes:
-        """32 random bytes that never leave this file; drawn at the first call.
+        """32 random bytes that never leave this file, drawn at the first call.
 
-        What is derived from them, such as a private start, no server can compute.
+        No server can compute what is derived from them, such as a private start.
         """
         with self._file.transaction() as file:
             fresh = secrets.token_bytes(32)
             file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (fresh,))
-            found: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
-        return found
+            value: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
+        return value
 
-    def save(  # noqa: PLR0913 - one transaction needs all of its key
+    def save(
         self,
         run: str,
         algorithm: str,
         round_: int,
         fingerprints: Mapping[str, str],
         states: Mapping[str, Params],
+        *,
         last_rounds: Mapping[str, int],
     ) -> None:
-        """Writes the new states of all these clients in one transaction.
+        """Writes the new states of some clients in one transaction.
 
-        Keeps two versions of each client: this one, and the one of ``last_rounds`` it came from,
-        in case that this one's answer is lost. So a node may save a round in several portions: one
-        that is killed between two of them starts the round again from versions that are all there.
+        Two versions of each client are kept: this one, and the one of ``last_rounds`` that it was
+        trained from, in case this one's answer is lost. So a node may save a round in several
+        portions: if it is killed between two of them, it starts the round again from versions that
+        are all there.
+
+        Args:
+            run: Name of the run.
+            algorithm: Name of the algorithm.
+            round_: The round that ended with these states.
+            fingerprints: By client, the model and rows that its state belongs to.
+            states: The new states by client.
+            last_rounds: By client, the round of the version before.
         """
         keys = [(run, algorithm, client, round_) for client in states]
         rows = (
@@ -191,7 +138,13 @@ class NodeStore:
     def copy_states(self, from_run: str, to_run: str) -> int:
         """Makes the newest states of ``from_run`` the first ones (round 0) of ``to_run``.
 
-        Returns how many; a second call changes nothing. Raises StateMissingError without any.
+        A second call changes nothing.
+
+        Returns:
+            How many states were copied.
+
+        Raises:
+            StateMissingError: There is none.
         """
         with self._file.transaction() as file:
             count = file.execute(
@@ -215,111 +168,48 @@ class NodeStore:
             return [row[0] for row in file.execute("SELECT DISTINCT run FROM states ORDER BY 1")]
 
     def reset(self, run: str) -> int:
-        """Forgets a run: its states and its served models. Returns the number of states."""
+        """Deletes a run's states and served models; returns the number of states."""
         with self._file.transaction() as file:
             file.execute("DELETE FROM served WHERE run = ?", (run,))
             return file.execute("DELETE FROM states WHERE run = ?", (run,)).rowcount
 
     def install(
-        self, served: Served, clients: Iterable[tuple[str, ClientPart]] | None = None
+        self, served: Served, clients: Iterable[tuple[str, ClientModel]] | None = None
     ) -> None:
         """Keeps a model for serving; it replaces the one of the same run and algorithm.
 
-        ``clients``: its clients one after the other, in place of those in ``served``.
+        Args:
+            served: The model.
+            clients: Its clients one after the other, in place of ``served.clients``: so they need
+                not be in memory together.
         """
-        clients = served.clients.items() if clients is None else clients
-        words = {"titles": dict(served.titles), "texts": list(served.texts)}
-        tensors = {**served.shared}
-        if served.vectors is not None:
-            words["vectors"] = [served.vectors.digest, served.vectors.method]
-            tensors[VECTORS] = torch.from_numpy(served.vectors.rows)
-        catalogue = json.dumps({"item_ids": list(served.item_ids), **words})
-        names = (served.run, served.algorithm)
-        facts = (served.round, served.fingerprint, json.dumps(dict(served.settings)), catalogue)
-        with self._file.transaction() as file:
-            file.execute("DELETE FROM served WHERE run = ? AND algorithm = ?", names)
-            number = file.execute(
-                "INSERT INTO served VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*names, *facts, *packed(tensors)),
-            ).lastrowid
-            rows = ((number, client, *_served_row(part)) for client, part in clients)
-            file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", rows)
+        write_served(self._file, served, served.clients.items() if clients is None else clients)
 
     def served(self, run: str = "") -> Served:
         """The model installed last, or that of ``run``, with all clients of this node.
 
-        Raises StateMissingError when there is none.
+        Raises:
+            StateMissingError: There is none.
         """
-        columns = "number, run, algorithm, round, fingerprint, settings, catalogue, digest, tensors"
-        with self._file.open() as file:
-            file.execute("BEGIN")  # one model and its own clients, whoever writes meanwhile
-            row = file.execute(
-                f"SELECT {columns} FROM served WHERE ? IN ('', run) ORDER BY number DESC", (run,)
-            ).fetchone()
-            if row is None:
-                raise StateMissingError(
-                    f"{self.path} serves no model{f' of run {run!r}' if run else ''}. "
-                    f"Fix: let a run finish on this node first."
-                )
-            query = "SELECT client, histories, digest FROM served_clients WHERE number = ?"
-            clients = file.execute(query, row[:1]).fetchall()
-            secret = file.execute("SELECT value FROM secret").fetchone()
-        catalogue = json.loads(row[6])
-        shared = self._file.tensors(row[8], row[7])
-        rows, vectors = shared.pop(VECTORS, None), None
-        if rows is not None:
-            vectors = ItemVectors(rows.numpy(), *catalogue["vectors"])
-        return Served(
-            run=row[1],
-            algorithm=row[2],
-            round=row[3],
-            fingerprint=row[4],
-            settings=json.loads(row[5]),
-            shared=shared,
-            item_ids=tuple(catalogue["item_ids"]),
-            titles=catalogue["titles"],
-            texts=tuple(catalogue.get("texts", ())),
-            clients={
-                name: StoredClient(
-                    partial(self._served_state, row[0], name, digest), *read_histories(text)
-                )
-                for name, text, digest in clients
-            },
-            secret=secret[0] if secret else b"",
-            vectors=vectors,
-            users=ServedUsers(self._file, row[0]),
-        )
+        return read_served(self._file, run)
 
     def forget(self, user: str) -> int:
-        """Takes a user out of every model that is served here; returns out of how many.
+        """Takes a user out of every served model; returns out of how many.
 
-        States of training stay: a run whose data lack the user makes new ones.
+        The states of training stay: a run on data without the user makes new ones.
         """
         return forget_user(self._file, user)
 
-    def _served_state(self, number: int, client: str, digest: str) -> Params:
-        query = "SELECT tensors FROM served_clients WHERE (number, client, digest) = (?, ?, ?)"
-        with self._file.open() as file:
-            row = file.execute(query, (number, client, digest)).fetchone()
-        if row is None:
-            raise self._file.changed()
-        return self._file.tensors(row[0], digest)
-
-    def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
-        if found != expected:
+    def _check_model(self, stored: str, expected: str, client: str, run: str) -> None:
+        if stored != expected:
             raise StateMismatchError(
                 f"{self.path}: the state of client {client!r} in run {run!r} belongs to model "
-                f"{found}, but this run trains model {expected}. Fix: restore the settings, the "
+                f"{stored}, but this run trains model {expected}. Fix: restore the settings, the "
                 f"data and the version it was made with, choose another run name, or forget it "
                 f"with reset."
             )
 
 
 def default_state_directory() -> Path:
-    """Where nodes remember unless they are told another place: $PFSR_HOME/state, ./.pfsr/state."""
+    """Where nodes keep their stores unless told otherwise: $PFSR_HOME/state, else .pfsr/state."""
     return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"
-
-
-def _served_row(part: ClientPart) -> tuple[str, str, bytes]:
-    """(histories as JSON, SHA-256 and bytes of the state)."""
-    return write_histories(part.histories, part.times), *packed(part.state)

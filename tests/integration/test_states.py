@@ -181,7 +181,7 @@ def test_a_warm_start_begins_with_the_states_of_an_earlier_run(tmp_path):
 
     second, _grid = run_loopback(warm, tmp_path, nodes=2, before=look)
     assert loaded == dict.fromkeys(old, [0])
-    assert lines(second)[0]["valid/excluded/mrr"] != lines(log)[0]["valid/excluded/mrr"]
+    assert lines(second)[0]["valid/seen-filtered/mrr"] != lines(log)[0]["valid/seen-filtered/mrr"]
 
 
 def test_the_finished_model_is_served_without_a_server(tmp_path):
@@ -192,7 +192,7 @@ def test_the_finished_model_is_served_without_a_server(tmp_path):
     server = final_server(log, "pfsr")
     for partition in (0, 1):
         served = NodeStore(tmp_path / "state" / f"node-{partition}.sqlite").served()
-        assert (served.run, served.algorithm) == (log.run_id, "pfsr")
+        assert (served.origin.run, served.origin.algorithm) == (log.run_id, "pfsr")
         assert_same(dict(served.shared), dict(server.params))
         assert len(served.clients) == 3
         assert all(client.histories for client in served.clients.values())

@@ -41,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "central", "baselines", "recommend", "item-views", "forget", "report", "doctor"]
+    ["simulate", "central", "baselines", "recommend", "item-map", "forget", "report", "doctor"]
     + ["data fetch", "data describe", "data prepare"]
     + [f"deploy {name}" for name in DEPLOY],
 )
@@ -198,7 +198,7 @@ def test_recommend(store: Path) -> None:
 
 
 def test_recommend_to_somebody_new(store: Path) -> None:
-    known = serve().item_ids[0]
+    known = serve().items.ids[0]
     text = succeed("recommend", "--state", store, "-u", "guest", "--items", f"{known}, nope")
     assert "skipped, not in the catalogue: nope" in text
     text = succeed("recommend", "--state", store, "-u", "guest", "--items", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pfsr.cli import run as launch
-from pfsr_core.runs.files import ITEM_VIEWS
+from pfsr_core.runs.files import ITEM_MAP
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.settings.fields import SettingsError
 from tests.helpers.runs import write_run
@@ -109,5 +109,5 @@ def test_the_report_shows_items_where_the_stores_of_the_run_are_here(
     assert launch.main([]) == 0
     said = capsys.readouterr()
     assert f"report: {directory / 'report.html'}" in said.out
-    assert (directory / ITEM_VIEWS).exists() == (run == served.run)
-    assert ("no picture of the items" in said.err) == (run != served.run)
+    assert (directory / ITEM_MAP).exists() == (run == served.origin.run)
+    assert ("no picture of the items" in said.err) == (run != served.origin.run)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pfsr_core.assembly.compatibility import algorithm_names
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.federated.evaluation import ClientModels, evaluate_clients, split_means
 from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import shapes_of, size_of
-from pfsr_core.runs.files import CLIENT_COLUMNS, SELECTED_BY, new_directories
-from pfsr_core.runs.results import Row, baseline_rows
+from pfsr_core.reports.queries import main_algorithm
+from pfsr_core.runs.files import CENTRAL, SELECTED_BY, Json, new_directories
+from pfsr_core.runs.local import central_values, simulate
+from pfsr_core.runs.local_evaluation import evaluate_baselines
+from pfsr_core.runs.model_files import MODEL_DIRECTORY, load_model
+from pfsr_core.runs.reading import read_run
+from pfsr_core.runs.results import client_columns
 from pfsr_core.settings.fields import SettingsError
 from tests.helpers.runs import write_run
-from tests.helpers.tiny import tiny_settings, tiny_world
+from tests.helpers.tiny import TINY, tiny_settings, tiny_world
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_full_is_the_model_that_finetuning_makes(tmp_path: Path, finetune: bool)
     scorers = ClientModels(assembly, settings.model.max_length, server.params, after).scorer_of
     expected = split_means({"test": evaluate_clients(scorers, federation.clients, "test")})
     row = summary(tmp_path / "run")["fed-avg"]
-    assert {key: row["views"]["full"][key] for key in expected} == pytest.approx(expected)
+    assert {key: row["variants"]["full"][key] for key in expected} == pytest.approx(expected)
     assert (row["finetuned"] is not None) == finetune
 
 
@@ -95,12 +103,12 @@ def test_bytes_are_the_shared_values(directory: Path) -> None:
 def test_client_sums_add_up_to_the_means(directory: Path) -> None:
     with (directory / "clients.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == CLIENT_COLUMNS
+    assert tuple(rows[0]) == client_columns()
     for name, row in summary(directory).items():
         mine = [r for r in rows if r["method"] == name and r["split"] == "test"]
         assert sum(int(r["users"]) for r in mine) == 24
         figures = row["finetuned"] or row["last"]
-        expected = figures["test/excluded/ndcg@10"] * 24
+        expected = figures["test/seen-filtered/ndcg@10"] * 24
         assert sum(float(r["ndcg@10_sum"]) for r in mine) == pytest.approx(expected)
         covered = figures["test/covered"] * 24
         assert sum(int(r["covered"]) for r in mine) == pytest.approx(covered)
@@ -108,9 +116,9 @@ def test_client_sums_add_up_to_the_means(directory: Path) -> None:
 
 def test_kept_shares_are_those_of_the_mask(directory: Path) -> None:
     first, *others = lines(directory, "pfsr")
-    assert not any(first["kept"].values())
+    assert not any(first["mask-ratio"].values())
     for line in others:
-        shares: dict[str, float] = line["kept"]
+        shares: dict[str, float] = line["mask-ratio"]
         assert all(0 <= share <= 0.25 for share in shares.values())
         assert shares[""] > 0.2, "the whole encoder: nearly a quarter"
 
@@ -141,9 +149,35 @@ def test_a_new_directory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_pooled_baselines_of_one_client_are_its_own() -> None:
     _, alone, _ = tiny_world(federation__clients=1)
     _, several, _ = tiny_world(federation__catalogues="own")
-    assert figures(baseline_rows(alone)) == figures(baseline_rows(alone, pooled=True))
-    assert figures(baseline_rows(several)) != figures(baseline_rows(several, pooled=True))
+    assert figures(evaluate_baselines(alone)) == figures(evaluate_baselines(alone, pooled=True))
+    assert figures(evaluate_baselines(several)) != figures(evaluate_baselines(several, pooled=True))
 
 
-def figures(rows: tuple[list[Row], list[Row]]) -> list[tuple[str, float]]:
+def figures(rows: tuple[list[Json], list[Json]]) -> list[tuple[str, float]]:
     return [(row["client"] + row["method"], row["ndcg@10_sum"]) for row in rows[1]]
+
+
+def test_central_training_is_a_run_with_its_own_name(tmp_path: Path) -> None:
+    settings = parse_settings(central_values({**TINY, "run.baselines": False}))
+    told: list[str] = []
+    simulate(settings, load_federation(settings), tmp_path / "run", told.append, CENTRAL)
+    assert all(line.startswith("central  round ") for line in told)
+    (entry,) = summary(tmp_path / "run").values()
+    assert (entry["method"], entry["bytes_down"], entry["bytes_up"]) == ("central", 0, 0)
+    assert main_algorithm(read_run(tmp_path / "run")) == "central"
+    assert load_model(tmp_path / "run" / MODEL_DIRECTORY).origin.algorithm == "fed-avg"
+
+
+def test_a_run_of_an_earlier_version_is_read_with_the_names_of_today(directory: Path) -> None:
+    old = directory.parent / "old"
+    shutil.copytree(directory, old)
+    renamed = {"seen-filtered": "excluded", "seen-included": "kept", "mask-ratio": "kept"}
+    for name in ("summary.json", "metrics.jsonl", "baselines.json"):
+        text = (old / name).read_text("utf-8").replace('"variants"', '"views"')
+        for new, before in renamed.items():
+            text = text.replace(new, before)
+        (old / name).write_text(text, "utf-8")
+    before, today = read_run(old), read_run(directory)
+    assert before.rounds == today.rounds
+    assert before.summary == today.summary
+    assert before.baselines == today.baselines

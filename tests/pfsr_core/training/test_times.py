@@ -175,8 +175,8 @@ def test_evaluation_reads_them_one_by_one_and_together() -> None:
         together = evaluate_together(task, models, clients, length)
         for model, data, found in zip(models, clients, together, strict=True):
             alone = evaluate_client(make_scorer(task, model, data, length), data, "test")
-            assert alone.ranks_kept.tolist() == found["test"].ranks_kept.tolist()
-        ranks.append([int(found["test"].ranks_kept[0]) for found in together])
+            assert alone.ranks_included.tolist() == found["test"].ranks_included.tolist()
+        ranks.append([int(found["test"].ranks_included[0]) for found in together])
     assert ranks[0] != ranks[1]
 
 
@@ -218,7 +218,7 @@ class TestServing:
         assert not torch.allclose(*expected.values(), atol=1e-4)
         for items, scores in expected.items():
             for item in recommend(served, user.user, 5, items).recommendations:
-                code = served.item_ids.index(item.item) + 1
+                code = served.items.ids.index(item.item) + 1
                 assert item.score == pytest.approx(float(scores[code]), abs=1e-6)
 
     def test_a_store_from_before_there_were_times(self, tmp_path: Path) -> None:
