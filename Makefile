@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-RECIPE ?= recipes/pfsr.toml
+RECIPE ?= pfsr
 NODES  ?= 2
 SEEDS  ?= 0 1 2
 JOBS   ?= 2
@@ -33,7 +33,7 @@ $(VENV)/kernels: $(VENV)/installed $(KERNEL_SOURCES)
 	@touch $@
 
 run: setup ## Train PFSR on ML-100K through Flower and say what it is worth
-	$(BIN)/python -m pfsr.cli.run --recipe $(RECIPE) --nodes $(NODES)
+	$(BIN)/pfsr run $(RECIPE) --nodes $(NODES)
 
 test: setup ## Run the default test suite
 	$(BIN)/python -m pytest -q
@@ -64,7 +64,7 @@ ablation: setup ## The ablation table of docs/results.md: hours on two cores, re
 
 bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
-	$(BIN)/pfsr bench --out docs
+	$(BIN)/python -m benchmarks --out docs
 
 clean: ## Remove caches (never runs, data or private state)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pfsr.cli.doctor import Finding
+from pfsr.deploy.findings import Finding
 from pfsr.deploy.flower_commands import split_address
 
 SECONDS = 5.0  # for each connection and each answer

@@ -28,7 +28,7 @@ from flwr.supercore.grpc import create_channel
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
-from pfsr.cli.doctor import Finding
+from pfsr.deploy.findings import Finding
 
 SECONDS = 10.0
 PROXIES = ("https_proxy", "http_proxy", "grpc_proxy")

@@ -12,11 +12,14 @@ import typer.main
 from click import Command, Context, Group
 
 from pfsr.cli.main import app
+from pfsr.cli.options import flat_settings
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.settings.recipes import load_recipe, parse_override
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
+MODULE = re.compile(
+    r"python -m ((?:pfsr|pfsr_core|benchmarks|experiments|server_app|client_app|tests)\b[\w.]*)"
+)
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))
 
 
@@ -93,9 +96,7 @@ def test_a_command_of_a_block_is_understood_as_it_is_printed(where: str, words: 
     if isinstance(command, Group):
         return  # a group, as pfsr deploy, shows its commands
     parsed = command.make_context("pfsr", arguments)
-    overrides = dict(parse_override(text) for text in parsed.params.get("settings") or [])
-    recipe = parsed.params.get("recipe")
-    parse_settings({**(load_recipe(ROOT / recipe) if recipe else {}), **overrides})
+    parse_settings(flat_settings(parsed.params.get("settings")))
 
 
 @pytest.mark.parametrize(("where", "words"), NAMED)
@@ -110,9 +111,7 @@ def test_modules_recipes_and_targets_that_are_named_are_there(path: Path) -> Non
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     text = path.read_text("utf-8")
     for line in [*blocks(text), *inline(text)]:
-        for module in re.findall(
-            r"python -m ((?:pfsr_core|server_app|client_app|tests)[\w.]*)", line
-        ):
+        for module in MODULE.findall(line):
             assert importlib.util.find_spec(module), f"{path.name}: {line}"
         for recipe in re.findall(r"(?<![\w/])recipes/[\w-]+\.toml", line):
             assert (ROOT / recipe).is_file(), f"{path.name}: {line}"

@@ -159,7 +159,7 @@ def test_the_command_writes_a_picture_and_says_what_it_shows(
 ) -> None:
     out = tmp_path / f"views.{kind}"
     store = stores / "node-0.sqlite"
-    text = succeed("item-views", "--state", store, "--client", "group-00", "--out", out)
+    text = succeed("item-map", "--state", store, "--client", "group-00", "--out", out)
     assert "group-00: own items moved" in text
     assert f"picture: {out}" in text
     beginning = {"png": b"\x89PNG", "svg": b"<?xml"}[kind]
@@ -167,13 +167,11 @@ def test_the_command_writes_a_picture_and_says_what_it_shows(
 
 
 def test_a_wrong_client_and_a_wrong_run_say_what_to_do(stores: Path, tmp_path: Path) -> None:
-    message = fail("item-views", "--state", stores, "--client", "nobody", "--out", tmp_path / "x")
+    message = fail("item-map", "--state", stores, "--client", "nobody", "--out", tmp_path / "x")
     assert "choose one of group-00" in message
-    message = fail("item-views", "--state", stores, "--out", tmp_path / "views.doc")
+    message = fail("item-map", "--state", stores, "--out", tmp_path / "views.doc")
     assert "give it one of .png, .svg, .pdf" in message
-    assert "serves no model of run 'other'" in fail(
-        "item-views", "--state", stores, "--run", "other"
-    )
+    assert "serves no model of run 'other'" in fail("item-map", "--state", stores, "--run", "other")
 
 
 def test_where_everybody_was_forgotten_there_is_nothing_to_draw(tmp_path: Path) -> None:
@@ -181,7 +179,7 @@ def test_where_everybody_was_forgotten_there_is_nothing_to_draw(tmp_path: Path) 
     NodeStore(tmp_path / "node-0.sqlite").install(served)
     for user in served.clients["group-00"].histories:
         forget_everywhere(tmp_path, user)
-    message = fail("item-views", "--state", tmp_path, "--out", tmp_path / "views.png")
+    message = fail("item-map", "--state", tmp_path, "--out", tmp_path / "views.png")
     assert "no client with users" in message
 
 
