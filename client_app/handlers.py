@@ -25,10 +25,11 @@ from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated.aggregation import merge_sums, unpack_shared
 from pfsr_core.federated.algorithm import Broadcast, Reply, Sums
 from pfsr_core.federated.evaluation import (
+    ClientModels,
     evaluate_clients,
     evaluate_models,
     shows_full,
-    without_views,
+    without_variants,
 )
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.protocol import (
@@ -57,7 +58,7 @@ from pfsr_core.federated.simulation import (
 from pfsr_core.items.modes import pooled_vectors
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Shapes, pack, shapes_of
-from pfsr_core.serving.node_store import Served, ServedClient
+from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, ServedItems
 
 Evaluation = dict[str, dict[HeldOut, Sums]]
 """Sums by client and split."""
@@ -135,8 +136,8 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
     started = time.perf_counter()
     assembly, broadcast = _begin(node, order, received)
     clients = node.named(order.clients)
-    again = order.finetune or shows_full(assembly.algorithm, node.settings)
-    measured = assembly if order.finetune else without_views(assembly)
+    again = order.finetune or shows_full(assembly.algorithm, node.settings.run.evaluate_clients)
+    measured = assembly if order.finetune else without_variants(assembly)
     last: Evaluation = {}
     finetuned: Evaluation = {}
     outcomes: list[Sums] = []
@@ -206,7 +207,7 @@ def _evaluated(
 ) -> Evaluation:
     """Sums of both splits by client, with the model that each would recommend with."""
     length = node.settings.model.max_length
-    found = evaluate_models(assembly, length, broadcast.params, states, clients)
+    found = evaluate_models(ClientModels(assembly, length, broadcast.params, states), clients)
     return {
         data.client: {split: one[split].client_sums() for split in SPLITS}
         for data, one in zip(clients, found, strict=True)
@@ -263,14 +264,18 @@ def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Ser
     """The model without its clients, which follow one by one."""
     settings = with_algorithm(node.settings, order.algorithm)
     return Served(
-        run=order.run,
-        algorithm=order.algorithm,
-        round=order.round - 1,  # the last exchange is no round
-        fingerprint=assembly.fingerprint,
-        settings=flat_settings(settings),
+        origin=ModelOrigin(
+            run=order.run,
+            algorithm=order.algorithm,
+            round=order.round - 1,  # the last exchange is no round
+            fingerprint=assembly.fingerprint,
+            settings=flat_settings(settings),
+        ),
+        items=ServedItems(
+            ids=node.federation.split.item_ids,
+            titles=node.federation.interactions.titles,
+            texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
+            vectors=pooled_vectors(settings, node.federation.catalogue),
+        ),
         shared=shared,
-        item_ids=node.federation.split.item_ids,
-        titles=node.federation.interactions.titles,
-        texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
-        vectors=pooled_vectors(settings, node.federation.catalogue),
     )

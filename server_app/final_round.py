@@ -100,7 +100,7 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
     rows: list[Mapping[str, Any]] = []
     dropped: list[Mapping[str, Any]] = []
     finetunes = training.settings.algorithm.finetune
-    full = shows_full(training.algorithm, training.settings)
+    full = shows_full(training.algorithm, training.settings.run.evaluate_clients)
     again = FINETUNED if finetunes or full else ""
     for member, order in orders.items():
         names = list(order.clients)

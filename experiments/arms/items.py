@@ -16,7 +16,7 @@ from pfsr_core.assembly.data import Federation
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated.algorithm import FULL, ServerState
-from pfsr_core.federated.evaluation import without_views
+from pfsr_core.federated.evaluation import ClientModels, without_variants
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.text_vectors import WORDLLAMA
 from pfsr_core.params import Params, shapes_of, size_of
@@ -139,7 +139,8 @@ def evaluate_all(
     federation: Federation,
 ) -> Evaluations:
     """Both splits of every client with the model that it would recommend with; no further view."""
-    return evaluate_personal(without_views(assembly), max_length, server.params, states, federation)
+    models = ClientModels(without_variants(assembly), max_length, server.params, states)
+    return evaluate_personal(models, federation)
 
 
 def views_of(
@@ -155,8 +156,8 @@ def views_of(
         seen = replace(assembly, algorithm=replace(algorithm, personalize=view))
         found[name] = evaluate_all(seen, max_length, server, states, federation)
     if algorithm.has_full_view:
-        broadcast = server.broadcast()
-        found[FULL] = evaluate_trained_on(assembly, max_length, broadcast, states, federation)
+        models = ClientModels(assembly, max_length, server.params, states)
+        found[FULL] = evaluate_trained_on(models, server.broadcast(), federation)
     return {name: figures(evaluations) for name, evaluations in found.items()}
 
 

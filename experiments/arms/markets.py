@@ -38,7 +38,7 @@ from pfsr_core.federated.algorithm import (
     Personalize,
     ServerState,
 )
-from pfsr_core.federated.evaluation import split_means
+from pfsr_core.federated.evaluation import ClientModels, split_means
 from pfsr_core.federated.model import Assembly
 from pfsr_core.params import Params, flatten
 from pfsr_core.runs.files import SELECTORS
@@ -171,7 +171,7 @@ def _evaluated(
     own = assembly.algorithm.personalize
     algorithm = replace(assembly.algorithm, views={}, personalize=personalize or own)
     one = replace(assembly, algorithm=algorithm)
-    return evaluate_personal(one, length, server.params, states, federation)
+    return evaluate_personal(ClientModels(one, length, server.params, states), federation)
 
 
 def _watched(algorithm: FederatedAlgorithm, updates: dict[int, list[Tensor]]) -> FederatedAlgorithm:

@@ -52,13 +52,13 @@ def core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.data.errors import DataError
     from pfsr_core.evaluation.ranking import DivergedError
     from pfsr_core.runs.files import RunError
-    from pfsr_core.runs.item_views import ItemViewsError
-    from pfsr_core.serving.recommend import RecommendationError
+    from pfsr_core.runs.item_map import ItemMapError
+    from pfsr_core.serving.served_model import RecommendationError
     from pfsr_core.serving.sqlite_file import NodeStoreError
     from pfsr_core.settings.fields import SettingsError
 
     errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
-    return (*errors, ItemViewsError, DivergedError)
+    return (*errors, ItemMapError, DivergedError)
 
 
 def deployment_errors() -> tuple[type[Exception], ...]:

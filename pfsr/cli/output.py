@@ -7,8 +7,8 @@ from typing import Any
 
 from pfsr.deploy.findings import Finding
 from pfsr_core.data.cleaning import Facts
-from pfsr_core.serving.node_store import Served
 from pfsr_core.serving.recommend import MODEL, Answer
+from pfsr_core.serving.served_model import Served
 
 EXAMINATION_MARKS = {"ok": "ok", "note": "--", "missing": "MISSING"}
 PROBE_MARKS = {"ok": "ok", "note": "--", "missing": "WRONG"}
@@ -18,7 +18,9 @@ def answer_text(answer: Answer, served: Served) -> str:
     """Recommendations as a list, with what was skipped and where the scores come from."""
     source = answer.source
     if source == MODEL:
-        source = f"{served.algorithm}, round {served.round} of run {served.run}"
+        source = (
+            f"{served.origin.algorithm}, round {served.origin.round} of run {served.origin.run}"
+        )
     lines = [f"user {answer.user}, client {answer.client} ({source})"]
     if answer.skipped:
         lines.append(f"skipped, not in the catalogue: {', '.join(answer.skipped)}")

@@ -123,15 +123,15 @@ def _check(settings: Settings) -> None:
 
 def _add_item_map(directory: Path) -> None:
     """Draws the item map into the report: simulated nodes keep their states on this machine."""
-    from pfsr_core.reports.node_item_views import add_item_views
-    from pfsr_core.runs.item_views import ItemViewsError
+    from pfsr_core.reports.node_item_map import add_item_map
+    from pfsr_core.runs.item_map import ItemMapError
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import RecommendationError
+    from pfsr_core.serving.served_model import RecommendationError
     from pfsr_core.serving.sqlite_file import NodeStoreError
 
     try:
-        add_item_views(directory, default_state_directory())
-    except (ItemViewsError, NodeStoreError, RecommendationError) as error:
+        add_item_map(directory, default_state_directory())
+    except (ItemMapError, NodeStoreError, RecommendationError) as error:
         typer.echo(f"no item map in the report: {error}", err=True)
 
 

@@ -45,13 +45,10 @@ def recommend(
     """
     from pfsr.cli.output import answer_text
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import (
-        RecommendationError,
-        add_items,
-        check_question,
-        find_served,
-    )
+    from pfsr_core.serving.recommend import add_items, check_question
     from pfsr_core.serving.recommend import recommend as answer
+    from pfsr_core.serving.served_model import RecommendationError
+    from pfsr_core.serving.store_files import find_served
 
     if add is not None and items is not None:
         raise RecommendationError(
@@ -89,13 +86,13 @@ def item_map(
 
     Example: `pfsr item-map --state .pfsr/state/node-0.sqlite --client user-42 --out map.png`
     """
-    from pfsr_core.reports.item_views_plot import item_views_text, save_item_views
-    from pfsr_core.reports.node_item_views import stored_item_views
+    from pfsr_core.reports.item_map_plot import item_map_text, save_item_map
+    from pfsr_core.reports.node_item_map import stored_item_map
     from pfsr_core.serving.node_store import default_state_directory
 
-    views = stored_item_views(state or default_state_directory(), run, clients or [])
-    save_item_views(views, out)
-    typer.echo(f"{item_views_text(views)}\npicture: {out}")
+    maps = stored_item_map(state or default_state_directory(), run, clients or [])
+    save_item_map(maps, out)
+    typer.echo(f"{item_map_text(maps)}\npicture: {out}")
 
 
 @plain_errors(core_errors)
@@ -108,7 +105,7 @@ def forget(user: User, *, state: State = None) -> None:
     Example: `pfsr forget --user 42`
     """
     from pfsr_core.serving.node_store import default_state_directory
-    from pfsr_core.serving.recommend import forget_everywhere
+    from pfsr_core.serving.store_files import forget_everywhere
 
     count = forget_everywhere(state or default_state_directory(), user)
     typer.echo(f"user {user}: deleted from {count} served models")

@@ -93,12 +93,12 @@ def fed_avg(
         personalize=personalize,
         reply_shapes=shapes_of(task.init_shared()),
         finetunes=finetunes,
-        views=item_views(task, personalize),
+        views=item_variants(task, personalize),
         states_fit_any_round=not task.partition.private,
     )
 
 
-def item_views(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
+def item_variants(task: Task, personalize: Personalize) -> Mapping[str, Personalize]:
     """Where clients add something of items or users: the model without and with it.
 
     They are GLOBAL and WITH_PRIVATE. An adapter is left out with the rows of users; by itself it

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfsr_core.algorithms.fed_avg import fed_avg, item_views, loss_metrics
+from pfsr_core.algorithms.fed_avg import fed_avg, item_variants, loss_metrics
 from pfsr_core.algorithms.server_optimizers import ServerStep, average
 from pfsr_core.algorithms.variable_response import Response, response_masks
 from pfsr_core.data.client_dataset import ClientDataset
@@ -162,7 +162,7 @@ def pfsr(
 
     return replace(
         base,
-        views=item_views(task, averaged),
+        views=item_variants(task, averaged),
         client_updates=client_updates,
         server_update=_server_update(aggregation, step),
         personalize=personalize,

@@ -19,7 +19,7 @@ from pfsr_core.items.modes import Catalogue, item_mode
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import fingerprint, shapes_of
 
-STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
+STATE_FORMAT = 2  # another number refuses the states that were made before it
 
 
 def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assembly:
@@ -44,6 +44,13 @@ def assemble(settings: Settings, catalogue: Catalogue | Sequence[str]) -> Assemb
         shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
     model = settings.model
     compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
-    facts = (STATE_LAYOUT, model.encoder, model.items, name, mode.digest, compressed)
+    facts = (
+        f"state format {STATE_FORMAT}",
+        model.encoder,
+        model.items,
+        name,
+        mode.digest,
+        compressed,
+    )
     mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
     return Assembly(task, algorithm, shapes, mark, mode.digest, mode.method)

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from pfsr_core.files import staged
-from pfsr_core.reports import html, item_views_plot, plots
+from pfsr_core.reports import html, item_map_plot, plots
 from pfsr_core.reports.queries import ALONE, main_algorithm, wins
 from pfsr_core.reports.style import colour
 from pfsr_core.reports.tables import (
@@ -29,7 +29,7 @@ from pfsr_core.reports.tables import (
     vectors_note,
 )
 from pfsr_core.runs.files import Method, RunRecord, methods
-from pfsr_core.runs.item_views import read_item_views
+from pfsr_core.runs.item_map import read_item_maps
 from pfsr_core.runs.reading import read_run
 
 HR = "test/excluded/hr@10"
@@ -88,8 +88,8 @@ def render(record: RunRecord) -> str:
         ),
         html.section(
             "What personalization does to the items",
-            item_views_plot.NOTE,
-            item_views_plot.item_views_svg(read_item_views(record)),
+            item_map_plot.NOTE,
+            item_map_plot.item_map_svg(read_item_maps(record)),
         ),
         html.folded("Settings, data and environment", _details(record)),
         f"<footer>Run <code>{escape(record.name)}</code>. Figures come from the files beside this "

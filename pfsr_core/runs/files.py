@@ -4,7 +4,7 @@
     metrics.jsonl                               one line for each algorithm and round
     clients.csv                                 sums of each client, method by method
     summary.json                                the figures of the finished run
-    item-views.json                             places of items, of a few clients, from private
+    item-map.json                             places of items, of a few clients, from private
                                                 states: only where those are on the same machine
 
 A run that is still going on has no summary: its methods are then put together from the rounds.
@@ -25,7 +25,7 @@ from pfsr_core.settings.sections import RunSettings, runs_directory
 Json = dict[str, Any]
 
 SELECTED_BY = "valid/excluded/ndcg@10"
-ITEM_VIEWS = "item-views.json"
+ITEM_MAP = "item-map.json"
 SELECTORS = {"users": SELECTED_BY, "clients": "valid/clients/ndcg@10"}
 """The figure that chooses a round, by run.selected-by."""
 CLIENT_COLUMNS = (
@@ -93,7 +93,7 @@ class RunRecord:
     rounds: tuple[Json, ...]
     clients: tuple[ClientResult, ...]
     baselines: Json
-    item_views: Json
+    item_map: Json
 
     @property
     def name(self) -> str:

@@ -18,14 +18,14 @@ from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.describe import describe
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FULL, Broadcast, ServerState, Sums
-from pfsr_core.federated.evaluation import shows_full, split_means
+from pfsr_core.federated.evaluation import ClientModels, shows_full, split_means
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import RoundReport, finetune_clients, run
 from pfsr_core.files import append_line, write_json
 from pfsr_core.params import Params, shapes_of, size_of
 from pfsr_core.runs.environment import environment
 from pfsr_core.runs.files import SELECTED_BY, SELECTORS, best_line, write_clients
-from pfsr_core.runs.item_views import of_few, write_item_views
+from pfsr_core.runs.item_map import typical_item_maps, write_item_maps
 from pfsr_core.runs.results import (
     Evaluations,
     Row,
@@ -55,8 +55,10 @@ class Experiment:
         return self.settings.algorithm.name
 
     def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
-        length = self.settings.model.max_length
-        return evaluate_personal(self.assembly, length, shared, states, self.federation)
+        return evaluate_personal(self._models(shared, states), self.federation)
+
+    def _models(self, shared: Params, states: Mapping[str, Params]) -> ClientModels:
+        return ClientModels(self.assembly, self.settings.model.max_length, shared, states)
 
     def views_at_the_end(
         self,
@@ -65,13 +67,11 @@ class Experiment:
         finetuned: Mapping[str, float] | None,
     ) -> dict[str, Mapping[str, float]]:
         """Means of FULL, which are those of the ``finetuned`` states where there are such."""
-        if not shows_full(self.assembly.algorithm, self.settings):
+        if not shows_full(self.assembly.algorithm, self.settings.run.evaluate_clients):
             return {}
-        length = self.settings.model.max_length
         if finetuned is None:
-            finetuned = split_means(
-                evaluate_trained_on(self.assembly, length, broadcast, states, self.federation)
-            )
+            models = self._models(broadcast.params, states)
+            finetuned = split_means(evaluate_trained_on(models, broadcast, self.federation))
         return {FULL: finetuned}
 
 
@@ -107,7 +107,7 @@ def simulate(settings: Settings, federation: Federation, directory: Path, tell: 
         methods.append(outcome.row)
         clients += outcome.clients
         if experiment is first:
-            _write_item_views(outcome, directory)
+            _write_item_maps(outcome, directory)
     write_clients(directory / "clients.csv", clients)
     summary = {
         "run": directory.name,
@@ -197,12 +197,12 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
     write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
 
 
-def _write_item_views(outcome: Outcome, directory: Path) -> None:
+def _write_item_maps(outcome: Outcome, directory: Path) -> None:
     experiment = outcome.experiment
     clients = experiment.federation.clients
-    views = of_few(experiment.assembly, outcome.shared, outcome.states, clients)
+    views = typical_item_maps(experiment.assembly, outcome.shared, outcome.states, clients)
     if views:
-        write_item_views(directory, views)
+        write_item_maps(directory, views)
 
 
 def _round_line(experiment: Experiment, report: RoundReport) -> Row:

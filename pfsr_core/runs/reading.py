@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pfsr_core.runs.files import (
     CLIENT_COLUMNS,
-    ITEM_VIEWS,
+    ITEM_MAP,
     SELECTORS,
     ClientResult,
     Json,
@@ -35,7 +35,7 @@ def read_run(directory: Path) -> RunRecord:
         rounds=_read_rounds(directory / "metrics.jsonl"),
         clients=_read_clients(directory / "clients.csv"),
         baselines=_read_json(directory / "baselines.json"),
-        item_views=_read_json(directory / ITEM_VIEWS),
+        item_map=_read_json(directory / ITEM_MAP),
     )
 
 

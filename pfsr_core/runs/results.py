@@ -15,14 +15,13 @@ from pfsr_core.evaluation.batched import Evaluated
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, client_sums
 from pfsr_core.federated.algorithm import Broadcast, Sums
 from pfsr_core.federated.evaluation import (
+    ClientModels,
     ScorerOf,
     evaluate_clients,
     evaluate_full,
     evaluate_models,
     split_means,
 )
-from pfsr_core.federated.model import Assembly
-from pfsr_core.params import Params
 from pfsr_core.runs.files import SELECTED_BY, best_line
 
 Row = dict[str, Any]
@@ -34,26 +33,16 @@ def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
     return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
 
 
-def evaluate_personal(
-    assembly: Assembly,
-    max_length: int,
-    shared: Params,
-    states: Mapping[str, Params],
-    federation: Federation,
-) -> Evaluations:
+def evaluate_personal(models: ClientModels, federation: Federation) -> Evaluations:
     """Validation and test of every client with its personalised model, and with every view."""
-    return _by_split(evaluate_models(assembly, max_length, shared, states, federation.clients))
+    return _by_split(evaluate_models(models, federation.clients))
 
 
 def evaluate_trained_on(
-    assembly: Assembly,
-    max_length: int,
-    broadcast: Broadcast,
-    states: Mapping[str, Params],
-    federation: Federation,
+    models: ClientModels, broadcast: Broadcast, federation: Federation
 ) -> Evaluations:
     """Validation and test of every client in the view FULL."""
-    return _by_split(evaluate_full(assembly, max_length, broadcast, states, federation.clients))
+    return _by_split(evaluate_full(models, broadcast, federation.clients))
 
 
 def _by_split(found: Sequence[Evaluated]) -> Evaluations:

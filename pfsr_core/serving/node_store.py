@@ -1,95 +1,23 @@
-"""What a node remembers: its clients' private states, and the model it serves. One SQLite file.
+"""What a node keeps between messages: its clients' private states. One SQLite file.
 
-States are kept by (run, algorithm, client, round): a node whose answer was lost continues from the
-version that the server last aggregated, not from the one it trained last. A state belongs to a
-model and to rows of its item table, named by their fingerprint; any other refuses it.
+States are keyed by (run, algorithm, client, round): a node whose answer was lost continues from the
+version that the server aggregated last, not from the one it trained last. A state belongs to a
+model and to rows of its item table, named by their fingerprint; with another one it is refused. The
+models that the node serves (:mod:`pfsr_core.serving.served_model`) are in the same file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-
-from pfsr_core.items.text_vectors import ItemVectors
 from pfsr_core.params import Params
+from pfsr_core.serving.served_model import ClientModel, Served, read_served, write_served
 from pfsr_core.serving.sqlite_file import StateMismatchError, StateMissingError, StoreFile, packed
-from pfsr_core.serving.users import ServedUsers, forget_user, read_histories, write_histories
-
-VECTORS = "item vectors"  # beside the shared tensors of a served model
-
-
-class ClientPart(Protocol):
-    """One client of a served model. ``histories``: raw user id -> item codes, oldest first.
-
-    ``times``: raw user id -> seconds of the same interactions, where they are known and the model
-    reads them.
-    """
-
-    @property
-    def state(self) -> Params: ...
-
-    @property
-    def histories(self) -> Mapping[str, Sequence[int]]: ...
-
-    @property
-    def times(self) -> Mapping[str, Sequence[int]]: ...
-
-
-@dataclass(frozen=True)
-class ServedClient:
-    """A client in memory."""
-
-    state: Params
-    histories: Mapping[str, Sequence[int]]
-    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StoredClient:
-    """A client in a store, whose state is read when it is asked for: a node may serve thousands."""
-
-    read: Callable[[], Params]
-    histories: Mapping[str, Sequence[int]]
-    times: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def state(self) -> Params:
-        """Raises NodeStoreError when it is damaged, or not that of these histories any more."""
-        return self.read()
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model ready to recommend without a server.
-
-    ``settings``: the flat settings of the run. ``item_ids[code - 1]`` is the raw id of an item.
-    ``texts``: words about each item where item vectors are made from them, else empty. ``vectors``:
-    item vectors that cannot be made from what is kept.
-    ``secret``: the store's, where it has one; secret item tables start from it. ``users``: where
-    what happens to its users is kept; None of a model that is in no store.
-    """
-
-    run: str
-    algorithm: str
-    round: int
-    fingerprint: str
-    settings: Mapping[str, Any]
-    shared: Params
-    item_ids: Sequence[str]
-    titles: Mapping[str, str]
-    clients: Mapping[str, ClientPart] = field(default_factory=dict)
-    secret: bytes = field(default=b"", repr=False)
-    texts: Sequence[str] = ()
-    vectors: ItemVectors | None = None
-    users: ServedUsers | None = None
+from pfsr_core.serving.users import forget_user
 
 
 @dataclass(frozen=True)
@@ -221,74 +149,24 @@ class NodeStore:
             return file.execute("DELETE FROM states WHERE run = ?", (run,)).rowcount
 
     def install(
-        self, served: Served, clients: Iterable[tuple[str, ClientPart]] | None = None
+        self, served: Served, clients: Iterable[tuple[str, ClientModel]] | None = None
     ) -> None:
         """Keeps a model for serving; it replaces the one of the same run and algorithm.
 
-        ``clients``: its clients one after the other, in place of those in ``served``.
+        Args:
+            served: The model.
+            clients: Its clients one after the other, in place of ``served.clients``: so they need
+                not be in memory together.
         """
-        clients = served.clients.items() if clients is None else clients
-        words = {"titles": dict(served.titles), "texts": list(served.texts)}
-        tensors = {**served.shared}
-        if served.vectors is not None:
-            words["vectors"] = [served.vectors.digest, served.vectors.method]
-            tensors[VECTORS] = torch.from_numpy(served.vectors.rows)
-        catalogue = json.dumps({"item_ids": list(served.item_ids), **words})
-        names = (served.run, served.algorithm)
-        facts = (served.round, served.fingerprint, json.dumps(dict(served.settings)), catalogue)
-        with self._file.transaction() as file:
-            file.execute("DELETE FROM served WHERE run = ? AND algorithm = ?", names)
-            number = file.execute(
-                "INSERT INTO served VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*names, *facts, *packed(tensors)),
-            ).lastrowid
-            rows = ((number, client, *_served_row(part)) for client, part in clients)
-            file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", rows)
+        write_served(self._file, served, served.clients.items() if clients is None else clients)
 
     def served(self, run: str = "") -> Served:
         """The model installed last, or that of ``run``, with all clients of this node.
 
-        Raises StateMissingError when there is none.
+        Raises:
+            StateMissingError: There is none.
         """
-        columns = "number, run, algorithm, round, fingerprint, settings, catalogue, digest, tensors"
-        with self._file.open() as file:
-            file.execute("BEGIN")  # one model and its own clients, whoever writes meanwhile
-            row = file.execute(
-                f"SELECT {columns} FROM served WHERE ? IN ('', run) ORDER BY number DESC", (run,)
-            ).fetchone()
-            if row is None:
-                raise StateMissingError(
-                    f"{self.path} serves no model{f' of run {run!r}' if run else ''}. "
-                    f"Fix: let a run finish on this node first."
-                )
-            query = "SELECT client, histories, digest FROM served_clients WHERE number = ?"
-            clients = file.execute(query, row[:1]).fetchall()
-            secret = file.execute("SELECT value FROM secret").fetchone()
-        catalogue = json.loads(row[6])
-        shared = self._file.tensors(row[8], row[7])
-        rows, vectors = shared.pop(VECTORS, None), None
-        if rows is not None:
-            vectors = ItemVectors(rows.numpy(), *catalogue["vectors"])
-        return Served(
-            run=row[1],
-            algorithm=row[2],
-            round=row[3],
-            fingerprint=row[4],
-            settings=json.loads(row[5]),
-            shared=shared,
-            item_ids=tuple(catalogue["item_ids"]),
-            titles=catalogue["titles"],
-            texts=tuple(catalogue.get("texts", ())),
-            clients={
-                name: StoredClient(
-                    partial(self._served_state, row[0], name, digest), *read_histories(text)
-                )
-                for name, text, digest in clients
-            },
-            secret=secret[0] if secret else b"",
-            vectors=vectors,
-            users=ServedUsers(self._file, row[0]),
-        )
+        return read_served(self._file, run)
 
     def forget(self, user: str) -> int:
         """Takes a user out of every model that is served here; returns out of how many.
@@ -296,14 +174,6 @@ class NodeStore:
         States of training stay: a run whose data lack the user makes new ones.
         """
         return forget_user(self._file, user)
-
-    def _served_state(self, number: int, client: str, digest: str) -> Params:
-        query = "SELECT tensors FROM served_clients WHERE (number, client, digest) = (?, ?, ?)"
-        with self._file.open() as file:
-            row = file.execute(query, (number, client, digest)).fetchone()
-        if row is None:
-            raise self._file.changed()
-        return self._file.tensors(row[0], digest)
 
     def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
         if found != expected:
@@ -316,10 +186,5 @@ class NodeStore:
 
 
 def default_state_directory() -> Path:
-    """Where nodes remember unless they are told another place: $PFSR_HOME/state, ./.pfsr/state."""
+    """Where nodes keep their stores unless told otherwise: $PFSR_HOME/state, else .pfsr/state."""
     return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"
-
-
-def _served_row(part: ClientPart) -> tuple[str, str, bytes]:
-    """(histories as JSON, SHA-256 and bytes of the state)."""
-    return write_histories(part.histories, part.times), *packed(part.state)

@@ -6,7 +6,7 @@ from pfsr_core.assembly.data import Federation
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import run
-from pfsr_core.serving.node_store import Served, ServedClient
+from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, ServedItems
 
 
 def served_after_two_rounds(
@@ -15,15 +15,19 @@ def served_after_two_rounds(
     """The whole federation as one node serves it."""
     server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
     return Served(
-        run="tiny",
-        algorithm=settings.algorithm.name,
-        round=2,
-        fingerprint=assembly.fingerprint,
-        settings=flat_settings(settings),
+        origin=ModelOrigin(
+            run="tiny",
+            algorithm=settings.algorithm.name,
+            round=2,
+            fingerprint=assembly.fingerprint,
+            settings=flat_settings(settings),
+        ),
+        items=ServedItems(
+            ids=federation.split.item_ids,
+            titles=federation.interactions.titles,
+            texts=federation.catalogue.texts,
+        ),
         shared=server.params,
-        item_ids=federation.split.item_ids,
-        titles=federation.interactions.titles,
-        texts=federation.catalogue.texts,
         clients={
             data.client: ServedClient(
                 states[data.client],

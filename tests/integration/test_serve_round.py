@@ -38,7 +38,7 @@ MARKETS = {
 def served(log: RunLog, directory, nodes: int) -> tuple[Params, dict[str, Params], int]:
     stores = [NodeStore(directory / "state" / f"node-{p}.sqlite").served() for p in range(nodes)]
     states = {name: part.state for one in stores for name, part in one.clients.items()}
-    return dict(stores[0].shared), states, stores[0].round
+    return dict(stores[0].shared), states, stores[0].origin.round
 
 
 def entry(directory) -> dict[str, object]:

@@ -193,7 +193,7 @@ def test_the_finished_model_is_served_without_a_server(tmp_path):
     server = final_server(log, "pfsr")
     for partition in (0, 1):
         served = NodeStore(tmp_path / "state" / f"node-{partition}.sqlite").served()
-        assert (served.run, served.algorithm) == (log.run_id, "pfsr")
+        assert (served.origin.run, served.origin.algorithm) == (log.run_id, "pfsr")
         assert_same(dict(served.shared), dict(server.params))
         assert len(served.clients) == 3
         assert all(client.histories for client in served.clients.values())

@@ -10,7 +10,12 @@ from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import load_federation
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
-from pfsr_core.federated.evaluation import evaluate_full, evaluate_models, split_means
+from pfsr_core.federated.evaluation import (
+    ClientModels,
+    evaluate_full,
+    evaluate_models,
+    split_means,
+)
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.tables import final_table
 from pfsr_core.serving.node_store import NodeStore
@@ -32,7 +37,8 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     assembly = assemble(settings, federation.split.item_ids)
     server, states = plain_loop(settings, nodes=3)
     length = settings.model.max_length
-    found = evaluate_models(assembly, length, server.params, states, federation.clients)
+    models = ClientModels(assembly, length, server.params, states)
+    found = evaluate_models(models, federation.clients)
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})
     log, _grid = run_loopback(settings, tmp_path, nodes=3)
     summary = json.loads(log.path("summary.json").read_text("utf-8"))
@@ -65,7 +71,8 @@ def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorit
     assembly = assemble(settings, federation.catalogue)
     server, states = plain_loop(settings, nodes=2)
     length, broadcast = settings.model.max_length, server.broadcast()
-    found = evaluate_full(assembly, length, broadcast, states, federation.clients)
+    models = ClientModels(assembly, length, server.params, states)
+    found = evaluate_full(models, broadcast, federation.clients)
     log, _grid = run_loopback(settings, tmp_path, nodes=2)
     entry = entry_of(log)
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})

@@ -203,7 +203,7 @@ def test_recommend(store: Path) -> None:
 
 
 def test_recommend_to_somebody_new(store: Path) -> None:
-    known = serve().item_ids[0]
+    known = serve().items.ids[0]
     text = succeed("recommend", "--state", store, "-u", "guest", "--items", f"{known}, nope")
     assert "skipped, not in the catalogue: nope" in text
     text = succeed("recommend", "--state", store, "-u", "guest", "--items", "")

@@ -6,7 +6,7 @@ import pytest
 
 from pfsr.cli.run import run_config
 from pfsr.deploy import launch
-from pfsr_core.runs.files import ITEM_VIEWS
+from pfsr_core.runs.files import ITEM_MAP
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.recipes import with_overrides
@@ -118,5 +118,5 @@ def test_the_report_shows_items_where_the_stores_of_the_run_are_here(tmp_path, m
     result = pfsr("run")
     assert result.exit_code == 0
     assert f"report: {directory / 'report.html'}" in result.stdout
-    assert (directory / ITEM_VIEWS).exists() == (run == served.run)
-    assert ("no item map in the report" in result.stderr) == (run != served.run)
+    assert (directory / ITEM_MAP).exists() == (run == served.origin.run)
+    assert ("no item map in the report" in result.stderr) == (run != served.origin.run)

@@ -16,7 +16,7 @@ from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated import simulation
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FederatedAlgorithm
-from pfsr_core.federated.evaluation import evaluate_models, split_means
+from pfsr_core.federated.evaluation import ClientModels, evaluate_models, split_means
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.adapter import BASIS
 from pfsr_core.models.parameter_names import RESIDUAL
@@ -48,7 +48,7 @@ def finetuned(
 
 
 def valid(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> float:
-    (found,) = evaluate_models(assembly, 10, shared, {data.client: state}, [data])
+    (found,) = evaluate_models(ClientModels(assembly, 10, shared, {data.client: state}), [data])
     return split_means({split: [one] for split, one in found.items()})[VALID]
 
 

@@ -291,12 +291,12 @@ def test_a_served_model_recommends() -> None:
     user, codes = next(iter(part.histories.items()))
     answer = recommend(served, user, k=5)
     assert answer.client == client and answer.source == MODEL
-    history = {served.item_ids[code - 1] for code in codes}
+    history = {served.items.ids[code - 1] for code in codes}
     assert len(answer.recommendations) == 5
     assert not history & {one.item for one in answer.recommendations}
     table, weight = part.state[ROWS], part.state[WEIGHT][0]
     own = dict(zip(part.state[CODES].tolist(), (table @ weight).tolist(), strict=True))
     common = (served.shared[ITEMS] @ weight).tolist()
     for one in answer.recommendations:
-        code = served.item_ids.index(one.item) + 1
+        code = served.items.ids.index(one.item) + 1
         assert one.score == pytest.approx(own.get(code, common[code]), rel=1e-5)

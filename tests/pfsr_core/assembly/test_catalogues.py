@@ -18,7 +18,7 @@ from pfsr_core.data.negatives import training_pairs
 from pfsr_core.evaluation.baselines import BASELINES, popularity
 from pfsr_core.evaluation.client import evaluate_client
 from pfsr_core.evaluation.scoring import effective_model, make_scorer
-from pfsr_core.federated.evaluation import evaluate_models
+from pfsr_core.federated.evaluation import ClientModels, evaluate_models
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import States, run
 from pfsr_core.items.modes import ITEM_MODES
@@ -95,8 +95,9 @@ def test_selling_everything_is_the_same_as_a_common_catalogue(items: str) -> Non
         assert torch.equal(tensor, other.params[name])
     for client, state in states.items():
         assert all(torch.equal(tensor, others[client][name]) for name, tensor in state.items())
-    found = evaluate_models(assembly, 10, server.params, states, named)
-    expected = evaluate_models(assembly, 10, server.params, states, federation.clients)
+    models = ClientModels(assembly, 10, server.params, states)
+    found = evaluate_models(models, named)
+    expected = evaluate_models(models, federation.clients)
     for one, two in zip(found, expected, strict=True):
         assert all(one[split].sums() == two[split].sums() for split in SPLITS)
 
@@ -149,7 +150,7 @@ def test_the_loop_and_one_program_agree(items: str, name: str) -> None:
     (server, states, clients), (other, others, _) = trained(loop), trained(batched)
     for tensor, twin in zip(server.values(), other.values(), strict=True):
         torch.testing.assert_close(tensor, twin, rtol=1e-4, atol=1e-5)
-    found = evaluate_models(loop[2], 10, server, states, clients)
+    found = evaluate_models(ClientModels(loop[2], 10, server, states), clients)
     for data, one in zip(clients, found, strict=True):
         model = loop[2].algorithm.personalize(server, states[data.client])
         alone = evaluate_client(make_scorer(loop[2].task, model, data, 10), data, "test")

@@ -15,9 +15,9 @@ from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.evaluation.ranking import rank_among, ranks
 from pfsr_core.federated import evaluation as personal_evaluation
 from pfsr_core.federated.evaluation import (
+    ClientModels,
     evaluate_clients,
     evaluate_models,
-    personal_scorers,
 )
 from pfsr_core.federated.simulation import run
 from pfsr_core.settings.fields import Value
@@ -68,7 +68,7 @@ def check(changes: dict[str, Value], encoder: str) -> None:
     )
     length, clients = settings.model.max_length, federation.clients
     server, states = run(assembly.algorithm, clients, rounds=1, seed=0, participation=0.8)
-    found = evaluate_models(assembly, length, server.params, states, clients)
+    found = evaluate_models(ClientModels(assembly, length, server.params, states), clients)
     check_against_scorers(settings, federation, assembly, (server, states), found)
     for way, view in assembly.algorithm.views.items():
         seen = replace(assembly, algorithm=replace(assembly.algorithm, personalize=view))
@@ -78,7 +78,7 @@ def check(changes: dict[str, Value], encoder: str) -> None:
 
 def check_against_scorers(settings, federation, assembly, trained, found):
     length, clients, (server, states) = settings.model.max_length, federation.clients, trained
-    scorer_of = personal_scorers(assembly, length, server.params, states)
+    scorer_of = ClientModels(assembly, length, server.params, states).scorer_of
     for split in SPLITS:
         for one, alone in zip(found, evaluate_clients(scorer_of, clients, split), strict=True):
             assert (one[split].client, one[split].users) == (alone.client, alone.users)
@@ -93,7 +93,8 @@ def test_small_clients_do_not_make_scores_of_the_catalogue(monkeypatch: pytest.M
     monkeypatch.setattr(personal_evaluation, "evaluate_client", refuse)
     settings, federation, assembly = tiny_world(federation__partition="user")
     shared = assembly.algorithm.init().params
-    found = evaluate_models(assembly, settings.model.max_length, shared, {}, federation.clients)
+    models = ClientModels(assembly, settings.model.max_length, shared, {})
+    found = evaluate_models(models, federation.clients)
     assert len(found) == len(federation.clients)
 
 
@@ -135,7 +136,8 @@ def test_a_view_that_is_the_served_model_is_evaluated_once(
 
     monkeypatch.setattr(personal_evaluation, "evaluate_together", counting)
     length = settings.model.max_length
-    found = evaluate_models(assembly, length, server.params, states, federation.clients)
+    client_models = ClientModels(assembly, length, server.params, states)
+    found = evaluate_models(client_models, federation.clients)
     assert len(calls) == models
     for one in found:
         assert set(one["test"].ways) == set(assembly.algorithm.views)

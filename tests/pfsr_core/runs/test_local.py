@@ -10,7 +10,7 @@ import pytest
 
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.federated.evaluation import evaluate_clients, personal_scorers, split_means
+from pfsr_core.federated.evaluation import ClientModels, evaluate_clients, split_means
 from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import shapes_of, size_of
 from pfsr_core.runs.files import CLIENT_COLUMNS, SELECTED_BY, new_directories
@@ -56,7 +56,7 @@ def test_the_best_round_is_the_validation_best(directory: Path) -> None:
 def test_figures_are_those_of_the_reference_loop(directory: Path) -> None:
     settings, federation, assembly = tiny_world(run__compare="fed-avg local-only")
     server, states = run(assembly.algorithm, federation.clients, rounds=3, seed=0)
-    scorers = personal_scorers(assembly, settings.model.max_length, server.params, states)
+    scorers = ClientModels(assembly, settings.model.max_length, server.params, states).scorer_of
     found = {"test": evaluate_clients(scorers, federation.clients, "test")}
     expected = split_means(found)
     last = summary(directory)["pfsr"]["last"]
@@ -70,7 +70,7 @@ def test_full_is_the_model_that_finetuning_makes(tmp_path: Path, finetune: bool)
     settings, federation, assembly = tiny_world(**changes)
     server, states = run(assembly.algorithm, federation.clients, rounds=3, seed=0)
     after = finetune_clients(assembly.algorithm, server.broadcast(), states, federation.clients)
-    scorers = personal_scorers(assembly, settings.model.max_length, server.params, after)
+    scorers = ClientModels(assembly, settings.model.max_length, server.params, after).scorer_of
     expected = split_means({"test": evaluate_clients(scorers, federation.clients, "test")})
     row = summary(tmp_path / "run")["fed-avg"]
     assert {key: row["views"]["full"][key] for key in expected} == pytest.approx(expected)

@@ -14,12 +14,9 @@ from pfsr_core.models.compressors import USERS, UserMemory
 from pfsr_core.models.item_scorer import CODES, ROWS
 from pfsr_core.models.parameter_names import RESIDUAL
 from pfsr_core.serving.node_store import NodeStore
-from pfsr_core.serving.recommend import (
-    RecommendationError,
-    forget_everywhere,
-    open_served,
-    recommend,
-)
+from pfsr_core.serving.recommend import recommend
+from pfsr_core.serving.served_model import RecommendationError
+from pfsr_core.serving.store_files import forget_everywhere, open_served
 from pfsr_core.serving.users import trained_items
 from pfsr_core.settings.fields import Value
 from tests.helpers.serving import served_after_two_rounds
@@ -140,7 +137,9 @@ def test_models_are_counted_and_not_clients(tmp_path: Path) -> None:
     )
     served = replace(served, clients={**served.clients, other: both})
     for run in ("first", "second"):
-        NodeStore(tmp_path / "node.sqlite").install(replace(served, run=run))
+        NodeStore(tmp_path / "node.sqlite").install(
+            replace(served, origin=replace(served.origin, run=run))
+        )
     assert forget_everywhere(tmp_path, user) == 2
     left = open_served(tmp_path / "node.sqlite").clients
     assert not [name for name, part in left.items() if user in part.histories]

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfsr_core.serving.node_store import NodeStore, Served, ServedClient
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, ServedItems
 from pfsr_core.serving.sqlite_file import (
     NodeStoreError,
     StateMismatchError,
@@ -271,15 +272,15 @@ def served(run="run", value=1.0):
     clients = {"c": ServedClient(state(value), {"user 7": [3, 1, 2]})}
     settings = {"model.max-length": 10}
     shared = {"w": torch.full((2,), value)}
-    return Served(run, "pfsr", 4, MODEL, settings, shared, ("x", "ÿ"), {"x": "An item"}, clients)
+    origin = ModelOrigin(run, "pfsr", 4, MODEL, settings)
+    return Served(origin, ServedItems(("x", "ÿ"), {"x": "An item"}), shared, clients)
 
 
 def test_a_served_model_is_whole(store):
     store.install(served())
     found = store.served()
-    assert (found.run, found.algorithm, found.round, found.fingerprint) == ("run", "pfsr", 4, MODEL)
-    assert found.settings == {"model.max-length": 10}
-    assert (found.item_ids, found.titles) == (("x", "ÿ"), {"x": "An item"})
+    assert found.origin == ModelOrigin("run", "pfsr", 4, MODEL, {"model.max-length": 10})
+    assert (found.items.ids, found.items.titles) == (("x", "ÿ"), {"x": "An item"})
     assert same(found.shared, {"w": torch.ones(2)})
     assert same(found.clients["c"].state, state(1.0))
     assert found.clients["c"].histories == {"user 7": [3, 1, 2]}
@@ -288,8 +289,8 @@ def test_a_served_model_is_whole(store):
 def test_the_newest_model_is_served_unless_a_run_is_named(store):
     store.install(served("old", 1.0))
     store.install(served("new", 2.0))
-    assert store.served().run == "new"
-    assert store.served("old").run == "old"
+    assert store.served().origin.run == "new"
+    assert store.served("old").origin.run == "old"
 
 
 def test_installing_again_replaces(store):

@@ -15,18 +15,13 @@ from hypothesis import strategies as st
 
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.items.modes import ITEM_MODES
-from pfsr_core.serving import recommend as recommendation
-from pfsr_core.serving.node_store import NodeStore, Served, ServedClient, default_state_directory
-from pfsr_core.serving.recommend import (
-    MODEL,
-    POPULARITY,
-    RecommendationError,
-    find_served,
-    open_served,
-    recommend,
-    served_assembly,
-)
+from pfsr_core.serving import restore
+from pfsr_core.serving.node_store import NodeStore, default_state_directory
+from pfsr_core.serving.recommend import MODEL, POPULARITY, recommend
+from pfsr_core.serving.restore import served_assembly
+from pfsr_core.serving.served_model import RecommendationError, Served, ServedClient
 from pfsr_core.serving.sqlite_file import NodeStoreError
+from pfsr_core.serving.store_files import find_served, open_served
 from tests.helpers.serving import served_after_two_rounds
 from tests.helpers.tiny import tiny_world
 
@@ -48,7 +43,7 @@ def some_user(served: Served) -> tuple[str, str, list[int]]:
 
 
 def raw(served: Served, codes: list[int]) -> list[str]:
-    return [served.item_ids[code - 1] for code in codes]
+    return [served.items.ids[code - 1] for code in codes]
 
 
 def test_scores_are_those_of_the_trained_model(served: Served) -> None:
@@ -62,7 +57,7 @@ def test_scores_are_those_of_the_trained_model(served: Served) -> None:
     assert answer.source == MODEL
     assert answer.client == client
     for item in answer.recommendations:
-        code = served.item_ids.index(item.item) + 1
+        code = served.items.ids.index(item.item) + 1
         assert item.score == pytest.approx(float(expected[code]))
     free = [c for c in data.touched.tolist() if c not in codes]
     best = sorted(free, key=lambda c: -float(expected[c]))[:5]
@@ -84,7 +79,7 @@ def test_ranked_without_the_history_or_repetition(data: st.DataObject) -> None:
     part = served.clients[data.draw(st.sampled_from(sorted(served.clients)))]
     user = data.draw(st.sampled_from(sorted(part.histories)))
     k = data.draw(st.integers(1, 60))
-    given_items = data.draw(st.none() | st.lists(st.sampled_from(served.item_ids), max_size=12))
+    given_items = data.draw(st.none() | st.lists(st.sampled_from(served.items.ids), max_size=12))
     answer = recommend(served, user, k, given_items)
     found = [item.item for item in answer.recommendations]
     history = raw(served, list(part.histories[user])) if given_items is None else given_items
@@ -102,13 +97,13 @@ SERVED = serve()
 def test_titles_where_they_are_known(served: Served) -> None:
     user = some_user(served)[1]
     first = recommend(served, user, k=1).recommendations[0]
-    assert first.title == served.titles[first.item]
-    untitled = replace(served, titles={})
+    assert first.title == served.items.titles[first.item]
+    untitled = replace(served, items=replace(served.items, titles={}))
     assert recommend(untitled, user, k=1).recommendations[0].title == ""
 
 
 def test_only_the_last_items_are_read(served: Served) -> None:
-    length = int(served.settings["model.max-length"])
+    length = int(served.origin.settings["model.max-length"])
     _, user, _ = some_user(served)
     early, late = raw(served, [1, 2, 3]), raw(served, list(range(4, 4 + length)))
     with_early = recommend(served, user, 40, early + late)
@@ -154,12 +149,12 @@ def test_without_history_popularity_answers_and_says_so(served: Served, items: l
     counts = np.bincount(np.concatenate([np.array(codes) for codes in histories]))
     assert [item.score for item in answer.recommendations] == sorted(counts.tolist())[::-1][:3]
     top = answer.recommendations[0]
-    assert counts[served.item_ids.index(top.item) + 1] == counts.max()
+    assert counts[served.items.ids.index(top.item) + 1] == counts.max()
 
 
 def test_nothing_left_to_recommend(served: Served) -> None:
     _, user, _ = some_user(served)
-    assert recommend(served, user, 5, served.item_ids).recommendations == ()
+    assert recommend(served, user, 5, served.items.ids).recommendations == ()
 
 
 @pytest.mark.parametrize("k", [0, -1])
@@ -180,7 +175,10 @@ def test_a_node_without_clients(served: Served) -> None:
 
 def test_another_model_than_the_settings_make_is_refused(served: Served) -> None:
     with pytest.raises(RecommendationError, match="served model other.*Fix: "):
-        recommend(replace(served, fingerprint="other"), some_user(served)[1])
+        recommend(
+            replace(served, origin=replace(served.origin, fingerprint="other")),
+            some_user(served)[1],
+        )
 
 
 def test_through_the_store(served: Served, tmp_path: Path) -> None:
@@ -188,7 +186,7 @@ def test_through_the_store(served: Served, tmp_path: Path) -> None:
     NodeStore(path).install(served)
     _, user, _ = some_user(served)
     assert recommend(open_served(path), user) == recommend(served, user)
-    assert open_served(path, "tiny").run == "tiny"
+    assert open_served(path, "tiny").origin.run == "tiny"
     with pytest.raises(NodeStoreError, match="'other'"):
         open_served(path, "other")
 
@@ -197,11 +195,9 @@ def test_a_model_that_answers_again_is_not_made_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
-    original = recommendation.assemble
-    monkeypatch.setattr(
-        recommendation, "assemble", lambda *given: made.append(given) or original(*given)
-    )
-    recommendation._assembled.cache_clear()
+    original = restore.assemble
+    monkeypatch.setattr(restore, "assemble", lambda *given: made.append(given) or original(*given))
+    restore._assembled.cache_clear()
     first, second = (recommend(served, some_user(served)[1]) for _ in range(2))
     assert first == second and len(made) == 1
     other = serve(model__max_length=9)
@@ -251,7 +247,7 @@ def test_a_directory_of_stores_is_searched_for_the_user(tmp_path: Path, served: 
     user = next(iter(served.clients[names[-1]].histories))
     assert names[-1] in find_served(tmp_path, user).clients
     assert names[0] in find_served(tmp_path, "nobody").clients
-    assert find_served(tmp_path / "node-1.sqlite", user).run == "tiny"
+    assert find_served(tmp_path / "node-1.sqlite", user).origin.run == "tiny"
 
 
 def test_a_directory_without_stores_says_what_to_do(tmp_path: Path) -> None:

@@ -17,16 +17,12 @@ from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated.model import Assembly
 from pfsr_core.models.compressors import USERS, LearnedTokens, RecurrentState, UserMemory
-from pfsr_core.serving.node_store import NodeStore, Served, ServedClient
-from pfsr_core.serving.recommend import (
-    RecommendationError,
-    add_items,
-    forget_everywhere,
-    open_served,
-    recommend,
-    stored_history,
-)
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.recommend import add_items, recommend
+from pfsr_core.serving.restore import stored_history
+from pfsr_core.serving.served_model import RecommendationError, Served, ServedClient
 from pfsr_core.serving.sqlite_file import StateMissingError
+from pfsr_core.serving.store_files import forget_everywhere, open_served
 from pfsr_core.serving.users import trained_items
 from pfsr_core.settings.fields import Value
 from tests.helpers.serving import served_after_two_rounds
@@ -91,7 +87,7 @@ def assert_same(served: Served, kind: str, client: str, user: str) -> None:
     scores[[0, *history.tolist()]] = -torch.inf
     best = torch.argsort(scores, descending=True, stable=True)[:10].tolist()
     answer = recommend(served, user, k=10).recommendations
-    assert [one.item for one in answer] == [served.item_ids[code - 1] for code in best]
+    assert [one.item for one in answer] == [served.items.ids[code - 1] for code in best]
     assert [one.score for one in answer] == pytest.approx(scores[best].tolist(), abs=1e-5)
 
 
@@ -105,7 +101,7 @@ def test_answers_are_those_of_the_whole_model_however_much_is_new(kind: str, pat
     client, user = somebody(served)
     assert_same(served, kind, client, user)
     assert stored(path, "memories") == (kind != "identity")
-    for day, item in enumerate(served.item_ids[:9]):
+    for day, item in enumerate(served.items.ids[:9]):
         add_items(served, user, [item], NOW + 86_400 * day)
         assert_same(served, kind, client, user)
         assert_same(open_served(path), kind, client, user)
@@ -137,7 +133,7 @@ def test_old_items_are_compressed_again_only_when_the_recent_part_is_full(
     served = open_served(path)
     user = somebody(served)[1]
     recommend(served, user)
-    for count, item in enumerate(served.item_ids[:8], start=1):
+    for count, item in enumerate(served.items.ids[:8], start=1):
         add_items(served, user, [item], NOW)
         recommend(served, user)
         recommend(served, user)
@@ -155,7 +151,7 @@ def test_a_state_reads_what_is_new_alone(
     recommend(served, user)
     assert sum(read) == len(served.clients[client].histories[user])
     read.clear()
-    for items in (served.item_ids[:1], served.item_ids[1:2], served.item_ids[2:5], []):
+    for items in (served.items.ids[:1], served.items.ids[1:2], served.items.ids[2:5], []):
         if items:
             add_items(served, user, items, NOW)
         recommend(served, user)
@@ -222,7 +218,7 @@ def test_a_new_model_and_a_reset_take_memories_along(kind: str, path: Path) -> N
     for end in (lambda: store.install(world(kind)[3]), lambda: store.reset("tiny")):
         served = store.served()
         user = somebody(served)[1]
-        add_items(served, user, served.item_ids[:1], NOW)
+        add_items(served, user, served.items.ids[:1], NOW)
         recommend(served, user)
         assert stored(path, "memories") == stored(path, "events") == 1
         end()
@@ -239,7 +235,7 @@ def own_items(served: Served, client: str, user: str) -> set[str]:
     everybody = set(trained_items(histories).tolist())
     del histories[user]
     return {
-        served.item_ids[code - 1] for code in everybody - set(trained_items(histories).tolist())
+        served.items.ids[code - 1] for code in everybody - set(trained_items(histories).tolist())
     }
 
 
@@ -249,7 +245,7 @@ def test_a_forgotten_user_is_in_no_byte_of_the_store(kind: str, path: Path) -> N
     client, last = somebody(served)
     first, second = list(served.clients[client].histories)[:2]
     for user in (first, second, last):
-        add_items(served, user, served.item_ids[:2], NOW)
+        add_items(served, user, served.items.ids[:2], NOW)
     before = [ranked(served, user) for user in (second, last)]
     recommend(served, first)
     row = served.clients[client].state.get(USERS)
@@ -284,12 +280,12 @@ def test_who_has_the_store_open_while_it_changes_is_told(kind: str, path: Path) 
         with pytest.raises(StateMissingError, match="changed.*open the served model again"):
             recommend(opened, user)
     with pytest.raises(StateMissingError, match="a user less"):
-        add_items(opened, first, opened.item_ids[:1], NOW)
-    add_items(opened, last, opened.item_ids[:1], NOW)
+        add_items(opened, first, opened.items.ids[:1], NOW)
+    add_items(opened, last, opened.items.ids[:1], NOW)
     NodeStore(path).install(world(kind)[3])
     users.keep(client, last, "weights", np.arange(2), memory)
     with pytest.raises(StateMissingError, match="another served model"):
-        add_items(opened, last, opened.item_ids[:1], NOW)
+        add_items(opened, last, opened.items.ids[:1], NOW)
     assert stored(path, "events") == stored(path, "memories") == 0
 
 
@@ -322,15 +318,15 @@ class TestAdding:
         with pytest.raises(RecommendationError, match="the catalogue lacks no-such-item"):
             add_items(served, somebody(served)[1], ["no-such-item"], NOW)
         with pytest.raises(RecommendationError, match="'stranger' is not on this node"):
-            add_items(served, "stranger", served.item_ids[:1], NOW)
+            add_items(served, "stranger", served.items.ids[:1], NOW)
         assert stored(path, "events") == 0
 
     def test_given_items_stand_for_themselves(self, kind: str, path: Path) -> None:
         served = open_served(path)
         user = somebody(served)[1]
-        before = recommend(served, user, items=served.item_ids[:3])
-        add_items(served, user, served.item_ids[5:7], NOW)
-        assert recommend(served, user, items=served.item_ids[:3]) == before
+        before = recommend(served, user, items=served.items.ids[:3])
+        add_items(served, user, served.items.ids[5:7], NOW)
+        assert recommend(served, user, items=served.items.ids[:3]) == before
 
 
 def test_a_store_of_the_layout_before_is_brought_to_this_one(tmp_path: Path) -> None:
@@ -340,6 +336,6 @@ def test_a_store_of_the_layout_before_is_brought_to_this_one(tmp_path: Path) -> 
         file.executescript("DROP TABLE events; DROP TABLE memories; PRAGMA user_version = 1")
     served = open_served(path)
     user = somebody(served)[1]
-    add_items(served, user, served.item_ids[:1], NOW)
+    add_items(served, user, served.items.ids[:1], NOW)
     assert stored(path, "events") == 1
-    assert open_served(path).item_ids == served.item_ids
+    assert open_served(path).items.ids == served.items.ids

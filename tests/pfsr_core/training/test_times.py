@@ -215,7 +215,7 @@ class TestServing:
         assert not torch.allclose(*expected.values(), atol=1e-4)
         for items, scores in expected.items():
             for item in recommend(served, user.user, 5, items).recommendations:
-                code = served.item_ids.index(item.item) + 1
+                code = served.items.ids.index(item.item) + 1
                 assert item.score == pytest.approx(float(scores[code]), abs=1e-6)
 
     def test_a_store_from_before_there_were_times(self, tmp_path: Path) -> None:

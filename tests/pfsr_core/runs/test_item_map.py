@@ -1,4 +1,4 @@
-"""Item views: what moved is what the client trained, axes are true, and pictures stay at home."""
+"""Item map: what moved is what the client trained, axes are true, and pictures stay at home."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ import torch
 
 from pfsr_core.federated.simulation import run
 from pfsr_core.models.parameter_names import ITEMS, RESIDUAL
-from pfsr_core.reports.node_item_views import add_item_views, stored_item_views
+from pfsr_core.reports.node_item_map import add_item_map, stored_item_map
 from pfsr_core.reports.page import write_report
-from pfsr_core.runs.files import ITEM_VIEWS
-from pfsr_core.runs.item_views import ItemViewsError, few, item_views, near, of_few, read_item_views
+from pfsr_core.runs.files import ITEM_MAP
+from pfsr_core.runs.item_map import (
+    ItemMapError,
+    item_map,
+    near_share,
+    read_item_maps,
+    typical_clients,
+    typical_item_maps,
+)
 from pfsr_core.runs.reading import read_run
 from pfsr_core.serving.node_store import NodeStore
-from pfsr_core.serving.recommend import RecommendationError, forget_everywhere
+from pfsr_core.serving.served_model import RecommendationError
+from pfsr_core.serving.store_files import forget_everywhere
 from pfsr_core.settings.fields import Value
 from tests.helpers.command_line import fail, succeed
 from tests.helpers.runs import write_run
@@ -36,7 +44,7 @@ def test_own_items_move_and_of_the_others_only_what_was_trained(name: str, mode:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=mode)
     server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
     data = federation.clients[0]
-    found = item_views(assembly, server.params, states[data.client], data)
+    found = item_map(assembly, server.params, states[data.client], data)
     assert found.trained == len(data.touched) == sum(found.own)
     assert len(found.own) == len(found.before) == len(found.after) == data.num_items
     assert found.moved_own > 0
@@ -55,7 +63,7 @@ def test_of_a_client_with_a_catalogue_of_its_own_what_it_sells_is_shown(
     server, states = run(assembly.algorithm, federation.clients, rounds=1, seed=0)
     data = min(federation.clients, key=lambda one: one.catalogue_size)
     assert data.catalogue_size < data.num_items
-    found = item_views(assembly, server.params, states[data.client], data)
+    found = item_map(assembly, server.params, states[data.client], data)
     sold = [int(code) in data.touched for code in data.catalogue]
     assert found.own == sold and len(found.before) == data.catalogue_size
     moved = ~np.isclose(np.array(found.before), np.array(found.after), atol=1e-3).all(1)
@@ -68,7 +76,7 @@ def test_the_picture_of_a_residual_by_hand() -> None:
     data, shared = federation.clients[0], assembly.algorithm.init().params
     residual = torch.zeros(len(data.touched) + 1, 8)
     residual[1:, 5] = -3.0
-    found = item_views(assembly, shared, {RESIDUAL: residual}, data)
+    found = item_map(assembly, shared, {RESIDUAL: residual}, data)
     moves = np.array(found.after) - np.array(found.before)
     own = np.array(found.own)
     assert moves[own] == pytest.approx(np.tile([3.0, 0.0], (own.sum(), 1)), abs=1e-3)
@@ -82,27 +90,27 @@ def test_near_on_a_line() -> None:
     line = torch.arange(30.0)[:, None]
     own = np.zeros(30, np.bool_)
     own[:11] = True
-    assert near(line[:, [0, 0]], np.ones(30, np.bool_)) == 1.0
-    assert near(line, own) == pytest.approx((6 * 10 + 9 + 8 + 7 + 6 + 5) / 110, abs=0.01)
+    assert near_share(line[:, [0, 0]], np.ones(30, np.bool_)) == 1.0
+    assert near_share(line, own) == pytest.approx((6 * 10 + 9 + 8 + 7 + 6 + 5) / 110, abs=0.01)
     alone = np.zeros(30, np.bool_)
     alone[3] = True
-    assert near(line, alone) == 0.0
+    assert near_share(line, alone) == 0.0
 
 
 def test_the_largest_the_median_and_the_smallest() -> None:
-    assert few({"a": 3, "b": 9, "c": 1, "d": 9, "e": 5}) == ["b", "e", "c"]
-    assert few({"a": 3, "b": 2}) == ["a", "b"]
-    assert few({"a": 3}) == ["a"]
-    assert few({}) == []
+    assert typical_clients({"a": 3, "b": 9, "c": 1, "d": 9, "e": 5}) == ["b", "e", "c"]
+    assert typical_clients({"a": 3, "b": 2}) == ["a", "b"]
+    assert typical_clients({"a": 3}) == ["a"]
+    assert typical_clients({}) == []
 
 
 def test_a_model_with_one_view_has_nothing_to_show() -> None:
     _, federation, assembly = tiny_world(algorithm__name="fed-avg")
     data, shared = federation.clients[0], assembly.algorithm.init().params
     state = assembly.algorithm.init_client(data)
-    with pytest.raises(ItemViewsError, match="model.items = 'dual'"):
-        item_views(assembly, shared, state, data)
-    assert of_few(assembly, shared, {data.client: state}, [data]) == []
+    with pytest.raises(ItemMapError, match="model.items = 'dual'"):
+        item_map(assembly, shared, state, data)
+    assert typical_item_maps(assembly, shared, {data.client: state}, [data]) == []
 
 
 @pytest.mark.parametrize("mode", ["private", "shared"])
@@ -112,20 +120,20 @@ def test_private_rows_of_users_are_no_view_of_items(mode: str, tmp_path: Path) -
     changes |= {"model__recent": 4, "model__personal_memory": True, "model__items": mode}
     assert tiny_world(**changes)[2].algorithm.views
     write_run(tmp_path / "run", **changes, run__compare="", federation__rounds=1)
-    assert not (tmp_path / "run" / ITEM_VIEWS).exists()
+    assert not (tmp_path / "run" / ITEM_MAP).exists()
     assert SECTION not in write_report(tmp_path / "run").read_text("utf-8")
 
 
 def test_a_plain_run_shows_its_items_and_reads_them_back(tmp_path: Path) -> None:
     write_run(tmp_path / "dual", model__items="dual", run__compare="fed-avg")
-    views = read_item_views(read_run(tmp_path / "dual"))
+    views = read_item_maps(read_run(tmp_path / "dual"))
     assert len(views) == 3
     assert views[0].trained > views[2].trained
     page = write_report(tmp_path / "dual").read_text("utf-8")
     assert page.count(SECTION) == 1
     assert page.count("<svg") == 6
     write_run(tmp_path / "private", run__compare="")
-    assert not (tmp_path / "private" / ITEM_VIEWS).exists()
+    assert not (tmp_path / "private" / ITEM_MAP).exists()
     assert SECTION not in write_report(tmp_path / "private").read_text("utf-8")
 
 
@@ -146,11 +154,11 @@ def test_a_node_draws_what_a_simulation_draws(stores: Path) -> None:
     changes: dict[str, Value] = {"algorithm__name": "fed-avg", "model__items": "semantic"}
     _, federation, assembly = tiny_world(**changes)
     server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
-    expected = of_few(assembly, server.params, states, federation.clients)
-    assert stored_item_views(stores) == expected
-    one = stored_item_views(stores / "node-1.sqlite", clients=["group-01"])
+    expected = typical_item_maps(assembly, server.params, states, federation.clients)
+    assert stored_item_map(stores) == expected
+    one = stored_item_map(stores / "node-1.sqlite", clients=["group-01"])
     assert [views.client for views in one] == ["group-01"]
-    assert stored_item_views(stores / "node-0.sqlite")[0].client != "group-01"
+    assert stored_item_map(stores / "node-0.sqlite")[0].client != "group-01"
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
@@ -187,16 +195,16 @@ def test_the_report_of_a_simulation_gets_the_picture_from_its_own_stores(
     stores: Path, tmp_path: Path
 ) -> None:
     write_run(tmp_path / "tiny", run__compare="")
-    assert add_item_views(tmp_path / "tiny", stores)
+    assert add_item_map(tmp_path / "tiny", stores)
     assert SECTION in (tmp_path / "tiny" / "report.html").read_text("utf-8")
     write_run(tmp_path / "another", run__compare="")
     with pytest.raises(Exception, match="serves no model of run 'another'"):
-        add_item_views(tmp_path / "another", stores)
+        add_item_map(tmp_path / "another", stores)
 
 
 def test_a_simulation_with_private_tables_gets_none(tmp_path: Path) -> None:
     NodeStore(tmp_path / "state" / "node-0.sqlite").install(serve())
     write_run(tmp_path / "tiny", run__compare="")
-    assert not add_item_views(tmp_path / "tiny", tmp_path / "state")
+    assert not add_item_map(tmp_path / "tiny", tmp_path / "state")
     with pytest.raises(RecommendationError, match="no node's store"):
-        add_item_views(tmp_path / "tiny", tmp_path)
+        add_item_map(tmp_path / "tiny", tmp_path)

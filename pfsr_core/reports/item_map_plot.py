@@ -1,4 +1,4 @@
-"""Item views as a picture: above the global one, below the same items as the client has them."""
+"""The item map as a picture: above the global item vectors, below those of the client."""
 
 from __future__ import annotations
 
@@ -9,72 +9,76 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pfsr_core.reports.style import COLOURS, GREY, figure_svg, save_figure
-from pfsr_core.runs.item_views import NEAREST, ItemViews, ItemViewsError
+from pfsr_core.runs.item_map import NEAREST, ItemMap, ItemMapError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OWN, OTHERS = COLOURS["fed-avg"], "#b6bcc6"
-NAMES = ("global", "personalized")
+ROW_TITLES = ("global", "personalized")
 KINDS = (".png", ".svg", ".pdf")
 NOTE = (
-    "After the last round, the items as the federation sees them and as a client has them after "
-    "personalization: of the largest client, the median one and the smallest. Orange: items that "
-    "the client trained; grey: the others. A thin line leads back to where an item was. Both views "
-    "of a client have the same two axes, in one scale: across, the direction in which "
-    "personalization moved its items most; up, the direction of most spread in what is left. "
-    "Moved: mean distance between the views, over the mean length of a global item vector. Near: "
-    f"share of own items among the {NEAREST} nearest of an own one."
+    "Item vectors after the last round, the global ones above and the personalized ones below, for "
+    "the largest, the median and the smallest client. Orange: items that the client trained; grey: "
+    "the others; a thin line leads to an item's global vector. Both panels of a client have the "
+    "same axes and scale: horizontal, the direction in which personalization moves its items most; "
+    "vertical, the direction of the largest remaining spread. Moved: mean distance between the two "
+    "vectors of an item, relative to the mean length of a global vector. Near: share of own items "
+    f"among the {NEAREST} nearest neighbours of an own item."
 )
 
 
-def item_views_svg(views: Sequence[ItemViews]) -> str:
-    """One column a client, as ``<svg>``; "" without any."""
-    if not views:
+def item_map_svg(maps: Sequence[ItemMap]) -> str:
+    """The picture as ``<svg>``, one column a client; "" without any."""
+    if not maps:
         return ""
-    return figure_svg(lambda figure: _draw(figure, views), "item-views", _size(views))
+    return figure_svg(lambda figure: _draw(figure, maps), "item-map", _size(maps))
 
 
-def save_item_views(views: Sequence[ItemViews], path: Path) -> None:
-    """The same as a file of one of KINDS. Raises ItemViewsError for another ending."""
+def save_item_map(maps: Sequence[ItemMap], path: Path) -> None:
+    """Writes the picture to a file.
+
+    Raises:
+        ItemMapError: ``path`` ends with none of KINDS.
+    """
     if path.suffix.lower() not in KINDS:
-        raise ItemViewsError(f"{path}: no picture. Fix: give it one of {', '.join(KINDS)}.")
-    save_figure(lambda figure: _draw(figure, views), path, _size(views))
+        raise ItemMapError(f"{path}: no picture. Fix: give it one of {', '.join(KINDS)}.")
+    save_figure(lambda figure: _draw(figure, maps), path, _size(maps))
 
 
-def item_views_text(views: Sequence[ItemViews]) -> str:
-    """What the picture shows of each client, in words."""
-    return "\n".join(f"{one.client}: {', '.join(_words(one))}" for one in views)
+def item_map_text(maps: Sequence[ItemMap]) -> str:
+    """The figures of the picture, one line a client."""
+    return "\n".join(f"{one.client}: {', '.join(_words(one))}" for one in maps)
 
 
-def _words(one: ItemViews) -> tuple[str, str]:
+def _words(one: ItemMap) -> tuple[str, str]:
     moved = f"own items moved {one.moved_own:.0%}, others {one.moved_others:.1%}"
     chance = f"{one.near_by_chance:.0%} by chance"
     return moved, f"near: {one.near_before:.0%} before, {one.near_after:.0%} after, {chance}"
 
 
-def _size(views: Sequence[ItemViews]) -> tuple[float, float]:
-    """Inches: clients side by side, two rows; a single one has its two views side by side."""
-    return (10.4, 5.2) if len(views) == 1 else (10.4, 14.6 / len(views) + 1.9)
+def _size(maps: Sequence[ItemMap]) -> tuple[float, float]:
+    """Inches: clients side by side, two rows; a single one has both panels side by side."""
+    return (10.4, 5.2) if len(maps) == 1 else (10.4, 14.6 / len(maps) + 1.9)
 
 
-def _draw(figure: Figure, views: Sequence[ItemViews]) -> None:
-    count = len(views)
+def _draw(figure: Figure, maps: Sequence[ItemMap]) -> None:
+    count = len(maps)
     shape = (1, 2) if count == 1 else (2, count)
     grid = figure.subplots(*shape, squeeze=False).reshape(2, count)
-    for column, one in zip(grid.T, views, strict=True):
+    for column, one in zip(grid.T, maps, strict=True):
         _panel(column[0], one, after=False)
         _panel(column[1], one, after=True)
         column[0].set_title(f"{one.client}: {one.trained} own items", fontsize=10.5)
         column[1].set_xlabel("\n".join(_words(one)), fontsize=9.2)
-    for axes, name in zip(grid[:, 0], NAMES, strict=True):
+    for axes, name in zip(grid[:, 0], ROW_TITLES, strict=True):
         axes.set_ylabel(name, fontsize=11)
     handles, labels = grid[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=2.5)
 
 
-def _panel(axes: Axes, one: ItemViews, *, after: bool) -> None:
+def _panel(axes: Axes, one: ItemMap, *, after: bool) -> None:
     own, before = np.array(one.own), np.array(one.before)
     places = np.array(one.after) if after else before
     if after:
@@ -90,7 +94,7 @@ def _panel(axes: Axes, one: ItemViews, *, after: bool) -> None:
 
 
 def _frame(axes: Axes, points: np.ndarray) -> None:
-    """Room for both views, the same in both panels; the axes have no unit that says anything."""
+    """The same limits in both panels, with room for both; the axes have no unit to show."""
     low, high = points.min(0), points.max(0)
     half = max(float((high - low).max()) / 2, 1e-9) * 1.05
     middle = (low + high) / 2

@@ -1,0 +1,185 @@
+"""A trained model as a directory: what a run without a network ends with.
+
+    save_model(directory, served)         writes it; replaces a model that is there
+    load_model(directory) -> Served       reads it again, ready to recommend
+    model_clients(served)                 the clients' data as they were split, to evaluate with
+
+The files::
+
+    model.json           format, run, algorithm, round, fingerprint, settings, digests of the files
+    shared.safetensors   the shared parameters: all that the federation exchanged
+    vocabulary.json      item ids by code, and titles
+    node.sqlite          the clients' private states and histories, in a node's store: PRIVATE
+
+``node.sqlite`` is a store as every node has one, so ``recommend``, ``forget`` and ``item-map`` take
+the directory for their ``--state``. The other files hold nothing that is private to a client and
+may be passed on without it. A model of another ``MODEL_FORMAT`` is refused.
+
+The value in between is :class:`pfsr_core.serving.served_model.Served`: ``served.origin`` (run,
+algorithm, round, fingerprint, settings), ``served.items`` (ids, titles), ``served.shared``,
+``served.clients``. ``pfsr_core.runs.local.train_and_evaluate`` returns an ``Outcome`` with the
+method ``served_model(run)`` that makes it::
+
+    outcome = train_and_evaluate(experiment, log)
+    served = outcome.served_model("my-run")
+    save_model(directory, served)
+    ...
+    served = load_model(directory)
+    answer = recommend(served, user, k=10)      # pfsr_core.serving.recommend
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+
+from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.data.vocabulary import FILE_NAME as VOCABULARY
+from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.files import write_atomically, write_json
+from pfsr_core.runs.files import RunError
+from pfsr_core.serving.node_store import NodeStore
+from pfsr_core.serving.restore import served_data
+from pfsr_core.serving.served_model import Served
+from pfsr_core.serving.sqlite_file import StateMissingError
+
+MODEL_FORMAT = 1
+MODEL_FILE = "model.json"
+SHARED_FILE = "shared.safetensors"
+STORE_FILE = "node.sqlite"
+FILES = (MODEL_FILE, SHARED_FILE, VOCABULARY, STORE_FILE)
+
+
+class ModelFilesError(RunError):
+    """A directory that holds no model, or a damaged one; says which file and what to do."""
+
+
+def save_model(directory: Path, served: Served) -> None:
+    """Writes a model into ``directory``, which appears whole or not at all.
+
+    A model that is there is replaced. Interactions that were added to the store of ``served`` after
+    training stay in that store: they are no part of the model.
+
+    Raises:
+        ModelFilesError: ``directory`` holds something else than a model.
+    """
+    _check_replaceable(directory)
+    with _replaced(directory) as stage:
+        tensors = {name: tensor.contiguous() for name, tensor in served.shared.items()}
+        write_atomically(stage / SHARED_FILE, save_tensors(tensors))
+        save_vocabulary(stage, served.items.ids, served.items.titles)
+        NodeStore(stage / STORE_FILE).install(served)
+        origin = served.origin
+        content = {
+            "format": MODEL_FORMAT,
+            "run": origin.run,
+            "algorithm": origin.algorithm,
+            "round": origin.round,
+            "fingerprint": origin.fingerprint,
+            "settings": dict(origin.settings),
+            "digests": {name: _digest(stage / name) for name in (SHARED_FILE, VOCABULARY)},
+        }
+        write_json(stage / MODEL_FILE, content)
+
+
+def load_model(directory: Path) -> Served:
+    """The model that :func:`save_model` wrote. Private states are read when they are asked for.
+
+    Raises:
+        ModelFilesError: No model, a damaged one, or one of another format.
+        NodeStoreError: ``node.sqlite`` is damaged.
+    """
+    facts = _read_facts(directory)
+    for name in FILES:
+        if not (directory / name).is_file():
+            raise _damaged(directory, f"{name} is missing")
+    for name, digest in facts["digests"].items():
+        if _digest(directory / name) != digest:
+            raise _damaged(directory, f"{name} is not the file that was saved")
+    try:
+        served = NodeStore(directory / STORE_FILE).served(facts["run"])
+    except StateMissingError:
+        raise _damaged(directory, f"{STORE_FILE} holds no model of run {facts['run']!r}") from None
+    if served.origin.fingerprint != facts["fingerprint"]:
+        raise _damaged(directory, f"{STORE_FILE} holds another model than {MODEL_FILE} describes")
+    return served
+
+
+def model_clients(served: Served) -> tuple[ClientDataset, ...]:
+    """The data of all clients, split as they were for training."""
+    return tuple(served_data(served, name) for name in served.clients)
+
+
+def _read_facts(directory: Path) -> dict[str, Any]:
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise ModelFilesError(
+            f"{directory} holds no saved model: it has no {MODEL_FILE}. Fix: give the directory "
+            f"that a model was saved into, e.g. runs/pfsr-20250131-120000/model."
+        )
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _damaged(directory, f"{MODEL_FILE}: {error}") from None
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise _damaged(directory, f"{MODEL_FILE} does not describe a model")
+    if facts["format"] != MODEL_FORMAT:
+        raise ModelFilesError(
+            f"{directory} has model format {facts['format']}, this version reads format "
+            f"{MODEL_FORMAT}. Fix: load it with the version that saved it, or train again."
+        )
+    if not isinstance(facts.get("digests"), dict) or not {"run", "fingerprint"} <= set(facts):
+        raise _damaged(directory, f"{MODEL_FILE} does not describe a model")
+    return facts
+
+
+def _damaged(directory: Path, problem: str) -> ModelFilesError:
+    return ModelFilesError(
+        f"{directory} is a damaged model: {problem}. Fix: restore the directory from a backup, or "
+        f"train again."
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Nothing but a model, or an empty directory, is ever replaced."""
+    if not directory.exists():
+        return
+    empty = directory.is_dir() and not any(directory.iterdir())
+    if not empty and not (directory / MODEL_FILE).is_file():
+        raise ModelFilesError(
+            f"{directory} is there already and holds no model. Fix: name another directory."
+        )
+
+
+@contextmanager
+def _replaced(directory: Path) -> Iterator[Path]:
+    """A new directory that takes the place of ``directory`` when the block has ended."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    stage = directory.with_name(f".{directory.name}.{os.getpid()}")
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    try:
+        stage.mkdir()
+        yield stage
+        if directory.exists():
+            directory.rename(old)
+        try:
+            stage.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
