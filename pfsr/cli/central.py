@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
-from pfsr.cli.options import Words, read_words
+from pfsr.cli.options import OutputDirectory, Words, read_words
 
 
 @plain_errors(core_errors)
@@ -19,6 +19,7 @@ def central(
         int | None,
         typer.Option(help="Passes over the data; replaces federation.rounds.", min=1),
     ] = None,
+    out: OutputDirectory = None,
 ) -> None:
     """Train the same model on all data in one place: what federated training could reach at best.
 
@@ -31,7 +32,7 @@ def central(
     """
     from pfsr.cli.train import central_flat, train_centrally
 
-    train_centrally(central_flat(*read_words(settings), seed, rounds), typer.echo)
+    train_centrally(central_flat(*read_words(settings), seed, rounds), out, typer.echo)
 
 
 @plain_errors(core_errors)

@@ -25,6 +25,14 @@ State = Annotated[
         "--state", help="Store of a node, or a directory of several. Default: .pfsr/state."
     ),
 ]
+ModelDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Directory of a run of this machine or of a saved model, in place of --state.",
+    ),
+]
 RunName = Annotated[
     str, typer.Option("--run", help="Name of the run whose model to use. Default: the last one.")
 ]
@@ -65,3 +73,22 @@ def flat_settings(words: Sequence[str] | None) -> dict[str, Value]:
     """Dotted keys of the recipe with the settings on top, see :func:`read_words`."""
     recipe, overrides = read_words(words)
     return {**recipe, **overrides}
+
+
+def store_path(state: Path | None, model: Path | None) -> Path:
+    """The store that a command uses, or the directory of several.
+
+    Raises:
+        ModelFilesError: When ``model`` holds no model.
+    """
+    from pfsr_core.serving.node_store import default_state_directory
+
+    if model is None:
+        return state or default_state_directory()
+    if state is not None:
+        raise typer.BadParameter("--model stands in place of --state: give one of them")
+    from pfsr.model import model_directory
+    from pfsr_core.runs.model_files import load_model
+
+    load_model(model_directory(model))  # complete, and as it was saved
+    return model_directory(model)

@@ -20,7 +20,9 @@ def report(
 
     Example: `pfsr report runs/pfsr-20250131-120000`
     """
-    from pfsr_core.reports.page import final_table, write_report
+    from pfsr_core.reports.text_table import final_table
+
+    from pfsr_core.reports.page import write_report
 
     path = write_report(run)
     typer.echo(final_table(run))

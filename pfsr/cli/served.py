@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
-from pfsr.cli.options import RunName, State
+from pfsr.cli.options import ModelDirectory, RunName, State, store_path
 
 User = Annotated[str, typer.Option("--user", "-u", help="User id, as in the data.")]
 
@@ -19,6 +19,7 @@ def recommend(
     user: User,
     *,
     state: State = None,
+    model: ModelDirectory = None,
     k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
     items: Annotated[
         str | None,
@@ -38,13 +39,12 @@ def recommend(
     ] = "",
     run: RunName = "",
 ) -> None:
-    """Recommend items to one user with the model that a run left on this node.
+    """Recommend items to one user, with a saved model or the one that a run left on this node.
 
     Examples: `pfsr recommend --user 42 -k 5`, after something new `... --user 42 --add 50`,
-    for a new user `... --user guest --items "50,181"`
+    for a new user `... --user guest --items "50,181"`, with a run's model `... --model runs/NAME`
     """
     from pfsr.cli.output import answer_text
-    from pfsr_core.serving.node_store import default_state_directory
     from pfsr_core.serving.recommend import add_items, check_question
     from pfsr_core.serving.recommend import recommend as answer
     from pfsr_core.serving.served_model import RecommendationError
@@ -55,7 +55,7 @@ def recommend(
             "--items replace the stored history, and --add extends it. Fix: give one of them."
         )
     history = None if items is None else _split_ids(items)
-    served = find_served(state or default_state_directory(), user, run)
+    served = find_served(store_path(state, model), user, run)
     if add is not None:
         check_question(served, k, client)  # before anything is stored
         add_items(served, user, _split_ids(add), int(time.time()))
@@ -77,6 +77,7 @@ def item_map(
         ),
     ] = None,
     state: State = None,
+    model: ModelDirectory = None,
     run: RunName = "",
 ) -> None:
     """Draw a 2-D map of a client's item vectors, before and after personalization.
@@ -88,15 +89,14 @@ def item_map(
     """
     from pfsr_core.reports.item_map_plot import item_map_text, save_item_map
     from pfsr_core.reports.node_item_map import stored_item_map
-    from pfsr_core.serving.node_store import default_state_directory
 
-    maps = stored_item_map(state or default_state_directory(), run, clients or [])
+    maps = stored_item_map(store_path(state, model), run, clients or [])
     save_item_map(maps, out)
     typer.echo(f"{item_map_text(maps)}\npicture: {out}")
 
 
 @plain_errors(core_errors)
-def forget(user: User, *, state: State = None) -> None:
+def forget(user: User, *, state: State = None, model: ModelDirectory = None) -> None:
     """Delete a user from the models that are served here: history, memory and private row.
 
     A client that has no other user is deleted whole. The node's data are not touched: take the
@@ -104,10 +104,9 @@ def forget(user: User, *, state: State = None) -> None:
 
     Example: `pfsr forget --user 42`
     """
-    from pfsr_core.serving.node_store import default_state_directory
     from pfsr_core.serving.store_files import forget_everywhere
 
-    count = forget_everywhere(state or default_state_directory(), user)
+    count = forget_everywhere(store_path(state, model), user)
     typer.echo(f"user {user}: deleted from {count} served models")
 
 

@@ -29,7 +29,7 @@ def prepare(source: str, path: str, directory: Path) -> Path:
     facts = describe(interactions, leave_one_out(interactions))
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "interactions.parquet"
-    _write(_table(interactions), file)
+    _write(interactions_table(interactions), file)
     save_vocabulary(directory, interactions.item_ids, interactions.titles)
     write_json(directory / "data.json", facts)
     return file
@@ -52,7 +52,7 @@ def clean_copy(
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(_table(cleaned.log), directory / "interactions.csv")
+        _write(interactions_table(cleaned.log), directory / "interactions.csv")
         _write(_item_map(cleaned), directory / "items.csv")
         write_json(directory / "cleaning.json", {"before": before, "after": after})
     return before, after
@@ -78,7 +78,8 @@ def _item_map(cleaned: Cleaned) -> pa.Table:
     return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
 
 
-def _table(interactions: Interactions) -> pa.Table:
+def interactions_table(interactions: Interactions) -> pa.Table:
+    """The log with columns user, item and timestamp, then title, text and the source's own."""
     named = {
         "user": np.array(interactions.user_ids, str)[interactions.users],
         "item": np.array(interactions.item_ids, str)[interactions.items - 1],

@@ -1,4 +1,4 @@
-"""Reader of Parquet tables with the header names of ``delimited``; a "line" is a row, from 1."""
+"""Reader of Parquet and Arrow tables with the names of ``delimited``; a "line" is a row, from 1."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def read_parquet(path: Path, source: str = "") -> Interactions:
     except (pa.ArrowException, OSError) as error:
         problem = f"not a complete Parquet file ({str(error).splitlines()[0]})"
         raise MalformedFileError(path, None, problem, "write or copy the file again") from None
+    return read_arrow(content, path, source or path.stem)
+
+
+def read_arrow(content: pa.Table, path: Path, source: str) -> Interactions:
+    """Interactions of a table in memory.
+
+    Args:
+        content: Columns named as in a file.
+        path: What errors name in place of a file.
+        source: What the interactions are called.
+    """
     names = content.column_names
     check_header(path, names, ())
     if content.num_rows == 0:
@@ -31,7 +42,7 @@ def read_parquet(path: Path, source: str = "") -> Interactions:
             _check_column(path, role, name, content[name])
     columns = {name: _as_strings(content[name]) for name in names}
     table = Table(path, range(1, content.num_rows + 1), columns)
-    return table_to_interactions(table, source or path.stem)
+    return table_to_interactions(table, source)
 
 
 def _check_column(path: Path, role: str, name: str, column: pa.ChunkedArray) -> None:
@@ -50,6 +61,7 @@ def _check_column(path: Path, role: str, name: str, column: pa.ChunkedArray) -> 
 def _as_strings(column: pa.ChunkedArray) -> list[str]:
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        moments = column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None))).cast(pa.int64())
+        microseconds = pa.timestamp("us", tz=getattr(kind, "tz", None))
+        moments = column.cast(microseconds, safe=False).cast(pa.int64())
         return ["" if moment is None else repr(moment / 1e6) for moment in moments.to_pylist()]
     return ["" if cell is None else str(cell) for cell in column.to_pylist()]

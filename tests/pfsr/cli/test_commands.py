@@ -94,8 +94,8 @@ def test_overrides_win_over_the_recipe(recipe: Path, tmp_path: Path) -> None:
     assert "popularity" not in text
 
 
-def test_central_selects_on_validation_and_shows_baselines() -> None:
-    text = succeed("central", *SETTINGS, "--rounds", 2, "--seed", 3)
+def test_central_selects_on_validation_and_shows_baselines(tmp_path: Path) -> None:
+    text = succeed("central", *SETTINGS, "--rounds", 2, "--seed", 3, "--out", tmp_path / "run")
     assert "24 users in 1 clients" in text
     assert "central  round 2/2" in text
     for name in ("central (round", *BASELINES):
