@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 from client_app.hosted_node import Node, assembly_of, with_algorithm
-from pfsr_core.assembly.settings import flat_settings
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import no_users
+from pfsr_core.evaluation.metrics.registry import client_sum_keys, variant_sum_keys
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated.aggregation import merge_sums, unpack_shared
 from pfsr_core.federated.algorithm import Broadcast, Reply, Sums
@@ -38,8 +38,6 @@ from pfsr_core.federated.protocol import (
     NORMS,
     OUTCOME,
     PEAK_MEMORY,
-    PER_CLIENT,
-    PER_WAY,
     SECONDS,
     TRAINING,
     WEIGHT,
@@ -55,10 +53,10 @@ from pfsr_core.federated.simulation import (
     state_of,
     update_clients,
 )
-from pfsr_core.items.modes import pooled_vectors
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, Shapes, pack, shapes_of
-from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, ServedItems
+from pfsr_core.serving.prepare import served_client, served_model
+from pfsr_core.serving.served_model import Served, ServedClient
 
 Evaluation = dict[str, dict[HeldOut, Sums]]
 """Sums by client and split."""
@@ -155,11 +153,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
                 state = state_of(assembly.algorithm, states, data)
-                histories = {user.user: user.full.tolist() for user in data.users}
-                known = [user for user in data.users if len(user.times)]
-                times = {user.user: user.times.tolist() for user in known}
-                kept = times if assembly.task.reads_times else {}
-                yield data.client, ServedClient(state, histories, kept)
+                yield data.client, served_client(assembly, data, state)
 
     if order.install:
         node.store.install(_served(node, order, assembly, broadcast.params), served_clients())
@@ -242,7 +236,11 @@ def _evaluation_metrics(
         if clients is not None:
             parts = [found[data.client][split] for data in clients]
             start = f"{prefix}{CLIENT}{split}/"
-            names = [*PER_CLIENT, *(name for name in nobody if name.partition("/")[2] in PER_WAY)]
+            of_variants = variant_sum_keys()
+            names = [
+                *client_sum_keys(),
+                *(name for name in nobody if name.partition("/")[2] in of_variants),
+            ]
             metrics |= {start + name: [part[name] for part in parts] for name in names}
     return metrics
 
@@ -262,20 +260,11 @@ def _cost(started: float) -> Metrics:
 
 def _served(node: Node, order: Order, assembly: Assembly, shared: Params) -> Served:
     """The model without its clients, which follow one by one."""
-    settings = with_algorithm(node.settings, order.algorithm)
-    return Served(
-        origin=ModelOrigin(
-            run=order.run,
-            algorithm=order.algorithm,
-            round=order.round - 1,  # the last exchange is no round
-            fingerprint=assembly.fingerprint,
-            settings=flat_settings(settings),
-        ),
-        items=ServedItems(
-            ids=node.federation.split.item_ids,
-            titles=node.federation.interactions.titles,
-            texts=node.federation.catalogue.texts if assembly.vectors_digest else (),
-            vectors=pooled_vectors(settings, node.federation.catalogue),
-        ),
-        shared=shared,
+    return served_model(
+        assembly,
+        shared,
+        with_algorithm(node.settings, order.algorithm),
+        node.federation,
+        run=order.run,
+        round_=order.round - 1,  # the last exchange is no round
     )

@@ -45,7 +45,7 @@ from pfsr_core.files import write_json
 from pfsr_core.params import Params
 from pfsr_core.runs.environment import commit
 from pfsr_core.runs.local import ALL_DATA, ONE_CLIENT
-from pfsr_core.runs.results import Evaluations, evaluate_splits
+from pfsr_core.runs.local_evaluation import Evaluations, evaluate_splits
 from pfsr_core.settings.fields import Value
 from pfsr_core.settings.recipes import load_recipe, with_overrides
 
@@ -181,7 +181,7 @@ def run_arm(settings: Settings, every: int) -> dict[str, Any]:
         record = record_of(evaluate_all(assembly, length, report.server, report.states, federation))
         metrics = report.reply.metrics
         loss = metrics["train-loss"] / max(1.0, metrics["train-targets"])
-        kept = metrics.get("kept/", 0.0) / metrics.get("clients", 1.0)
+        kept = metrics.get("mask-ratio/", 0.0) / metrics.get("clients", 1.0)
         history.append(
             {"round": round_, "valid": record["valid"], "test": record["test"], "loss": loss}
         )
@@ -233,7 +233,7 @@ def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:
     return {
         user: int(rank)
         for one in evaluations
-        for user, rank in zip(one.users, one.ranks_excluded, strict=True)
+        for user, rank in zip(one.users, one.ranks_filtered, strict=True)
     }
 
 

@@ -164,9 +164,8 @@ def _interactions(data: pd.DataFrame | str | Path, settings: Settings) -> Intera
 def _progress(settings: Settings, silent: bool) -> Iterator[Callable[[str], None]]:
     """A bar that advances by a round with every line it is given, and shows the line."""
     rounds = len(algorithm_names(settings)) * settings.federation.rounds
-    texts = TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(
-        BarColumn(20), MofNCompleteColumn(), *texts, console=Console(stderr=True), disable=silent
-    ) as bar:
+    columns = [BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
+    line = TextColumn("{task.description}")
+    with Progress(*columns, line, console=Console(stderr=True), disable=silent) as bar:
         task = bar.add_task("preparing", total=rounds)
-        yield lambda line: bar.update(task, advance=1, description=line)
+        yield lambda text: bar.update(task, advance=1, description=text)

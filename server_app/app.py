@@ -18,8 +18,9 @@ from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import Catalogue
 from pfsr_core.params import fingerprint
+from pfsr_core.reports.columns import share
 from pfsr_core.reports.page import write_report
-from pfsr_core.reports.tables import final_table, share
+from pfsr_core.reports.text_table import final_table
 from server_app.checkpoints import Progress, load_checkpoint, save_checkpoint
 from server_app.final_round import Finish, evaluate_last, finish
 from server_app.instructions import Training
@@ -135,8 +136,8 @@ def _close(run: Run, training: Training, progress: Progress, outcome: Finish) ->
     when = "as finetuned" if outcome.finetuned else "after the last round"
     say(
         f"{name}  finished; test {when}: "
-        f"HR@10 {share(figures['test/excluded/hr@10'])}, "
-        f"NDCG@10 {share(figures['test/excluded/ndcg@10'])}"
+        f"HR@10 {share(figures['test/seen-filtered/hr@10'])}, "
+        f"NDCG@10 {share(figures['test/seen-filtered/ndcg@10'])}"
     )
     return result
 

@@ -39,13 +39,13 @@ from server_app.strategy import compared
 class Finish:
     """The figures of the model after the last round, and of what was served.
 
-    ``finetuned`` is None where nothing was finetuned; ``outcome`` is empty then. ``views``: of
-    those that are looked at after the last round alone.
+    ``finetuned`` is None where nothing was finetuned; ``outcome`` is empty then. ``variants``:
+    of those that are evaluated after the last round alone.
     """
 
     last: Mapping[str, float]
     finetuned: Mapping[str, float] | None
-    views: Mapping[str, Mapping[str, float]]
+    variants: Mapping[str, Mapping[str, float]]
     outcome: Sums
     clients: Sequence[Mapping[str, Any]]
     dropped: Sequence[Mapping[str, Any]]
@@ -123,7 +123,7 @@ def _read_finish(training: Training, result: Exchange, orders: Mapping[Member, O
     return Finish(
         last=evaluation_means(last),
         finetuned=after if finetunes else None,
-        views={FULL: after} if full else {},
+        variants={FULL: after} if full else {},
         outcome=merge_sums(outcomes),
         clients=rows,
         dropped=dropped,

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.evaluation.metrics.registry import client_sum_keys, variant_sum_keys
 from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.federated.aggregation import reply_problem, unpack_shared
 from pfsr_core.federated.algorithm import Reply, Sums
@@ -20,8 +21,6 @@ from pfsr_core.federated.protocol import (
     NORMS,
     OUTCOME,
     PEAK_MEMORY,
-    PER_CLIENT,
-    PER_WAY,
     SECONDS,
     SHARED,
     TRAINING,
@@ -40,7 +39,7 @@ COST = (SECONDS, PEAK_MEMORY)
 
 @dataclass(frozen=True)
 class TrainAnswer:
-    """``reply`` is None where nothing was to train; ``sums``: by "<split>/<view>/<metric>"."""
+    """``reply`` is None where nothing was to train; ``sums``: those of the evaluation."""
 
     reply: Reply | None
     sums: Sums
@@ -91,7 +90,7 @@ def read_baselines(content: RecordDict, clients: int) -> Mapping[str, Any]:
 
 
 def evaluation_sums(metrics: Mapping[str, Any], prefix: str = "") -> Sums:
-    """Sums of both splits under ``prefix``, by "<split>/<view>/<metric>". Raises ProtocolError."""
+    """Sums under ``prefix``, by "<split>/<candidates>/<metric>". Raises ProtocolError."""
     sums = {
         f"{start}{name}": value
         for start in EVALUATION
@@ -104,7 +103,7 @@ def evaluation_sums(metrics: Mapping[str, Any], prefix: str = "") -> Sums:
 
 
 def evaluation_means(parts: Sequence[Sums]) -> dict[str, float]:
-    """Means over the users of all parts: "<split>/<view>/<metric>", "<split>/users", covered."""
+    """Means over the users of all parts, and the counts "<split>/users"."""
     total = merge(*parts)
     return {
         f"{split}/{name}": value
@@ -114,20 +113,21 @@ def evaluation_means(parts: Sequence[Sums]) -> dict[str, float]:
 
 
 def client_rows(
-    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str], ways: Iterable[str] = ()
+    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str], variants: Iterable[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """One row for each split, client and way: the sums of PER_CLIENT under ``prefix``.
+    """One row for each split, client and variant: the sums of ``client_sum_keys`` under ``prefix``.
 
-    The model that a client recommends with has the way "", before those of ``ways``.
+    The model that a client recommends with has the variant "", before those of ``variants``.
     """
+    keys, of_variants = client_sum_keys(), variant_sum_keys()
     for split in SPLITS:
         start = f"{prefix}{CLIENT}{split}/"
-        for way in ("", *ways):
-            names = [f"{way}/{name}" if way and name in PER_WAY else name for name in PER_CLIENT]
+        for variant in ("", *variants):
+            names = [f"{variant}/{key}" if variant and key in of_variants else key for key in keys]
             columns = [numbers(metrics, start + name, len(clients)) for name in names]
             for client, *values in zip(clients, *columns, strict=True):
-                row = dict(zip(PER_CLIENT, values, strict=True))
-                yield {"client": client, "split": split, "way": way, **row}
+                row = dict(zip(keys, values, strict=True))
+                yield {"client": client, "split": split, "variant": variant, **row}
 
 
 def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) -> Reply:

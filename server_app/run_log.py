@@ -12,6 +12,7 @@ from typing import Any
 
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.vocabulary import save_vocabulary
+from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.files import append_line, write_atomically
 from pfsr_core.runs.environment import environment
 from pfsr_core.runs.files import new_directories
@@ -107,10 +108,13 @@ def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:
     parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
     if line.get("train-loss") is not None:
         parts.append(f"loss {line['train-loss']:.3f}")
-    for title, name in (("valid HR@10", "hr@10"), ("NDCG@10", "ndcg@10")):
-        value = line.get(f"valid/excluded/{name}")
-        if value is not None:
-            parts.append(f"{title} {value:.4f}".replace(" 0.", " ."))
+    figures = [
+        f"{metric.title} {line[key]:.4f}".replace(" 0.", " .")
+        for metric in headline_metrics()
+        if line.get(key := f"valid/{FILTERED}/{metric.name}") is not None
+    ]
+    if figures:
+        parts += [f"valid {figures[0]}", *figures[1:]]
     parts.append(f"{line['seconds']:.1f} s")
     parts.append(f"{line['bytes-up'] / 1e6:.2f} MB up, {line['bytes-down'] / 1e6:.2f} MB down")
     parts.append(f"about {_duration(left)} left")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 from pfsr_core.assembly.settings import Settings
@@ -17,6 +16,7 @@ from pfsr_core.federated.aggregation import merge_replies
 from pfsr_core.federated.algorithm import Reply, Sums
 from pfsr_core.federated.protocol import TRAIN, Order
 from pfsr_core.federated.simulation import sample_clients
+from pfsr_core.runs.results import Cost, Participation, Traffic, round_line
 from server_app.checkpoints import Progress
 from server_app.instructions import (
     RoundsAbandonedError,
@@ -202,23 +202,23 @@ def _advance(
 def _line(
     training: Training, round_: int, merged: Reply, outcomes: Sequence[Round], seconds: float
 ) -> Line:
-    outcome, sums = outcomes[-1], merged.metrics
-    targets, clients = sums.get("train-targets", 0.0), sums.get("clients", 0.0)
-    kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
+    outcome = outcomes[-1]
     answers = outcome.answers.values()
-    return {
-        "algorithm": training.name,
-        "round": round_,
-        "seconds": round(seconds, 3),
-        "train-loss": sums["train-loss"] / targets if targets else None,
-        "asked": len(outcome.asked),
-        "answered": len(outcome.answered()),
-        "dropped": [drop for attempt in outcomes for drop in attempt.dropped],
-        "abandoned": len(outcomes) - 1,
-        "bytes-down": sum(attempt.bytes_down for attempt in outcomes),
-        "bytes-up": sum(attempt.bytes_up for attempt in outcomes),
-        "kept": {name: share / clients for name, share in kept.items() if clients},
-        "norm-median": median(merged.norms),
-        "node-seconds": round(max(answer.seconds for answer in answers), 3),
-        "peak-memory": round(max(answer.peak_memory for answer in answers), 1),
-    }
+    dropped = [drop for attempt in outcomes for drop in attempt.dropped]
+    return round_line(
+        training.name,
+        round_,
+        merged,
+        participation=Participation(
+            len(outcome.asked), len(outcome.answered()), dropped, len(outcomes) - 1
+        ),
+        traffic=Traffic(
+            down=sum(attempt.bytes_down for attempt in outcomes),
+            up=sum(attempt.bytes_up for attempt in outcomes),
+        ),
+        cost=Cost(
+            seconds=seconds,
+            node_seconds=max(answer.seconds for answer in answers),
+            peak_memory=max(answer.peak_memory for answer in answers),
+        ),
+    )

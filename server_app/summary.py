@@ -9,7 +9,17 @@ from flwr.serverapp import Grid
 
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.protocol import BASELINES, ProtocolError
-from pfsr_core.runs.files import write_clients
+from pfsr_core.runs.results import (
+    Figures,
+    Identity,
+    Json,
+    Traffic,
+    baseline_entry,
+    client_row,
+    method_entry,
+    run_summary,
+    write_clients,
+)
 from server_app.checkpoints import Progress
 from server_app.final_round import Finish
 from server_app.messaging import exchange, request
@@ -17,29 +27,22 @@ from server_app.replies import client_rows, evaluation_means, evaluation_sums, r
 from server_app.roster import ClientFacts, Roster
 from server_app.run_log import RunLog, say
 
-Json = dict[str, Any]
 BASELINE_ROWS = "baseline-clients.json"
 
 
 def federated_result(name: str, progress: Progress, finish: Finish, *, serves_best: bool) -> Json:
-    """One entry of the summary's methods."""
+    """The entry of an algorithm in the summary."""
     best = progress.best or {"round": progress.server.round, "metrics": finish.last}
-    return {
-        "method": name,
-        "kind": "federated",
-        "rounds": progress.server.round,
-        "best_round": best["round"],
-        "served_round": best["round"] if serves_best else progress.server.round,
-        "bytes_down": progress.bytes_down,
-        "bytes_up": progress.bytes_up,
-        "seconds": round(progress.seconds, 3),
-        "best": dict(best["metrics"]),
-        "last": dict(finish.last),
-        "finetuned": dict(finish.finetuned) if finish.finetuned is not None else None,
-        "views": {way: dict(means) for way, means in finish.views.items()},
-        "outcome": dict(finish.outcome),
-        "dropped_at_finish": list(finish.dropped),
-    }
+    return method_entry(
+        name,
+        Figures(best, finish.last, finish.finetuned, finish.variants),
+        rounds=progress.server.round,
+        served_round=best["round"] if serves_best else progress.server.round,
+        outcome=finish.outcome,
+        traffic=Traffic(progress.bytes_down, progress.bytes_up),
+        seconds=progress.seconds,
+        dropped_at_finish=finish.dropped,
+    )
 
 
 def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> None:
@@ -66,25 +69,6 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
     log.write("baselines.json", _baseline_means(found))
 
 
-def baseline_results(means: Mapping[str, Mapping[str, float]]) -> list[Json]:
-    """The baselines as entries of the summary's methods."""
-    return [
-        {
-            "method": name,
-            "kind": "baseline",
-            "rounds": 0,
-            "best_round": 0,
-            "bytes_down": 0,
-            "bytes_up": 0,
-            "seconds": None,
-            "best": dict(values),
-            "last": dict(values),
-            "finetuned": None,
-        }
-        for name, values in means.items()
-    ]
-
-
 def write_summary(
     log: RunLog,
     roster: Roster,
@@ -92,33 +76,31 @@ def write_summary(
     results: Mapping[str, Mapping[str, Any]],
     seconds: float,
 ) -> None:
-    """Of a split by ``protocol``.
+    """Writes summary.json and clients.csv.
 
-    ``results``: the file of each algorithm, its entry under "entry", its clients' "rows".
+    Args:
+        log: The run's directory.
+        roster: Its nodes and clients.
+        protocol: The evaluation protocol.
+        results: Of each algorithm its entry under "entry" and its clients' sums under "rows".
+        seconds: Wall time of the run.
     """
     baselines = log.read("baselines.json") or {}
-    entries = [result["entry"] for result in results.values()]
-    log.write(
-        "summary.json",
-        {
-            "run": log.run_id,
-            "split": roster.split_digest,
-            "protocol": protocol,
-            "users": roster.users,
-            "clients": len(roster.clients),
-            "coverage": {split: roster.coverage(split) for split in SPLITS},
-            "seconds": round(seconds, 3),
-            "methods": [*entries, *baseline_results(baselines)],
-        },
+    summary = run_summary(
+        Identity(log.run_id, roster.split_digest, protocol, roster.users, len(roster.clients)),
+        coverage={split: roster.coverage(split) for split in SPLITS},
+        seconds=seconds,
+        methods=[
+            *(result["entry"] for result in results.values()),
+            *(baseline_entry(name, means) for name, means in baselines.items()),
+        ],
     )
-    rows = [
-        _csv_row(name, row, roster.facts)
-        for name, result in results.items()
-        for row in result["rows"]
-    ]
-    for row in log.read(BASELINE_ROWS) or []:
-        rows.append(_csv_row(row["method"], row, roster.facts))
-    write_clients(log.path("clients.csv"), rows)
+    log.write("summary.json", summary)
+    rows = [(name, row) for name, result in results.items() for row in result["rows"]]
+    rows += [(row["method"], row) for row in log.read(BASELINE_ROWS) or []]
+    write_clients(
+        log.path("clients.csv"), [_client_row(name, row, roster.facts) for name, row in rows]
+    )
 
 
 def _names(metrics: Mapping[str, Any]) -> list[str]:
@@ -139,15 +121,13 @@ def _baseline_rows(metrics: Mapping[str, Any], clients: Sequence[str]) -> Iterat
             yield {"method": name, **row}
 
 
-def _csv_row(method: str, row: Mapping[str, Any], facts: Mapping[str, ClientFacts]) -> Json:
+def _client_row(method: str, row: Mapping[str, Any], facts: Mapping[str, ClientFacts]) -> Json:
     client = row["client"]
-    return {
-        "method": f"{method}: {row['way']}" if row["way"] else method,
-        "client": client,
-        "users": int(row["users"]),
-        "interactions": facts[client].interactions,
-        "split": row["split"],
-        "hr@10_sum": row["excluded/hr@10"],
-        "ndcg@10_sum": row["excluded/ndcg@10"],
-        "covered": int(row["covered"]),
-    }
+    return client_row(
+        method,
+        row,
+        client=client,
+        interactions=facts[client].interactions,
+        split=row["split"],
+        variant=row["variant"],
+    )

@@ -20,7 +20,7 @@ from pfsr_core.federated.evaluation import ClientModels, without_variants
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.text_vectors import WORDLLAMA
 from pfsr_core.params import Params, shapes_of, size_of
-from pfsr_core.runs.results import Evaluations, evaluate_personal, evaluate_trained_on
+from pfsr_core.runs.local_evaluation import Evaluations, evaluate_personal, evaluate_trained_on
 from pfsr_core.settings.fields import Value
 
 Overrides = dict[str, Value]
@@ -35,6 +35,7 @@ PRIVATE_SIZES = {  # users a client -> how the name of an arm with private table
 }
 FEW = 20  # users from which on a client is a large one
 BYTES_PER_VALUE = 4
+RECORD_NAMES = {"seen-filtered": "excluded", "seen-included": "kept"}  # as in the first records
 
 # Many small clients: a few of them a round, many rounds. A client of one user takes a step or two,
 # so it sends plain gradients, and the server is the one that scales them.
@@ -188,4 +189,10 @@ def bytes_of_a_round(assembly: Assembly) -> dict[str, int]:
 
 def user_means(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
     """Means over all users of the clients."""
-    return means(merge(*(one.sums() for one in evaluations)))
+    found = means(merge(*(one.sums() for one in evaluations)))
+    return {_record_name(key): value for key, value in found.items()}
+
+
+def _record_name(key: str) -> str:
+    candidates, _, metric = key.rpartition("/")
+    return f"{RECORD_NAMES.get(candidates, candidates)}/{metric}" if candidates else metric

@@ -42,7 +42,7 @@ from pfsr_core.federated.evaluation import ClientModels, split_means
 from pfsr_core.federated.model import Assembly
 from pfsr_core.params import Params, flatten
 from pfsr_core.runs.files import SELECTORS
-from pfsr_core.runs.results import Evaluations, evaluate_personal, evaluate_splits, given
+from pfsr_core.runs.local_evaluation import Evaluations, evaluate_personal, evaluate_splits, given
 from pfsr_core.settings.fields import Value
 
 RECIPE = Path("recipes/fecosr.toml")
@@ -205,7 +205,7 @@ def _market(valid: ClientEvaluation, test: ClientEvaluation) -> dict[str, Any]:
     users = max(1, len(test.users))
     return {
         "users": len(test.users),
-        "valid": float(per_user(valid.ranks_excluded, "ndcg@10").sum()) / users,
-        "test": float(per_user(test.ranks_excluded, "ndcg@10").sum()) / users,
-        "ranks": dict(zip(test.users, test.ranks_excluded.tolist(), strict=True)),
+        "valid": float(per_user(valid.ranks_filtered, "ndcg@10").sum()) / users,
+        "test": float(per_user(test.ranks_filtered, "ndcg@10").sum()) / users,
+        "ranks": dict(zip(test.users, test.ranks_filtered.tolist(), strict=True)),
     }

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pfsr_core.reports.text_table import clients_text, final_table, methods_text
-from pfsr_core.runs.local_evaluation import evaluate_baselines
-
 from pfsr.fitting import refuse_continuing, size_text
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import Federation, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.reports.page import write_report
+from pfsr_core.reports.text_table import clients_text, final_table, methods_text
 from pfsr_core.runs.files import CENTRAL, Method, RunError, method_of, new_directories
 from pfsr_core.runs.local import central_values, simulate
+from pfsr_core.runs.local_evaluation import evaluate_baselines
 from pfsr_core.runs.results import Json
 from pfsr_core.settings.fields import Value
 from pfsr_core.settings.sections import RunSettings

@@ -136,11 +136,11 @@ def pfsr(
         norm = float(distance(reply, shared))
         if aggregation == "count":
             reply |= {UNMASKED + name: (~mask).float() for name, mask in masks.items()}
-        kept = {f"kept/{name}": share for name, share in kept_share(masks).items()}
+        mask_ratios = {f"mask-ratio/{name}": share for name, share in kept_share(masks).items()}
         return ClientUpdate(
             params=reply,
             weight=float(data.num_interactions) ** weight_power,
-            metrics={**loss_metrics(losses), **kept, "clients": 1.0},
+            metrics={**loss_metrics(losses), **mask_ratios, "clients": 1.0},
             state=join_state(new, whole=whole),
             norm=norm,
         )

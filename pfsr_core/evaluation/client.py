@@ -1,8 +1,8 @@
-"""Evaluation of one client: leave-one-out ranking of its users in two named views.
+"""Evaluation of one client: leave-one-out ranking of its users among two named sets of candidates.
 
-"excluded" removes the items of the user's history from the ranking (what a user sees, and the
-protocol of HSTU, Zhai et al., ICML 2024); "kept" leaves them in (the protocol of RecBole, Zhao et
-al., CIKM 2021), for comparison with published tables.
+"seen-filtered" takes the items of the user's history out of the ranking (what a user sees, and the
+protocol of HSTU, Zhai et al., ICML 2024); "seen-included" leaves them in (the protocol of RecBole,
+Zhao et al., CIKM 2021), for comparison with published tables.
 
 Where a client's data ask for it there is a third, "sampled-99": among 99 items that the user never
 touched. It orders methods otherwise than the whole catalogue does (Krichene and Rendle, KDD 2020)
@@ -21,10 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfsr_core.data.client_dataset import ClientDataset, HeldOut, ItemArray, UserHistory
-from pfsr_core.evaluation.ranking import OF_CLIENTS, per_user, rank_in_sample, ranking_sums, ranks
+from pfsr_core.evaluation.metrics.registry import (
+    FILTERED,
+    INCLUDED,
+    OF_CLIENTS,
+    SAMPLED,
+    headline_metrics,
+)
+from pfsr_core.evaluation.ranking import per_user, rank_in_sample, ranking_sums, ranks
 
-View = Literal["excluded", "kept"]
-SAMPLED = "sampled-99"
+SeenItems = Literal["filtered", "included"]
 
 USERS_PER_BATCH = 512
 
@@ -51,51 +57,55 @@ class Scorer(Protocol):
 class ClientEvaluation:
     """The outcome of every user of one client, in the order of the client's users.
 
-    ``ranks_excluded`` and ``ranks_kept`` (U,) are the 1-based ranks of the held-out items in the
-    two views, ``covered`` (U,) says whether the held-out item occurs in the client's own training
-    histories, ``history_lengths`` (U,) counts the interactions before the held-out one.
-    ``ranks_sampled`` (U,): in the view "sampled-99", where it is wanted. ``ways``: the same users
-    with other models, by name (``FederatedAlgorithm.views``).
+    Attributes:
+        client: Its name.
+        users: Raw user ids (U,).
+        ranks_filtered: 1-based ranks (U,) of the held-out items, seen items filtered.
+        ranks_included: The same (U,), seen items included.
+        covered: Whether the held-out item occurs in the client's own training histories (U,).
+        history_lengths: Number of interactions before the held-out one (U,).
+        ranks_sampled: Ranks (U,) among "sampled-99", None where they are not asked for.
+        variants: The same users with other models, by name of the model variant.
     """
 
     client: str
     users: tuple[str, ...]
-    ranks_excluded: NDArray[np.int64]
-    ranks_kept: NDArray[np.int64]
+    ranks_filtered: NDArray[np.int64]
+    ranks_included: NDArray[np.int64]
     covered: NDArray[np.bool_]
     history_lengths: NDArray[np.int64]
     ranks_sampled: NDArray[np.int64] | None = None
-    ways: Mapping[str, ClientEvaluation] = field(default_factory=dict)
+    variants: Mapping[str, ClientEvaluation] = field(default_factory=dict)
 
-    def ranks(self, view: View) -> NDArray[np.int64]:
-        """Ranks (U,) of the named view."""
-        return self.ranks_excluded if view == "excluded" else self.ranks_kept
+    def ranks(self, seen_items: SeenItems) -> NDArray[np.int64]:
+        """Ranks (U,) with seen items "filtered" or "included"."""
+        return self.ranks_filtered if seen_items == "filtered" else self.ranks_included
 
     def select(self, mask: NDArray[np.bool_]) -> ClientEvaluation:
         """The users where ``mask`` (U,) is True."""
         return ClientEvaluation(
             client=self.client,
             users=tuple(user for user, keep in zip(self.users, mask, strict=True) if keep),
-            ranks_excluded=self.ranks_excluded[mask],
-            ranks_kept=self.ranks_kept[mask],
+            ranks_filtered=self.ranks_filtered[mask],
+            ranks_included=self.ranks_included[mask],
             covered=self.covered[mask],
             history_lengths=self.history_lengths[mask],
             ranks_sampled=None if self.ranks_sampled is None else self.ranks_sampled[mask],
-            ways={name: one.select(mask) for name, one in self.ways.items()},
+            variants={name: one.select(mask) for name, one in self.variants.items()},
         )
 
     def sums(self) -> dict[str, float]:
-        """Mergeable sums: "<view>/<metric>" of all views, "users" and "covered".
+        """Mergeable sums: "<candidates>/<metric>", "users" and "covered".
 
-        Those of another way to recommend are under "<way>/<view>/<metric>".
+        Those of a model variant are under "<variant>/<candidates>/<metric>".
         """
         others = {
-            f"{way}/{key}": value
-            for way, evaluation in self.ways.items()
-            for key, value in evaluation._view_sums().items()
+            f"{variant}/{key}": value
+            for variant, evaluation in self.variants.items()
+            for key, value in evaluation._metric_sums().items()
         }
         return {
-            **self._view_sums(),
+            **self._metric_sums(),
             **others,
             "users": float(len(self.users)),
             "covered": float(self.covered.sum()),
@@ -109,21 +119,21 @@ class ClientEvaluation:
         return {
             **self.sums(),
             "clients": float(len(self.users) > 0),
-            **{OF_CLIENTS + metric: self._mean(metric) for metric in ("hr@10", "ndcg@10")},
+            **{OF_CLIENTS + metric.name: self._mean(metric.name) for metric in headline_metrics()},
         }
 
     def _mean(self, metric: str) -> float:
-        """Of the view "excluded"; 0 without users."""
-        return float(per_user(self.ranks_excluded, metric).mean()) if self.users else 0.0
+        """Mean over the users, seen items filtered; 0 without users."""
+        return float(per_user(self.ranks_filtered, metric).mean()) if self.users else 0.0
 
-    def _view_sums(self) -> dict[str, float]:
-        views = {"excluded": self.ranks_excluded, "kept": self.ranks_kept}
+    def _metric_sums(self) -> dict[str, float]:
+        by_candidates = {FILTERED: self.ranks_filtered, INCLUDED: self.ranks_included}
         if self.ranks_sampled is not None:
-            views[SAMPLED] = self.ranks_sampled
+            by_candidates[SAMPLED] = self.ranks_sampled
         return {
-            f"{view}/{key}": value
-            for view, view_ranks in views.items()
-            for key, value in ranking_sums(view_ranks).items()
+            f"{candidates}/{key}": value
+            for candidates, user_ranks in by_candidates.items()
+            for key, value in ranking_sums(user_ranks).items()
             if key != "users"
         }
 
@@ -131,8 +141,8 @@ class ClientEvaluation:
 def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> ClientEvaluation:
     """Rank the held-out item of ``split`` in the client's catalogue, for every user of ``data``.
 
-    The scorer sees the history before that item, and all of it is what the view "excluded"
-    removes. Users are scored ``USERS_PER_BATCH`` at a time, which bounds the memory.
+    The scorer sees the history before that item, and all of it is filtered in "seen-filtered".
+    Users are scored ``USERS_PER_BATCH`` at a time, which bounds the memory.
 
     Raises ValueError when the scorer answers with another shape than (U, V+1), or with NaN.
     """
@@ -142,34 +152,34 @@ def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> Clien
     return evaluation_of(data, split, *np.concatenate([empty, *batches], axis=1))
 
 
-def no_users(sampled: bool = False, ways: Iterable[str] = ()) -> ClientEvaluation:
-    """The evaluation of nobody, so that empty groups report the keys that others do."""
+def no_users(sampled: bool = False, variants: Iterable[str] = ()) -> ClientEvaluation:
+    """The evaluation of no user, so that empty groups report the keys that others do."""
     none = np.empty(0, np.int64)
     return ClientEvaluation(
         "",
         (),
-        ranks_excluded=none,
-        ranks_kept=none,
+        ranks_filtered=none,
+        ranks_included=none,
         covered=none.astype(np.bool_),
         history_lengths=none,
         ranks_sampled=none if sampled else None,
-        ways={way: no_users(sampled) for way in ways},
+        variants={name: no_users(sampled) for name in variants},
     )
 
 
 def evaluation_of(
     data: ClientDataset,
     split: HeldOut,
-    ranks_excluded: NDArray[np.int64],
-    ranks_kept: NDArray[np.int64],
+    ranks_filtered: NDArray[np.int64],
+    ranks_included: NDArray[np.int64],
     ranks_sampled: NDArray[np.int64] | None = None,
 ) -> ClientEvaluation:
     """The evaluation with these ranks (U,) of the held-out items of ``split``."""
     return ClientEvaluation(
         client=data.client,
         users=tuple(user.user for user in data.users),
-        ranks_excluded=ranks_excluded,
-        ranks_kept=ranks_kept,
+        ranks_filtered=ranks_filtered,
+        ranks_included=ranks_included,
         covered=np.isin(data.targets(split), data.touched),
         history_lengths=np.array([len(user.history(split)) for user in data.users], np.int64),
         ranks_sampled=ranks_sampled,
@@ -177,18 +187,18 @@ def evaluation_of(
 
 
 def user_values(
-    evaluations: Sequence[ClientEvaluation], metric: str, view: View = "excluded"
+    evaluations: Sequence[ClientEvaluation], metric: str, seen_items: SeenItems = "filtered"
 ) -> NDArray[np.float64]:
     """``metric`` of all users, client after client: (sum of U,), what a paired bootstrap takes."""
-    values = [per_user(evaluation.ranks(view), metric) for evaluation in evaluations]
+    values = [per_user(evaluation.ranks(seen_items), metric) for evaluation in evaluations]
     return np.concatenate([np.empty(0, np.float64), *values])
 
 
 def client_sums(
-    evaluations: Sequence[ClientEvaluation], metric: str, view: View = "excluded"
+    evaluations: Sequence[ClientEvaluation], metric: str, seen_items: SeenItems = "filtered"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum of ``metric`` and number of users of every client: two arrays (C,)."""
-    values = [per_user(evaluation.ranks(view), metric) for evaluation in evaluations]
+    values = [per_user(evaluation.ranks(seen_items), metric) for evaluation in evaluations]
     sums = np.array([value.sum() for value in values], np.float64)
     return sums, np.array([len(value) for value in values], np.float64)
 
@@ -201,7 +211,10 @@ def _batches(users: int) -> Iterator[slice]:
 def _rank_batch(
     score: Scorer, data: ClientDataset, split: HeldOut, place: slice
 ) -> NDArray[np.int64]:
-    """Ranks of the users in ``place``, in each view: (2, U), or (3, U) with "sampled-99"."""
+    """Ranks of the users in ``place``: (2, U), seen items filtered and included, or (3, U).
+
+    The third row is that of "sampled-99".
+    """
     users = data.users[place]
     histories = [user.history(split) for user in users]
     with torch.no_grad():
@@ -215,8 +228,8 @@ def _rank_batch(
         )
     targets = torch.tensor([user.target(split) for user in users], device=scores.device)
     foreign = _foreign_mask(data, scores)
-    views = (_history_mask(histories, scores) | foreign, foreign)
-    found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in views]
+    masks = (_history_mask(histories, scores) | foreign, foreign)
+    found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in masks]
     if data.sampled:
         found.append(_sampled_ranks(scores, users, data.rivals[place], split))
     return np.stack(found)

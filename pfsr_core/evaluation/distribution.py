@@ -1,8 +1,8 @@
 """How a metric is spread: over clients, and over groups of users or clients.
 
-A mean hides the clients that a federation serves badly; the mean of the worst tenth shows them (the
-view of Li et al., Fair Resource Allocation in Federated Learning, ICLR 2020). Groups are reported
-as mergeable sums, to be divided by `ranking.means`.
+A mean hides the clients that a federation serves badly; the mean of the worst tenth shows them (as
+in Li et al., Fair Resource Allocation in Federated Learning, ICLR 2020). Groups are reported as
+mergeable sums, to be divided by `ranking.means`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Full-catalogue ranking metrics of one held-out item per user, kept as mergeable sums.
+"""The rank of one held-out item per user in the full catalogue, and metrics as mergeable sums.
 
-With a single relevant item at 1-based rank r: HR@k = [r <= k], NDCG@k = [r <= k] / log2(r + 1)
-(Järvelin and Kekäläinen, TOIS 2002; the ideal gain is 1) and MRR = 1 / r. A node answers with sums
-and the number of users, so that merging nodes is exact; only `means` divides.
+The metrics are in :mod:`pfsr_core.evaluation.metrics`. A node answers with sums and the number of
+users, so that merging nodes is exact; only :func:`means` divides.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CUTOFFS = (5, 10, 20)
-METRICS = (*(f"hr@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
+from pfsr_core.evaluation.metrics import registry
+from pfsr_core.evaluation.metrics.registry import OF_CLIENTS, metric_named
 
 Ranks = Tensor | NDArray[np.int64]
 ItemCodes = NDArray[np.int64]
@@ -65,10 +64,10 @@ def rank_among(
     if place == len(items) or items[place] != target:  # last, behind everything that competes
         return size - len(set(history.tolist()) - {target}), size
     as_good = scores >= scores[place]
-    kept = int(as_good.sum())
+    rank_included = int(as_good.sum())
     as_good[np.isin(items, history)] = False
     as_good[place] = True
-    return int(as_good.sum()), kept
+    return int(as_good.sum()), rank_included
 
 
 def rank_in_sample(
@@ -86,25 +85,18 @@ def rank_in_sample(
 
 
 COUNTS = ("users", "clients")
-OF_CLIENTS = "clients/"  # prefix of sums of the clients' means
 
 
 def per_user(ranks: Ranks, metric: str) -> NDArray[np.float64]:
-    """Value of ``metric`` ("hr@k", "ndcg@k" for any k >= 1, or "mrr") of every user: (U,)."""
-    rank = np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks).astype(np.float64)
-    if metric == "mrr":
-        return 1.0 / rank
-    name, _, cutoff = metric.partition("@")
-    if name not in ("hr", "ndcg") or not cutoff.isdecimal() or int(cutoff) < 1:
-        raise ValueError(f"unknown metric {metric!r}: use hr@k, ndcg@k (k >= 1) or mrr")
-    gain = np.ones_like(rank) if name == "hr" else 1.0 / np.log2(rank + 1.0)
-    return np.where(rank <= int(cutoff), gain, 0.0)
+    """Value of the metric of that name of every user: (U,), see :func:`metric_named`."""
+    return metric_named(metric).values(_as_array(ranks))
 
 
 def ranking_sums(ranks: Ranks) -> dict[str, float]:
-    """Sum over the users of every metric in ``METRICS``, and their number under "users"."""
-    sums = {metric: float(per_user(ranks, metric).sum()) for metric in METRICS}
-    return {**sums, "users": float(len(ranks))}
+    """Sum over the users of every metric in METRICS, and their number under "users"."""
+    array = _as_array(ranks)
+    sums = {metric.name: float(metric.values(array).sum()) for metric in registry.METRICS}
+    return {**sums, "users": float(len(array))}
 
 
 def merge(*sums: Mapping[str, float]) -> dict[str, float]:
@@ -135,6 +127,10 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
         else value / max(clients if key.startswith(OF_CLIENTS) else users, 1.0)
         for key, value in sums.items()
     }
+
+
+def _as_array(ranks: Ranks) -> ItemCodes:
+    return np.asarray(ranks.cpu() if isinstance(ranks, Tensor) else ranks)
 
 
 def _check_shapes(scores: Tensor, targets: Tensor, excluded: Tensor) -> None:

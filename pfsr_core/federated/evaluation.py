@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.evaluation.batched import SMALL, Evaluated, evaluate_together
 from pfsr_core.evaluation.client import ClientEvaluation, Scorer, evaluate_client
-from pfsr_core.evaluation.ranking import COUNTS, means, merge
+from pfsr_core.evaluation.ranking import means, merge
 from pfsr_core.evaluation.scoring import make_scorer
 from pfsr_core.federated.algorithm import Broadcast, FederatedAlgorithm, Personalize
 from pfsr_core.federated.model import Assembly
@@ -136,7 +136,7 @@ def _with_variants(main: Evaluated, variants: Mapping[str, Evaluated]) -> Evalua
     if not variants:
         return main
     return {
-        split: replace(one, ways={name: other[split] for name, other in variants.items()})
+        split: replace(one, variants={name: other[split] for name, other in variants.items()})
         for split, one in main.items()
     }
 
@@ -149,13 +149,13 @@ def evaluate_clients(
 
 
 def split_means(evaluations: Mapping[HeldOut, Iterable[ClientEvaluation]]) -> dict[str, float]:
-    """Means over all users, named ``<split>/<view>/<metric>``, with ``<split>/covered``.
+    """Means over all users, named ``<split>/<candidates>/<metric>``, with ``<split>/covered``.
 
-    Those over clients are ``<split>/clients/<metric>``.
+    Those over clients are ``<split>/clients/<metric>``; ``<split>/users`` and ``<split>/clients``
+    are counts.
     """
     return {
         f"{split}/{key}": value
         for split, of_split in evaluations.items()
         for key, value in means(merge(*(one.client_sums() for one in of_split))).items()
-        if key not in COUNTS
     }

@@ -38,9 +38,6 @@ FINETUNED = "finetuned/"  # prefix of the sums after finetuning
 OUTCOME = "outcome/"  # prefix of the sums of how it ended for the clients
 CLIENT = "client/"  # prefix of lists with one number a client
 
-PER_WAY = ("excluded/hr@10", "excluded/ndcg@10")
-PER_CLIENT = (*PER_WAY, "users", "covered")
-
 Number = int | float
 Metrics = dict[str, Number | list[int] | list[float]]
 Flat = NDArray[np.float32]

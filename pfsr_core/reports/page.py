@@ -8,43 +8,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
+from pfsr_core.evaluation.metrics.registry import FILTERED
 from pfsr_core.files import staged
 from pfsr_core.reports import html, item_map_plot, plots
-from pfsr_core.reports.queries import ALONE, main_algorithm, wins
-from pfsr_core.reports.style import colour
-from pfsr_core.reports.tables import (
-    COLUMNS,
-    SAMPLED_COLUMNS,
+from pfsr_core.reports.client_table import client_table
+from pfsr_core.reports.columns import (
     SAMPLED_NOTE,
+    Column,
     best_value,
     cell,
-    client_table,
     duration,
-    final_table,
-    ranked_among,
+    sampled_columns,
     sampled_rows,
     share,
-    vectors_note,
+    table_columns,
 )
+from pfsr_core.reports.queries import ALONE, main_algorithm, ranked_among, vectors_note, wins
+from pfsr_core.reports.style import colour
 from pfsr_core.runs.files import Method, RunRecord, methods
 from pfsr_core.runs.item_map import read_item_maps
 from pfsr_core.runs.reading import read_run
 
-HR = "test/excluded/hr@10"
-NDCG = "test/excluded/ndcg@10"
+HR = f"test/{FILTERED}/hr@10"
+NDCG = f"test/{FILTERED}/ndcg@10"
 FILE_NAME = "report.html"
 PAIRWISE = ("pfedrec",)  # algorithms that tell items from negatives and predict no next item
 TABLE_NOTE = (
-    "Test items; the round is selected on validation NDCG@10 only. History excluded: what a user "
-    "would see. History kept: items already used compete too, as in some published tables. "
-    "Coverage: held-out items that occur in the client's own training data."
+    "Leave-one-out test items; the round is selected on validation NDCG@10. Seen items filtered: "
+    "items of the user's history are no candidates, as in what a user is shown. Seen items "
+    "included: they are candidates too, as in some published tables. Coverage: share of the test "
+    "items that occur in the client's own training data."
 )
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes ``report.html`` into ``run_dir`` at one stroke. Raises RunError."""
+    """Writes ``report.html`` into ``run_dir`` atomically. Raises RunError."""
     path = run_dir / FILE_NAME
     with staged(path) as stage:
         stage.write_text(render(read_run(run_dir)), "utf-8")
@@ -61,8 +62,8 @@ def render(record: RunRecord) -> str:
         html.section("Sampled-99, not a headline", f"Test items, {SAMPLED_NOTE}.", _sampled(rows)),
         html.section(
             "Convergence",
-            "Validation NDCG@10 after each round, history excluded. The ring marks the round that "
-            "was selected; dashed grey lines are baselines without training.",
+            "Validation NDCG@10 after each round, seen items filtered. The ring marks the selected "
+            "round; dashed grey lines are the baselines.",
             plots.convergence(record),
         ),
         html.section("Client by client", _client_note(record), _client_rows(record)),
@@ -84,7 +85,7 @@ def render(record: RunRecord) -> str:
         html.section(
             "What stays on the clients",
             "Share of each tensor's coordinates that the Fisher mask keeps local, round by round.",
-            plots.kept_shares(record),
+            plots.mask_ratio_map(record),
         ),
         html.section(
             "What personalization does to the items",
@@ -113,7 +114,7 @@ def headline(record: RunRecord, rows: Sequence[Method]) -> str:
 
 def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
     """Who the headline compares with: training alone, else the best of the others."""
-    others = [row for row in rows if row.name != main.name and row.kind != "view"]
+    others = [row for row in rows if row.name != main.name and row.kind != "variant"]
     others = [row for row in others if HR in row.metrics]
     alone = [row for row in others if row.name == ALONE]
     return next(iter(alone or others), None)
@@ -175,27 +176,34 @@ def _facts(record: RunRecord) -> dict[str, str]:
 def _table(record: RunRecord, rows: Sequence[Method]) -> str:
     if not rows:
         return ""
-    bests = [best_value(column, rows) for column in COLUMNS]
-    groups = (
-        '<tr class="groups"><th></th><th colspan="2">history excluded</th>'
-        '<th colspan="2">history kept</th><th></th><th colspan="2">bytes</th><th></th></tr>'
-    )
-    titles = "".join(f"<th>{escape(_heading(c.title))}</th>" for c in COLUMNS)
-    body = "".join(_row(record, row, bests) for row in rows)
+    columns = table_columns()
+    bests = [best_value(column, rows) for column in columns]
+    titles = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
+    body = "".join(_row(record, row, columns, bests) for row in rows)
     return (
-        f"<table><thead>{groups}<tr><th>method</th>{titles}</tr></thead>"
+        f"<table><thead>{_group_headings(columns)}<tr><th>method</th>{titles}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
+
+
+def _group_headings(columns: Sequence[Column]) -> str:
+    """The row of headings that stand over several columns each."""
+    groups = "".join(
+        f'<th colspan="{len(list(members))}">{escape(name)}</th>'
+        for name, members in groupby(columns, key=lambda column: column.group)
+    )
+    return f'<tr class="groups"><th></th>{groups}</tr>'
 
 
 def _sampled(rows: Sequence[Method]) -> str:
     chosen = sampled_rows(rows)
     if not chosen:
         return ""
-    titles = "".join(f"<th>{escape(column.title)}</th>" for column in SAMPLED_COLUMNS)
+    columns = sampled_columns()
+    titles = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
     body = "".join(
         f"<tr><td>{escape(row.name)}<small>{escape(row.version)}</small></td>"
-        + "".join(f"<td>{escape(cell(column, row))}</td>" for column in SAMPLED_COLUMNS)
+        + "".join(f"<td>{escape(cell(column, row))}</td>" for column in columns)
         + "</tr>"
         for row in chosen
     )
@@ -218,18 +226,15 @@ def _client_rows(record: RunRecord) -> str:
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _heading(title: str) -> str:
-    """The view stands in the row above."""
-    return f"{title.removesuffix(' kept')}@10" if title.endswith(" kept") else title
-
-
-def _row(record: RunRecord, row: Method, bests: Sequence[float | None]) -> str:
+def _row(
+    record: RunRecord, row: Method, columns: Sequence[Column], bests: Sequence[float | None]
+) -> str:
     main = row.name == main_algorithm(record)
     note = "baseline" if row.kind == "baseline" else row.version
     label = f"{html.dot(colour(row.name, record))}{escape(row.name)}"
     cells = "".join(
         f"<td{_mark(column.value(row), best)}>{escape(cell(column, row))}</td>"
-        for column, best in zip(COLUMNS, bests, strict=True)
+        for column, best in zip(columns, bests, strict=True)
     )
     mark = ' class="main"' if main else ""
     return f"<tr{mark}><td>{label}<small>{escape(note)}</small></td>{cells}</tr>"
@@ -261,6 +266,3 @@ def _details(record: RunRecord) -> dict[str, dict[str, object]]:
         "Data": record.data,
         "Environment": record.environment,
     }
-
-
-__all__ = ["final_table", "headline", "render", "write_report"]

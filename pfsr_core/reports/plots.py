@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pfsr_core.reports.queries import ALONE, Pairs, algorithms, curve, kept_of, main_algorithm
+from pfsr_core.evaluation.metrics.registry import SELECTION_METRIC
+from pfsr_core.reports.queries import ALONE, Pairs, algorithms, curve, main_algorithm, mask_ratios
 from pfsr_core.reports.queries import pairs as client_pairs
 from pfsr_core.reports.style import (
     GREY,
@@ -115,13 +116,13 @@ def losses(record: RunRecord) -> str:
     return svg(draw, "losses", (5.6, 4.0))
 
 
-def kept_shares(record: RunRecord) -> str:
-    """Share of each tensor that stays on the clients, by round."""
-    lines = [line for line in record.of(main_algorithm(record)) if kept_of(line)]
+def mask_ratio_map(record: RunRecord) -> str:
+    """Share of each tensor that the mask keeps on the clients, by round."""
+    lines = [line for line in record.of(main_algorithm(record)) if mask_ratios(line)]
     if not lines:
         return ""
-    names = sorted(kept_of(lines[-1]))
-    values = np.array([[kept_of(line).get(name, np.nan) for name in names] for line in lines])
+    names = sorted(mask_ratios(lines[-1]))
+    values = np.array([[mask_ratios(line).get(name, np.nan) for name in names] for line in lines])
     rounds = [line["round"] for line in lines]
 
     def draw(axes: Axes) -> None:
@@ -138,7 +139,7 @@ def kept_shares(record: RunRecord) -> str:
         bar = axes.figure.colorbar(image, ax=axes, format=lambda x, _: f"{x:.0%}", pad=0.01)
         bar.outline.set_visible(False)
 
-    return svg(draw, "kept", (10.4, 2.8 + min(3.0, 0.09 * len(rounds))))
+    return svg(draw, "mask-ratio", (10.4, 2.8 + min(3.0, 0.09 * len(rounds))))
 
 
 def _circle_best(axes: Axes, name: str, record: RunRecord) -> None:
@@ -180,8 +181,8 @@ def _silent(axes: Axes, record: RunRecord) -> None:
 def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     main = main_algorithm(record)
     places = np.arange(len(pairs))
-    values = np.array([row.ndcg / row.users for row, _ in pairs])
-    others = np.array([other.ndcg / other.users if other else np.nan for _, other in pairs])
+    values = np.array([row.mean(SELECTION_METRIC) for row, _ in pairs])
+    others = np.array([other.mean(SELECTION_METRIC) if other else np.nan for _, other in pairs])
     better = values >= others
     lines = [colour(main, record) if up else colour(ALONE, record) for up in better]
     axes.vlines(places, others, values, color=lines, linewidth=2.2, alpha=0.45)
@@ -203,7 +204,7 @@ def _ranked(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     curves = {main_algorithm(record): [row for row, _ in pairs]}
     curves[ALONE] = [other for _, other in pairs if other]
     for name, rows in curves.items():
-        values = np.sort([row.ndcg / row.users for row in rows])
+        values = np.sort([row.mean(SELECTION_METRIC) for row in rows])
         if len(values):
             where = np.linspace(0, 100, len(values))
             axes.plot(where, values, color=colour(name, record), linewidth=2.4, label=name)

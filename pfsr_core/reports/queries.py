@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfsr_core.runs.files import SELECTED_BY, ClientResult, Json, RunRecord
+from pfsr_core.evaluation.metrics.registry import SELECTION_METRIC
+from pfsr_core.items.text_vectors import CO_OCCURRENCE, COLLABORATIVE
+from pfsr_core.runs.files import CENTRAL, SELECTED_BY, ClientResult, Json, RunRecord
+from pfsr_core.runs.results import MASK_RATIO
 
 MAIN = "pfsr"
 ALONE = "local-only"
@@ -20,19 +23,33 @@ def algorithms(record: RunRecord) -> list[str]:
 
 def main_algorithm(record: RunRecord) -> str:
     """The algorithm that the settings name, else the first one that was run."""
+    trained = [line["algorithm"] for line in record.rounds]
+    if CENTRAL in trained:
+        return CENTRAL
     named = record.config.get("algorithm.name")
     if named is None and isinstance(record.config.get("algorithm"), dict):
         named = record.config["algorithm"].get("name")
-    first = record.rounds[0]["algorithm"] if record.rounds else MAIN
-    return str(named or first)
+    return str(named or next(iter(trained), MAIN))
 
 
-def kept_of(line: Json) -> dict[str, float]:
-    """Kept shares by tensor name out of one line of the metrics."""
-    nested = line.get("kept")
+def mask_ratios(line: Json) -> dict[str, float]:
+    """Shares that the mask holds back, by tensor name, out of one line of the metrics."""
+    nested = line.get("mask-ratio")
     if isinstance(nested, dict):
         return nested
-    return {k.removeprefix("kept/"): v for k, v in line.items() if k.startswith("kept/")}
+    return {k.removeprefix(MASK_RATIO): v for k, v in line.items() if k.startswith(MASK_RATIO)}
+
+
+def ranked_among(record: RunRecord) -> str:
+    """Which items a held-out one competes with."""
+    own = record.config.get("federation.catalogues") == "own"
+    return "the client's own catalogue" if own else "the whole catalogue"
+
+
+def vectors_note(record: RunRecord) -> str:
+    """What must be said of the item vectors of a run, if anything."""
+    pooled = record.config.get("model.item-vectors") == CO_OCCURRENCE
+    return f"{COLLABORATIVE}\n" if pooled else ""
 
 
 def curve(lines: Sequence[Json]) -> tuple[list[int], list[float]]:
@@ -48,10 +65,14 @@ def pairs(record: RunRecord) -> Pairs:
     main = [row for row in test if row.method == main_algorithm(record)]
     if main_algorithm(record) == ALONE:
         alone = {}
-    return [(row, alone.get(row.client)) for row in sorted(main, key=lambda r: r.ndcg / r.users)]
+    return [
+        (row, alone.get(row.client)) for row in sorted(main, key=lambda r: r.mean(SELECTION_METRIC))
+    ]
 
 
 def wins(record: RunRecord) -> tuple[int, int]:
     """On how many clients the main method is ahead of training alone, and how many have both."""
     both = [(row, other) for row, other in pairs(record) if other]
-    return sum(row.ndcg > other.ndcg for row, other in both), len(both)
+    return sum(
+        row.sums[SELECTION_METRIC] > other.sums[SELECTION_METRIC] for row, other in both
+    ), len(both)

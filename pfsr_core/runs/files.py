@@ -1,44 +1,41 @@
-"""The files of a run directory, and what they say about each method. Read by ``run_reading``.
+"""What a run directory holds, and the row of each method. Read by :mod:`pfsr_core.runs.reading`.
 
     config.json  environment.json  data.json    what was run, on what, with which data
     metrics.jsonl                               one line for each algorithm and round
     clients.csv                                 sums of each client, method by method
     summary.json                                the figures of the finished run
-    item-map.json                             places of items, of a few clients, from private
-                                                states: only where those are on the same machine
+    item-map.json                               item maps of a few clients, from private states:
+                                                only where those are on the same machine
+    model/                                      the trained model, of a run without a network
+                                                (:mod:`pfsr_core.runs.model_files`)
 
 A run that is still going on has no summary: its methods are then put together from the rounds.
 """
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfsr_core.evaluation.metrics.registry import (
+    OF_CLIENTS,
+    SELECTION_METRIC,
+    TEST_SELECTION,
+    VALID_SELECTION,
+)
 from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import RunSettings, runs_directory
 
 Json = dict[str, Any]
 
-SELECTED_BY = "valid/excluded/ndcg@10"
+SELECTED_BY = VALID_SELECTION
 ITEM_MAP = "item-map.json"
-SELECTORS = {"users": SELECTED_BY, "clients": "valid/clients/ndcg@10"}
-"""The figure that chooses a round, by run.selected-by."""
-CLIENT_COLUMNS = (
-    "method",
-    "client",
-    "users",
-    "interactions",
-    "split",
-    "hr@10_sum",
-    "ndcg@10_sum",
-    "covered",
-    "shipped",
-)
+CENTRAL = "central"  # the name of averaging over a single client, which has all data
+SELECTORS = {"users": SELECTED_BY, "clients": f"valid/{OF_CLIENTS}{SELECTION_METRIC}"}
+"""The figure that selects a round, by run.selected-by."""
 
 
 class RunError(ValueError):
@@ -47,28 +44,42 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class ClientResult:
-    """One client's outcome with one method: sums over its ``users``.
+    """One client's outcome with one method.
 
-    ``shipped``: "federated" or "local" where a rule decided between them and the client may say so.
+    Attributes:
+        method: Name of the method.
+        client: Name of the client.
+        users: Number of its users.
+        split: "valid" or "test".
+        sums: Sums over the users by name of the metric, seen items filtered.
+        shipped: "federated" or "local" where a rule decided between them and it may be told.
     """
 
     method: str
     client: str
     users: float
     split: str
-    hr: float
-    ndcg: float
+    sums: Mapping[str, float]
     shipped: str = ""
+
+    def mean(self, metric: str) -> float:
+        """Mean of the metric over the users, of which there is at least one."""
+        return self.sums[metric] / self.users
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the final table.
 
-    ``metrics`` are means named ``<split>/<view>/<metric>`` of the model ``version``, which is the
-    one that validation NDCG@10 prefers: the best round, or the last one after finetuning.
-    ``kind``: "federated", "baseline", or "view" for another way to recommend with a federated one
-    (``FederatedAlgorithm.views``).
+    Attributes:
+        name: Name of the method.
+        kind: "federated", "baseline", or "variant" of a federated one.
+        version: The model that validation NDCG@10 prefers: the best round, or "finetuned".
+        metrics: Means of that model, named ``<split>/<candidates>/<metric>``.
+        rounds: Number of rounds.
+        bytes_down: Bytes that the server sent.
+        bytes_up: Bytes that the server received.
+        seconds: Wall time, None where it was not taken.
     """
 
     name: str
@@ -141,48 +152,44 @@ def methods(record: RunRecord) -> list[Method]:
             for name, values in record.baselines.items()
             if isinstance(values, dict)
         ]
-    rows += [view for row in rows for view in _views_of(row)]
-    rows += [view for entry in record.summary.get("methods", ()) for view in _views_after(entry)]
-    return sorted(rows, key=lambda row: -row.metrics.get("test/excluded/ndcg@10", -1.0))
+    rows += [variant for row in rows for variant in _variants_of(row)]
+    rows += [
+        variant
+        for entry in record.summary.get("methods", ())
+        for variant in _variants_after_the_last_round(entry)
+    ]
+    return sorted(rows, key=lambda row: -row.metrics.get(TEST_SELECTION, -1.0))
 
 
-def _views_of(method: Method) -> list[Method]:
-    """The other ways to recommend, out of the figures named ``<split>/<way>/<view>/<metric>``."""
-    found: dict[str, dict[str, float]] = {}
+def _variants_of(method: Method) -> list[Method]:
+    """A method's variants, out of its figures ``<split>/<variant>/<candidates>/<metric>``."""
+    by_variant: dict[str, dict[str, float]] = {}
     for name, value in method.metrics.items():
         parts = name.split("/")
         if len(parts) == 4:
-            split, way, view, metric = parts
-            found.setdefault(way, {})[f"{split}/{view}/{metric}"] = value
+            split, variant, candidates, metric = parts
+            by_variant.setdefault(variant, {})[f"{split}/{candidates}/{metric}"] = value
     common = {name: value for name, value in method.metrics.items() if name.endswith("/covered")}
     return [
-        Method(f"{method.name}: {way}", "view", method.version, {**common, **metrics})
-        for way, metrics in found.items()
+        Method(f"{method.name}: {variant}", "variant", method.version, {**common, **metrics})
+        for variant, metrics in by_variant.items()
     ]
 
 
-def _views_after(entry: Json) -> list[Method]:
-    """Views that are looked at after the last round alone; not again what is the method's row."""
+def _variants_after_the_last_round(entry: Json) -> list[Method]:
+    """Variants that are evaluated after the last round alone, unless they are the method's row."""
     method = method_of(entry)
     if method.version == "finetuned":
         return []
     return [
-        Method(f"{method.name}: {way}", "view", "at the end", _of_the_model(means))
-        for way, means in (entry.get("views") or {}).items()
+        Method(f"{method.name}: {variant}", "variant", "at the end", _own_figures(means))
+        for variant, means in (entry.get("variants") or {}).items()
     ]
 
 
-def _of_the_model(means: Mapping[str, float]) -> dict[str, float]:
-    """Without those of other ways to recommend."""
+def _own_figures(means: Mapping[str, float]) -> dict[str, float]:
+    """Without those of variants."""
     return {name: value for name, value in means.items() if name.count("/") < 3}
-
-
-def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """clients.csv with the columns of CLIENT_COLUMNS; what a row lacks stays empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CLIENT_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def best_line(lines: Sequence[Json], selected_by: str = SELECTED_BY) -> Json | None:

@@ -143,7 +143,7 @@ def typical_item_maps(
     states: Mapping[str, Params],
     clients: Iterable[ClientDataset],
 ) -> list[ItemMap]:
-    """:func:`item_map` of :func:`typical_clients` of the clients with a state; none for a model without."""
+    """The item maps of :func:`typical_clients` among those with a state; none for other models."""
     if not has_item_map(assembly):
         return []
     known = {data.client: data for data in clients if data.client in states and len(data.touched)}

@@ -1,66 +1,96 @@
-"""A whole run without Flower: the plain loop with evaluation after each round, and its files.
+"""A run without a network: the plain loop with evaluation after each round, and its files.
 
-The run directory is that of a federated run, so the same report reads it. Bytes are those that one
-node a client would send: float32 values of the shared names, headers not counted.
+The run directory is that of a Flower run, so the same report reads it, and holds the trained model
+besides (:mod:`pfsr_core.runs.model_files`). Bytes are those that one node a client would exchange:
+float32 values of the shared parameters, headers not counted.
 """
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import Federation
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.describe import describe
+from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FULL, Broadcast, ServerState, Sums
 from pfsr_core.federated.evaluation import ClientModels, shows_full, split_means
 from pfsr_core.federated.model import Assembly
-from pfsr_core.federated.simulation import RoundReport, finetune_clients, run
+from pfsr_core.federated.simulation import RoundReport, finetune_clients, run, state_of
 from pfsr_core.files import append_line, write_json
 from pfsr_core.params import Params, shapes_of, size_of
 from pfsr_core.runs.environment import environment
-from pfsr_core.runs.files import SELECTED_BY, SELECTORS, best_line, write_clients
+from pfsr_core.runs.files import CENTRAL, SELECTORS, best_line
 from pfsr_core.runs.item_map import typical_item_maps, write_item_maps
-from pfsr_core.runs.results import (
+from pfsr_core.runs.local_evaluation import (
     Evaluations,
-    Row,
-    baseline_rows,
-    client_rows,
+    client_result_rows,
     coverage,
+    evaluate_baselines,
     evaluate_personal,
     evaluate_trained_on,
-    federated_row,
 )
+from pfsr_core.runs.model_files import MODEL_DIRECTORY, save_model
+from pfsr_core.runs.results import (
+    Cost,
+    Figures,
+    Identity,
+    Json,
+    Participation,
+    Traffic,
+    method_entry,
+    metrics_of,
+    round_line,
+    run_summary,
+    with_metrics,
+    write_clients,
+)
+from pfsr_core.serving.prepare import served_client, served_model
+from pfsr_core.serving.served_model import Served
 from pfsr_core.settings.fields import Value
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 BYTES_PER_VALUE = 4
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One algorithm over one federation."""
+    """One algorithm over one federation.
+
+    Attributes:
+        settings: Settings that name the algorithm.
+        federation: The clients.
+        assembly: The assembled model.
+        label: What the algorithm is called in the results, "" for its own name. With CENTRAL
+            nothing is exchanged.
+    """
 
     settings: Settings
     federation: Federation
     assembly: Assembly
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return self.settings.algorithm.name
+        """The algorithm's name in the results."""
+        return self.label or self.settings.algorithm.name
 
     def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
+        """Validation and test of every client with its model."""
         return evaluate_personal(self._models(shared, states), self.federation)
 
     def _models(self, shared: Params, states: Mapping[str, Params]) -> ClientModels:
         return ClientModels(self.assembly, self.settings.model.max_length, shared, states)
 
-    def views_at_the_end(
+    def final_variants(
         self,
         broadcast: Broadcast,
         states: Mapping[str, Params],
@@ -77,48 +107,93 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one algorithm ended with: its summary row, the rows of its clients, and its models."""
+    """What one algorithm ended with.
 
-    row: Row
-    clients: list[Row]
+    Attributes:
+        entry: Its entry in the summary.
+        rows: The rows of its clients in clients.csv.
+        experiment: What was run.
+        server: The server's last state; its shared parameters are served.
+        states: The clients' private states by name.
+    """
+
+    entry: Json
+    rows: list[Json]
     experiment: Experiment
-    shared: Params
+    server: ServerState
     states: Mapping[str, Params]
 
+    def served_model(self, run_name: str) -> Served:
+        """The trained model of all clients, ready to recommend with or to be saved."""
+        experiment = self.experiment
+        served = served_model(
+            experiment.assembly,
+            self.server.params,
+            experiment.settings,
+            experiment.federation,
+            run=run_name,
+            round_=self.server.round,
+        )
+        algorithm = experiment.assembly.algorithm
+        clients = {
+            data.client: served_client(
+                experiment.assembly, data, state_of(algorithm, self.states, data)
+            )
+            for data in experiment.federation.clients
+        }
+        return replace(served, clients=clients)
 
-def simulate(settings: Settings, federation: Federation, directory: Path, tell: Tell) -> None:
-    """The algorithm of ``settings``, those of ``run.compare``, the baselines; all files.
 
-    Raises SettingsError and DataError before anything is written.
+def simulate(
+    settings: Settings, federation: Federation, directory: Path, log: Log, label: str = ""
+) -> None:
+    """Runs the algorithm of ``settings``, those of ``run.compare`` and the baselines.
+
+    Writes all files of the run, and the trained model of the first algorithm.
+
+    Args:
+        settings: Of the run.
+        federation: The clients.
+        directory: The new directory of the run.
+        log: Takes a line a round.
+        label: What the first algorithm is called, see :class:`Experiment`.
+
+    Raises:
+        SettingsError: Settings that do not fit each other, before anything is written.
+        DataError: Item vectors are missing, before anything is written.
     """
     started = time.perf_counter()
     names = algorithm_names(settings)
-    first = _experiment(settings, names[0], federation)
+    first = replace(_experiment(settings, names[0], federation), label=label)
     directory.mkdir(parents=True)
     _write_facts(settings, federation, directory)
-    baselines, clients = baseline_rows(federation) if settings.run.baselines else ([], [])
+    baselines, rows = evaluate_baselines(federation) if settings.run.baselines else ([], [])
     if baselines:
-        best = {row["method"]: row["best"] for row in baselines}
+        best = {entry["method"]: entry["best"] for entry in baselines}
         write_json(directory / "baselines.json", best)
-    methods = []
+    entries = []
     for name in names:
         experiment = first if name == names[0] else _experiment(settings, name, federation)
-        outcome = train_and_evaluate(experiment, tell, directory / "metrics.jsonl")
-        methods.append(outcome.row)
-        clients += outcome.clients
+        outcome = train_and_evaluate(experiment, log, directory / "metrics.jsonl")
+        entries.append(outcome.entry)
+        rows += outcome.rows
         if experiment is first:
             _write_item_maps(outcome, directory)
-    write_clients(directory / "clients.csv", clients)
-    summary = {
-        "run": directory.name,
-        "split": federation.split.digest,
-        "protocol": federation.split.protocol,
-        "users": len(federation.split.users),
-        "clients": len(federation.clients),
-        "coverage": coverage(federation),
-        "seconds": time.perf_counter() - started,
-        "methods": [*methods, *baselines],
-    }
+            save_model(directory / MODEL_DIRECTORY, outcome.served_model(directory.name))
+    write_clients(directory / "clients.csv", rows)
+    split = federation.split
+    summary = run_summary(
+        Identity(
+            run=directory.name,
+            split=split.digest,
+            protocol=split.protocol,
+            users=len(split.users),
+            clients=len(federation.clients),
+        ),
+        coverage=coverage(federation),
+        seconds=time.perf_counter() - started,
+        methods=[*entries, *baselines],
+    )
     write_json(directory / "summary.json", summary)
 
 
@@ -127,13 +202,19 @@ def _experiment(settings: Settings, name: str, federation: Federation) -> Experi
     return Experiment(chosen, federation, assemble(chosen, federation.catalogue))
 
 
-def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None = None) -> Outcome:
-    """One algorithm, evaluated after each round, which is told and added to ``metrics``."""
+def train_and_evaluate(experiment: Experiment, log: Log, metrics: Path | None = None) -> Outcome:
+    """Trains one algorithm and evaluates it after each round.
+
+    Args:
+        experiment: What to run.
+        log: Takes a line a round.
+        metrics: The file that each round's line is added to.
+    """
     settings, federation = experiment.settings, experiment.federation
     assembly = experiment.assembly
     selected_by = SELECTORS[settings.run.selected_by]
     served: list[ServerState] = []
-    lines: list[Row] = []
+    lines: list[Json] = []
     started = last = time.perf_counter()
 
     def on_round(report: RoundReport) -> None:
@@ -142,13 +223,13 @@ def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None 
         if _to_evaluate(settings, report.server.round):
             figures = split_means(experiment.evaluate(report.server.params, report.states))
         now = time.perf_counter()
-        lines.append({**_round_line(experiment, report), "seconds": now - last, **figures})
+        lines.append(with_metrics(_round_line(experiment, report, now - last), figures))
         last = now
         if best_line(lines, selected_by) is lines[-1]:
             served[:] = [report.server]
         if metrics is not None:
             append_line(metrics, lines[-1])
-        tell(progress(lines[-1], settings.federation.rounds))
+        log(progress_line(lines[-1], settings.federation.rounds))
 
     server, states = run(
         assembly.algorithm,
@@ -166,23 +247,43 @@ def train_and_evaluate(experiment: Experiment, tell: Tell, metrics: Path | None 
             assembly.algorithm, server.broadcast(), states, federation.clients
         )
         outcomes = {name: assembly.algorithm.outcome(state) for name, state in states.items()}
-    found = experiment.evaluate(server.params, states)
-    finetuned = split_means(found) if settings.algorithm.finetune else None
+    evaluations = experiment.evaluate(server.params, states)
+    finetuned = split_means(evaluations) if settings.algorithm.finetune else None
     seconds = time.perf_counter() - started
-    views = experiment.views_at_the_end(server.broadcast(), states, finetuned)
-    row = federated_row(experiment.name, lines, finetuned, views, seconds, selected_by)
-    row |= {"served_round": server.round, "outcome": merge_sums(outcomes.values())}
-    rows = client_rows(experiment.name, federation, found, outcomes)
-    return Outcome(row, rows, experiment, server.params, states)
+    best = best_line(lines, selected_by) or lines[-1]
+    entry = method_entry(
+        experiment.name,
+        Figures(
+            best={"round": best["round"], "metrics": metrics_of(best)},
+            last=metrics_of(lines[-1]),
+            finetuned=finetuned,
+            variants=experiment.final_variants(server.broadcast(), states, finetuned),
+        ),
+        rounds=len(lines),
+        served_round=server.round,
+        outcome=merge_sums(outcomes.values()),
+        traffic=Traffic(
+            sum(line["bytes-down"] for line in lines), sum(line["bytes-up"] for line in lines)
+        ),
+        seconds=seconds,
+    )
+    rows = client_result_rows(experiment.name, federation, evaluations, outcomes)
+    return Outcome(entry, rows, experiment, server, states)
 
 
-def progress(line: Row, rounds: int) -> str:
-    """One line for a person who waits."""
-    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}  loss {line['train-loss']:.3f}"]
-    if SELECTED_BY in line:
-        parts.append(f"valid HR@10 {line['valid/excluded/hr@10']:.4f}")
-        parts.append(f"NDCG@10 {line[SELECTED_BY]:.4f}")
-    return "  ".join([*parts, f"{line['seconds']:.1f} s"])
+def progress_line(line: Mapping[str, Any], rounds: int) -> str:
+    """A round's line as a person reads it while waiting."""
+    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
+    if line["train-loss"] is not None:
+        parts.append(f"loss {line['train-loss']:.3f}")
+    figures = [
+        f"{metric.title} {line[key]:.4f}"
+        for metric in headline_metrics()
+        if (key := f"valid/{FILTERED}/{metric.name}") in line
+    ]
+    if figures:
+        parts.append(f"valid {figures[0]}")
+    return "  ".join([*parts, *figures[1:], f"{line['seconds']:.1f} s"])
 
 
 def _to_evaluate(settings: Settings, round_: int) -> bool:
@@ -200,27 +301,25 @@ def _write_facts(settings: Settings, federation: Federation, directory: Path) ->
 def _write_item_maps(outcome: Outcome, directory: Path) -> None:
     experiment = outcome.experiment
     clients = experiment.federation.clients
-    views = typical_item_maps(experiment.assembly, outcome.shared, outcome.states, clients)
-    if views:
-        write_item_maps(directory, views)
+    maps = typical_item_maps(experiment.assembly, outcome.server.params, outcome.states, clients)
+    if maps:
+        write_item_maps(directory, maps)
 
 
-def _round_line(experiment: Experiment, report: RoundReport) -> Row:
-    sums, asked = report.reply.metrics, len(report.asked)
-    clients = sums.get("clients", 0.0)
-    kept = {k.removeprefix("kept/"): v for k, v in sums.items() if k.startswith("kept/")}
-    reply = experiment.assembly.algorithm.reply_shapes
-    return {
-        "round": report.server.round,
-        "algorithm": experiment.name,
-        "train-loss": sums["train-loss"] / max(1.0, sums["train-targets"]),
-        "asked": asked,
-        "answered": asked,
-        "dropped": [],
-        "bytes-down": BYTES_PER_VALUE * asked * size_of(shapes_of(report.server.params)),
-        "bytes-up": BYTES_PER_VALUE * asked * size_of(reply),
-        "kept": {name: share / clients for name, share in kept.items() if clients},
-    }
+def _round_line(experiment: Experiment, report: RoundReport, seconds: float) -> Json:
+    asked = len(report.asked)
+    exchanged = 0 if experiment.label == CENTRAL else BYTES_PER_VALUE * asked
+    return round_line(
+        experiment.name,
+        report.server.round,
+        report.reply,
+        participation=Participation(asked, asked),
+        traffic=Traffic(
+            down=exchanged * size_of(shapes_of(report.server.params)),
+            up=exchanged * size_of(experiment.assembly.algorithm.reply_shapes),
+        ),
+        cost=Cost(seconds, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    )
 
 
 VECTORS = "model.item-vectors"

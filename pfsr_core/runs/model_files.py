@@ -51,6 +51,7 @@ from pfsr_core.serving.restore import served_data
 from pfsr_core.serving.served_model import Served
 from pfsr_core.serving.sqlite_file import StateMissingError
 
+MODEL_DIRECTORY = "model"  # of a run, in its directory
 MODEL_FORMAT = 1
 MODEL_FILE = "model.json"
 SHARED_FILE = "shared.safetensors"

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from pfsr_core.evaluation.metrics.registry import headline_metrics
 from pfsr_core.runs.files import (
-    CLIENT_COLUMNS,
     ITEM_MAP,
     SELECTORS,
     ClientResult,
@@ -16,6 +16,15 @@ from pfsr_core.runs.files import (
     RunError,
     RunRecord,
 )
+from pfsr_core.runs.results import client_columns
+
+OLD_NAMES = {
+    "excluded": "seen-filtered",
+    "kept": "seen-included",
+    "views": "variants",
+}
+"""Parts of the names of figures in runs of earlier versions, and what they are called today."""
+OLD_ITEM_MAP = "item-views.json"
 
 
 def read_run(directory: Path) -> RunRecord:
@@ -34,8 +43,8 @@ def read_run(directory: Path) -> RunRecord:
         summary=_read_summary(directory / "summary.json"),
         rounds=_read_rounds(directory / "metrics.jsonl"),
         clients=_read_clients(directory / "clients.csv"),
-        baselines=_read_json(directory / "baselines.json"),
-        item_map=_read_json(directory / ITEM_MAP),
+        baselines=_with_new_names(_read_json(directory / "baselines.json")),
+        item_map=_read_json(directory / ITEM_MAP) or _read_json(directory / OLD_ITEM_MAP),
     )
 
 
@@ -65,7 +74,7 @@ def _read_config(path: Path) -> Json:
 
 def _read_summary(path: Path) -> Json:
     """The figures of a finished run. Raises RunError unless its methods have names and numbers."""
-    summary = _read_json(path)
+    summary = _with_new_names(_read_json(path))
     methods = summary.get("methods", [])
     if not isinstance(methods, list) or not all(_is_method(entry) for entry in methods):
         raise RunError(
@@ -78,10 +87,10 @@ def _read_summary(path: Path) -> Json:
 def _is_method(entry: object) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
         return False
-    views = entry.get("views") or {}
-    if not isinstance(views, dict):
+    variants = entry.get("variants") or {}
+    if not isinstance(variants, dict):
         return False
-    figures = [entry.get("best") or {}, entry.get("finetuned") or {}, *views.values()]
+    figures = [entry.get("best") or {}, entry.get("finetuned") or {}, *variants.values()]
     return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in figures)
 
 
@@ -109,7 +118,10 @@ def _read_rounds(path: Path) -> tuple[Json, ...]:
 def _read_round(path: Path, number: int, line: str, last: bool) -> Json | None:
     try:
         entry = json.loads(line)
-        return {**entry, "algorithm": str(entry["algorithm"]), "round": int(entry["round"])}
+        entry = {**entry, "algorithm": str(entry["algorithm"]), "round": int(entry["round"])}
+        if "kept" in entry:  # of an earlier version
+            entry["mask-ratio"] = entry.pop("kept")
+        return _with_new_names(entry)
     except (ValueError, KeyError, TypeError):
         if last:  # without its line end: still being written
             return None
@@ -128,7 +140,7 @@ def _read_clients(path: Path) -> tuple[ClientResult, ...]:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path}: cannot read {error}. Fix: it needs the columns "
-                f"{', '.join(CLIENT_COLUMNS)}; run again, or remove the file."
+                f"{', '.join(client_columns())}; run again, or remove the file."
             ) from None
 
 
@@ -138,7 +150,22 @@ def _client(row: Mapping[str, str]) -> ClientResult:
         client=row["client"],
         users=float(row["users"]),
         split=row["split"],
-        hr=float(row["hr@10_sum"]),
-        ndcg=float(row["ndcg@10_sum"]),
+        sums={metric.name: float(row[f"{metric.name}_sum"]) for metric in headline_metrics()},
         shipped=row.get("shipped", ""),
     )
+
+
+def _with_new_names(content: Json) -> Json:
+    """The same with the names of figures of earlier versions replaced, at any depth."""
+    return {
+        "/".join(OLD_NAMES.get(part, part) for part in name.split("/")): (
+            _with_new_names(value) if isinstance(value, dict) else _in_lists(value)
+        )
+        for name, value in content.items()
+    }
+
+
+def _in_lists(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return [_with_new_names(item) if isinstance(item, dict) else item for item in value]

@@ -1,153 +1,273 @@
-"""From evaluations to the rows of a run's files: methods of the summary, clients of the table."""
+"""The record formats of a run, each built here alone.
+
+The run without a network (:mod:`pfsr_core.runs.local`) and the server of a Flower run write the
+same records, which :mod:`pfsr_core.runs.reading` reads again::
+
+    round_line       one line of metrics.jsonl
+    method_entry     a federated algorithm among the methods of summary.json
+    baseline_entry   a baseline among them
+    run_summary      summary.json
+    client_row       one row of clients.csv
+
+Figures are named as :mod:`pfsr_core.evaluation.metrics.registry` says. Bytes count parameters and
+messages in both directions, seconds are wall time.
+"""
 
 from __future__ import annotations
 
-import time
+import csv
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
-from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED
-from pfsr_core.assembly.data import Federation
-from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
-from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.evaluation.batched import Evaluated
-from pfsr_core.evaluation.client import ClientEvaluation, Scorer, client_sums
-from pfsr_core.federated.algorithm import Broadcast, Sums
-from pfsr_core.federated.evaluation import (
-    ClientModels,
-    ScorerOf,
-    evaluate_clients,
-    evaluate_full,
-    evaluate_models,
-    split_means,
-)
-from pfsr_core.runs.files import SELECTED_BY, best_line
+from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
+from pfsr_core.federated.algorithm import Reply, Sums
 
-Row = dict[str, Any]
-Evaluations = Mapping[HeldOut, Sequence[ClientEvaluation]]
+Json = dict[str, Any]
+Means = Mapping[str, float]
+
+MASK_RATIO = "mask-ratio/"
+"""Prefix of the training sums of the share that a client's mask holds back, by tensor."""
 
 
-def evaluate_splits(scorer_of: ScorerOf, federation: Federation) -> Evaluations:
-    """Validation and test of every client."""
-    return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
+class Traffic(NamedTuple):
+    """Bytes that the server sent and received."""
+
+    down: float
+    up: float
 
 
-def evaluate_personal(models: ClientModels, federation: Federation) -> Evaluations:
-    """Validation and test of every client with its personalised model, and with every view."""
-    return _by_split(evaluate_models(models, federation.clients))
+class Cost(NamedTuple):
+    """What a round took.
+
+    Attributes:
+        seconds: Of the whole round.
+        node_seconds: Of the slowest node.
+        peak_memory: MiB of the largest client process.
+    """
+
+    seconds: float
+    node_seconds: float
+    peak_memory: float
 
 
-def evaluate_trained_on(
-    models: ClientModels, broadcast: Broadcast, federation: Federation
-) -> Evaluations:
-    """Validation and test of every client in the view FULL."""
-    return _by_split(evaluate_full(models, broadcast, federation.clients))
+class Participation(NamedTuple):
+    """Who took part in a round.
+
+    Attributes:
+        asked: Number of clients asked.
+        answered: Number of clients whose update counts.
+        dropped: Nodes that were left out, with the reason.
+        abandoned: Attempts before this one in which too few clients answered.
+    """
+
+    asked: int
+    answered: int
+    dropped: Sequence[Mapping[str, Any]] = ()
+    abandoned: int = 0
 
 
-def _by_split(found: Sequence[Evaluated]) -> Evaluations:
-    return {split: [one[split] for one in found] for split in SPLITS}
+class Figures(NamedTuple):
+    """The figures of a method.
+
+    Attributes:
+        best: The selected round: its number under "round", its figures under "metrics".
+        last: After the last round.
+        finetuned: After finetuning, None without it.
+        variants: Of model variants that are evaluated after the last round alone, by name.
+    """
+
+    best: Mapping[str, Any]
+    last: Means
+    finetuned: Means | None
+    variants: Mapping[str, Means]
 
 
-def coverage(federation: Federation) -> dict[str, float]:
-    """Share of the held-out items that occur in the training data of their own client."""
-    users = sum(len(data.users) for data in federation.clients)
+class Identity(NamedTuple):
+    """Which run a summary is of.
+
+    Attributes:
+        run: Its name.
+        split: Digest of the split.
+        protocol: The evaluation protocol.
+        users: Number of evaluated users.
+        clients: Number of clients.
+    """
+
+    run: str
+    split: str
+    protocol: str
+    users: int
+    clients: int
+
+
+def round_line(
+    algorithm: str,
+    round_: int,
+    reply: Reply,
+    *,
+    participation: Participation,
+    traffic: Traffic,
+    cost: Cost,
+) -> Json:
+    """A round's line, without the figures of the evaluation: see :func:`with_metrics`.
+
+    Args:
+        algorithm: Name of the algorithm.
+        round_: The round, from 1 on.
+        reply: The mean of the replies.
+        participation: Who took part.
+        traffic: Bytes of the round.
+        cost: Time and memory of the round.
+    """
+    sums = reply.metrics
+    targets, clients = sums.get("train-targets", 0.0), sums.get("clients", 0.0)
+    ratios = {k.removeprefix(MASK_RATIO): v for k, v in sums.items() if k.startswith(MASK_RATIO)}
     return {
-        split: sum(data.target_coverage(split) for data in federation.clients) / users
-        for split in SPLITS
+        "algorithm": algorithm,
+        "round": round_,
+        "seconds": round(cost.seconds, 3),
+        "train-loss": sums["train-loss"] / targets if targets else None,
+        "asked": participation.asked,
+        "answered": participation.answered,
+        "dropped": list(participation.dropped),
+        "abandoned": participation.abandoned,
+        "bytes-down": traffic.down,
+        "bytes-up": traffic.up,
+        "mask-ratio": {name: total / clients for name, total in ratios.items() if clients},
+        "norm-median": median(reply.norms),
+        "node-seconds": round(cost.node_seconds, 3),
+        "peak-memory": round(cost.peak_memory, 1),
     }
 
 
-def baseline_rows(federation: Federation, pooled: bool = False) -> tuple[list[Row], list[Row]]:
-    """Every baseline, fitted on each client alone: rows of the summary and of clients.csv.
-
-    With ``pooled`` it is fitted once on the training histories of all; every client still ranks its
-    own catalogue.
-    """
-    together = ClientDataset("", federation.split.users, federation.split.item_ids)
-    methods: list[Row] = []
-    clients: list[Row] = []
-    for name, scorer_of in BASELINES.items():
-        started = time.perf_counter()
-        scorer = partial(given, scorer_of(together)) if pooled else scorer_of
-        found = evaluate_splits(scorer, federation)
-        means = split_means(found)
-        row = {"method": name, "kind": "baseline", "rounds": 0, "best_round": 0}
-        row |= {"bytes_down": 0, "bytes_up": 0, "seconds": time.perf_counter() - started}
-        methods.append({**row, "best": means, "last": means, "finetuned": None})
-        clients += client_rows(name, federation, found)
-    return methods, clients
+def with_metrics(line: Mapping[str, Any], means: Means | None) -> Json:
+    """A round's line completed with the evaluation of the model after it."""
+    return {**line, **(means or {})}
 
 
-def given(scorer: Scorer, _data: ClientDataset) -> Scorer:
-    """The same scorer for every client."""
-    return scorer
+def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the evaluation out of a round's line."""
+    return {k: v for k, v in line.items() if k.startswith(tuple(f"{split}/" for split in SPLITS))}
 
 
-def federated_row(
+def method_entry(
     name: str,
-    lines: Sequence[Row],
-    finetuned: Mapping[str, float] | None,
-    views: Mapping[str, Mapping[str, float]],
+    figures: Figures,
+    *,
+    rounds: int,
+    served_round: int,
+    outcome: Sums,
+    traffic: Traffic,
     seconds: float,
-    selected_by: str = SELECTED_BY,
-) -> Row:
-    """A method's entry in the summary, from its rounds, of which there is at least one.
+    dropped_at_finish: Sequence[Mapping[str, Any]] = (),
+) -> Json:
+    """A federated algorithm in the summary.
 
-    ``views``: of those that are looked at after the last round alone, the means.
+    Args:
+        name: Its name.
+        figures: Its figures.
+        rounds: Number of rounds.
+        served_round: The round of the model that is served.
+        outcome: Sums of the algorithm's outcome over the clients.
+        traffic: Bytes of all rounds.
+        seconds: Wall time.
+        dropped_at_finish: Nodes whose last answer was left out, with the reason.
     """
-    best = best_line(lines, selected_by) or lines[-1]
     return {
         "method": name,
         "kind": "federated",
-        "rounds": len(lines),
-        "best_round": best["round"],
-        "bytes_down": sum(line["bytes-down"] for line in lines),
-        "bytes_up": sum(line["bytes-up"] for line in lines),
-        "seconds": seconds,
-        "best": _figures(best),
-        "last": _figures(lines[-1]),
-        "finetuned": finetuned,
-        "views": views,
+        "rounds": rounds,
+        "best_round": figures.best["round"],
+        "served_round": served_round,
+        "bytes_down": traffic.down,
+        "bytes_up": traffic.up,
+        "seconds": round(seconds, 3),
+        "best": dict(figures.best["metrics"]),
+        "last": dict(figures.last),
+        "finetuned": None if figures.finetuned is None else dict(figures.finetuned),
+        "variants": {name: dict(means) for name, means in figures.variants.items()},
+        "outcome": dict(outcome),
+        "dropped_at_finish": list(dropped_at_finish),
     }
 
 
-def client_rows(
-    method: str,
-    federation: Federation,
-    found: Evaluations,
-    outcomes: Mapping[str, Sums] | None = None,
-) -> list[Row]:
-    """The rows of clients.csv for one method and its views; ``outcomes`` by client."""
-    rows = []
-    for split, evaluations in found.items():
-        for data, one in zip(federation.clients, evaluations, strict=True):
-            facts = data.num_interactions, split
-            shipped = _shipped((outcomes or {}).get(data.client, {}))
-            rows.append({**_client_row(method, *facts, one), "shipped": shipped})
-            rows += [_client_row(f"{method}: {w}", *facts, other) for w, other in one.ways.items()]
-    return rows
-
-
-def _shipped(outcome: Sums) -> str:
-    """What the rule of FeCoSR decided, "" where none was asked."""
-    return {1.0: FEDERATED, 0.0: LOCAL}.get(outcome.get(SHIPPED, -1.0), "")
-
-
-def _client_row(method: str, interactions: int, split: str, one: ClientEvaluation) -> Row:
-    hits, users = client_sums([one], "hr@10")
-    gains, _ = client_sums([one], "ndcg@10")
+def baseline_entry(name: str, means: Means, seconds: float | None = None) -> Json:
+    """A baseline in the summary; ``seconds`` to fit and evaluate it, where they were taken."""
     return {
-        "method": method,
-        "client": one.client,
-        "users": int(users[0]),
+        "method": name,
+        "kind": "baseline",
+        "rounds": 0,
+        "best_round": 0,
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "seconds": seconds,
+        "best": dict(means),
+        "last": dict(means),
+        "finetuned": None,
+    }
+
+
+def run_summary(
+    identity: Identity, *, coverage: Means, seconds: float, methods: Sequence[Mapping[str, Any]]
+) -> Json:
+    """summary.json; ``coverage``: share of the held-out items that their client trained."""
+    return {
+        **identity._asdict(),
+        "coverage": dict(coverage),
+        "seconds": round(seconds, 3),
+        "methods": list(methods),
+    }
+
+
+def client_row(
+    method: str,
+    sums: Mapping[str, float],
+    *,
+    client: str,
+    interactions: int,
+    split: str,
+    variant: str = "",
+    shipped: str = "",
+) -> Json:
+    """A client's row for one method.
+
+    Args:
+        method: Name of the method.
+        sums: Its sums over the client's users: those of the headline metrics with seen items
+            filtered, "users" and "covered".
+        client: Name of the client.
+        interactions: Its training interactions.
+        split: "valid" or "test".
+        variant: The model variant, "" for the model that the client recommends with.
+        shipped: Which model a rule chose for the client, where it may be told.
+    """
+    totals = {
+        f"{metric.name}_sum": sums[f"{FILTERED}/{metric.name}"] for metric in headline_metrics()
+    }
+    return {
+        "method": f"{method}: {variant}" if variant else method,
+        "client": client,
+        "users": int(sums["users"]),
         "interactions": interactions,
         "split": split,
-        "hr@10_sum": float(hits[0]),
-        "ndcg@10_sum": float(gains[0]),
-        "covered": int(one.covered.sum()),
+        **totals,
+        "covered": int(sums["covered"]),
+        **({"shipped": shipped} if shipped else {}),
     }
 
 
-def _figures(line: Row) -> dict[str, float]:
-    return {key: value for key, value in line.items() if key.startswith(("valid/", "test/"))}
+def client_columns() -> tuple[str, ...]:
+    """The columns of clients.csv."""
+    totals = (f"{metric.name}_sum" for metric in headline_metrics())
+    return ("method", "client", "users", "interactions", "split", *totals, "covered", "shipped")
+
+
+def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """clients.csv; what a row lacks stays empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, client_columns(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -94,7 +94,7 @@ BAD = {
     "a further metric": (set_metric("extra", 1.0), "unknown metric 'extra'"),
     "too few norms": (set_metric(NORMS, [1.0]), "norms"),
     "a norm that is NaN": (first_norm_nan, "not finite"),
-    "an evaluation that is NaN": (set_metric("valid/excluded/hr@10", math.nan), "not finite"),
+    "an evaluation that is NaN": (set_metric("valid/seen-filtered/hr@10", math.nan), "not finite"),
 }
 
 

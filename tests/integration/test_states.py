@@ -182,7 +182,7 @@ def test_a_warm_start_begins_with_the_states_of_an_earlier_run(tmp_path):
 
     second, _grid = run_loopback(warm, tmp_path, nodes=2, before=look)
     assert loaded == dict.fromkeys(old, [0])
-    assert lines(second)[0]["valid/excluded/mrr"] != lines(log)[0]["valid/excluded/mrr"]
+    assert lines(second)[0]["valid/seen-filtered/mrr"] != lines(log)[0]["valid/seen-filtered/mrr"]
 
 
 def test_the_finished_model_is_served_without_a_server(tmp_path):

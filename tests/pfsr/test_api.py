@@ -17,11 +17,13 @@ import pfsr
 from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.readers.frame import read_frame
 from pfsr_core.data.splits import leave_one_out
+from pfsr_core.settings.recipes import toml_value
 from tests.helpers.command_line import fail, succeed
 from tests.helpers.tiny import TINY
 
 WORLD = "users=24,items=40,seed=3,mean_length=12"
 SETTINGS = {k: v for k, v in TINY.items() if not k.startswith(("data.", "federation."))}
+WORDS = [f"{key}={toml_value(value)}" for key, value in TINY.items()]
 SHOPS = ("berlin", "kyoto", "lima")
 
 
@@ -56,7 +58,7 @@ def test_who_is_a_client(model: pfsr.Model, log: pd.DataFrame) -> None:
     assert model.clients == [f"shop-{name}" for name in SHOPS]
     assert sorted(model.users) == sorted(log["user"].unique())
     assert model.client_of(model.users[0]) == "shop-berlin"
-    assert repr(model) == "<pfsr.Model pfsr: 24 users in 3 clients, 40 items>"
+    assert repr(model) == "<pfsr.Model pfsr: 24 users in 3 clients, 37 items>"
 
 
 def test_recommendations_are_new_to_the_user(model: pfsr.Model, log: pd.DataFrame) -> None:
@@ -67,7 +69,7 @@ def test_recommendations_are_new_to_the_user(model: pfsr.Model, log: pd.DataFram
     assert found["score"].is_monotonic_decreasing
     assert not set(found["item"]) & set(log.loc[log["user"] == user, "item"])
     titles = dict(zip(log["item"], log["title"], strict=True))
-    assert all(titles[item] == title for item, title in zip(found["item"], found["title"]))
+    assert found["title"].tolist() == [titles[item] for item in found["item"]]
     assert found.attrs == {"client": model.client_of(user), "source": "model", "skipped": []}
 
 
@@ -121,9 +123,8 @@ def test_a_saved_model_answers_alike_and_keeps_what_was_added(
     other.add(user, [before["item"].iloc[0]])
     assert before["item"].iloc[0] not in set(other.recommend(user, k=40)["item"])
     other.save(tmp_path / "two")
-    pd.testing.assert_frame_equal(
-        pfsr.load(tmp_path / "two").recommend(user), other.recommend(user)
-    )
+    again = pfsr.load(tmp_path / "two")
+    pd.testing.assert_frame_equal(again.recommend(user), other.recommend(user))
     assert before["item"].iloc[0] in set(model.recommend(user)["item"]), "the first is as it was"
 
 
@@ -148,16 +149,14 @@ def test_the_commands_read_a_saved_model(model: pfsr.Model, tmp_path: Path) -> N
 
 
 def test_a_local_run_is_a_saved_model(tmp_path: Path) -> None:
-    words = [f"{key}={value}" for key, value in TINY.items()]
-    succeed("run", "--local", *words, "federation.rounds=1", "--out", tmp_path / "run")
+    succeed("run", "--local", *WORDS, "federation.rounds=1", "--out", tmp_path / "run")
     found = pfsr.load(tmp_path / "run")
     assert len(found.clients) == 6 and len(found.recommend(found.users[0], k=3)) == 3
     assert "pfsr" in set(found.evaluate()["method"])
 
 
 def test_central_training_ends_with_a_saved_model(tmp_path: Path) -> None:
-    words = [f"{key}={value}" for key, value in TINY.items()]
-    succeed("central", *words, "--rounds", 1, "--out", tmp_path / "run")
+    succeed("central", *WORDS, "--rounds", 1, "--out", tmp_path / "run")
     found = pfsr.load(tmp_path / "run")
     assert len(found.clients) == 1 and len(found.recommend(found.users[0], k=3)) == 3
     assert "central" in set(found.evaluate()["method"])

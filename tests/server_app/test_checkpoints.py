@@ -24,7 +24,7 @@ PROGRESS = Progress(
     ),
     last_rounds={"group-00": 3, "group-01": 1},
     pending={"round": 3, "dropped": [{"node": 1, "reason": "ä"}]},
-    best={"round": 2, "metrics": {"valid/excluded/ndcg@10": 1 / 3}},
+    best={"round": 2, "metrics": {"valid/seen-filtered/ndcg@10": 1 / 3}},
     bytes_down=1,
     bytes_up=2,
     seconds=1.5,

@@ -130,7 +130,7 @@ def test_a_path_in_place_of_a_dataset_says_how_to_read_it() -> None:
         ("summary.json", '{"methods": [{"best": {}}]}', "summary.json: methods is no list"),
         (
             "summary.json",
-            json.dumps({"methods": [{"method": "a", "best": {"test/excluded/hr@10": "x"}}]}),
+            json.dumps({"methods": [{"method": "a", "best": {"test/seen-filtered/hr@10": "x"}}]}),
             "summary.json: methods is no list",
         ),
         ("config.json", '{"run.selected-by": "votes"}', "run.selected-by = 'votes'"),

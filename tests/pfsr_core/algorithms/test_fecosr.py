@@ -24,7 +24,7 @@ from pfsr_core.params import Params
 from pfsr_core.settings.fields import SettingsError, Value
 from tests.helpers.tiny import tiny_settings, tiny_world
 
-VALID = "valid/excluded/ndcg@10"
+VALID = "valid/seen-filtered/ndcg@10"
 
 
 def world(**changes: Value) -> tuple[Federation, Assembly]:

@@ -54,10 +54,10 @@ def test_everything_kept_sends_the_shared_model_back() -> None:
     algorithm, _, clients = build(Response(rho=1.0, fisher_samples=64))
     server, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     update = algorithm.client_update(server.broadcast(), states[clients[0].client], clients[0])
-    kept = update.metrics["kept/"]
+    kept = update.metrics["mask-ratio/"]
     sent = [not torch.equal(update.params[name], server.params[name]) for name in server.params]
     assert kept > 0.8
-    still = [name for name in server.params if update.metrics[f"kept/{name}"] == 1.0]
+    still = [name for name in server.params if update.metrics[f"mask-ratio/{name}"] == 1.0]
     assert still and all(torch.equal(update.params[n], server.params[n]) for n in still)
     assert sum(sent) <= len(sent) - len(still)
 
@@ -69,7 +69,7 @@ def test_masked_coordinates_are_not_sent_and_stay_personal() -> None:
     personal = split_state(update.state, server.params).encoder
     for name, shared in server.params.items():
         unsent = update.params[name] == shared
-        assert float(unsent.float().mean()) >= update.metrics[f"kept/{name}"] - 1e-6
+        assert float(unsent.float().mean()) >= update.metrics[f"mask-ratio/{name}"] - 1e-6
         agrees = (update.params[name] == personal[name]) | unsent
         assert bool(agrees.all())
 
@@ -153,7 +153,7 @@ def kept_in_round_two(response: Response) -> float:
     algorithm, _, clients = build(response)
     server, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     update = algorithm.client_update(server.broadcast(), states[clients[0].client], clients[0])
-    return update.metrics["kept/"]
+    return update.metrics["mask-ratio/"]
 
 
 def test_masks_differ_between_the_modes() -> None:

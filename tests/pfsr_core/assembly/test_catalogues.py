@@ -154,8 +154,8 @@ def test_the_loop_and_one_program_agree(items: str, name: str) -> None:
     for data, one in zip(clients, found, strict=True):
         model = loop[2].algorithm.personalize(server, states[data.client])
         alone = evaluate_client(make_scorer(loop[2].task, model, data, 10), data, "test")
-        assert np.array_equal(one["test"].ranks_excluded, alone.ranks_excluded)
-        assert np.array_equal(one["test"].ranks_kept, alone.ranks_kept)
+        assert np.array_equal(one["test"].ranks_filtered, alone.ranks_filtered)
+        assert np.array_equal(one["test"].ranks_included, alone.ranks_included)
     assert others.keys() == states.keys()
 
 
@@ -163,9 +163,9 @@ def test_ranks_are_among_the_catalogue() -> None:
     _, federation, _ = own_world()
     for data, (name, scorer) in product(federation.clients, BASELINES.items()):
         found = evaluate_client(scorer(data), data, "test")
-        assert found.ranks_kept.max() <= data.catalogue_size, name
+        assert found.ranks_included.max() <= data.catalogue_size, name
         free = data.catalogue_size - np.array([len(set(u.history("test"))) for u in data.users])
-        assert (found.ranks_excluded <= free).all(), name
+        assert (found.ranks_filtered <= free).all(), name
 
 
 def test_a_foreign_item_of_high_score_is_not_counted() -> None:

@@ -187,5 +187,5 @@ class TestEveryBaseline:
     def test_it_can_be_evaluated(self, name: str) -> None:
         data = random_client(seed=6, users=9, num_items=25)
         found = evaluate_client(BASELINES[name](data), data, "test")
-        assert found.ranks_excluded.min() >= 1
-        assert found.ranks_kept.max() <= 25
+        assert found.ranks_filtered.min() >= 1
+        assert found.ranks_included.max() <= 25

@@ -23,7 +23,7 @@ from pfsr_core.federated.simulation import run
 from pfsr_core.settings.fields import Value
 from tests.helpers.tiny import tiny_world
 
-RANKS = ("ranks_excluded", "ranks_kept", "ranks_sampled")
+RANKS = ("ranks_filtered", "ranks_included", "ranks_sampled")
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -72,7 +72,7 @@ def check(changes: dict[str, Value], encoder: str) -> None:
     check_against_scorers(settings, federation, assembly, (server, states), found)
     for way, view in assembly.algorithm.views.items():
         seen = replace(assembly, algorithm=replace(assembly.algorithm, personalize=view))
-        others = [{split: one[split].ways[way] for split in SPLITS} for one in found]
+        others = [{split: one[split].variants[way] for split in SPLITS} for one in found]
         check_against_scorers(settings, federation, seen, (server, states), others)
 
 
@@ -140,9 +140,9 @@ def test_a_view_that_is_the_served_model_is_evaluated_once(
     found = evaluate_models(client_models, federation.clients)
     assert len(calls) == models
     for one in found:
-        assert set(one["test"].ways) == set(assembly.algorithm.views)
+        assert set(one["test"].variants) == set(assembly.algorithm.views)
     if name == "fed-avg":
         for one in found:
-            same = one["test"].ways["global+private"]
-            assert np.array_equal(same.ranks_excluded, one["test"].ranks_excluded)
-            assert not same.ways
+            same = one["test"].variants["global+private"]
+            assert np.array_equal(same.ranks_filtered, one["test"].ranks_filtered)
+            assert not same.variants

@@ -13,7 +13,8 @@ from torch import Tensor
 from pfsr_core.data.client_dataset import ItemArray
 from pfsr_core.evaluation import client as client_module
 from pfsr_core.evaluation.client import ClientEvaluation, client_sums, evaluate_client, user_values
-from pfsr_core.evaluation.ranking import METRICS, means, merge
+from pfsr_core.evaluation.metrics.registry import metric_names
+from pfsr_core.evaluation.ranking import means, merge
 from tests.pfsr_core.evaluation.helpers import by_content, client, constant, random_client
 
 FALLING = [0.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
@@ -24,8 +25,8 @@ def test_views_by_hand() -> None:
     data = client([1, 2, 3, 5], [6, 1, 2, 4])
     found = evaluate_client(constant(FALLING), data, "test")
     assert found.users == ("shop-0", "shop-1")
-    assert found.ranks_kept.tolist() == [5, 4]
-    assert found.ranks_excluded.tolist() == [2, 2]  # 1, 2, 3 leave; 6, 1, 2 leave
+    assert found.ranks_included.tolist() == [5, 4]
+    assert found.ranks_filtered.tolist() == [2, 2]  # 1, 2, 3 leave; 6, 1, 2 leave
     assert found.history_lengths.tolist() == [3, 3]
     assert found.covered.tolist() == [False, False]
 
@@ -33,8 +34,8 @@ def test_views_by_hand() -> None:
 def test_validation_excludes_the_training_items_only() -> None:
     data = client([1, 2, 3, 5], [6, 1, 2, 4])
     found = evaluate_client(constant(FALLING), data, "valid")
-    assert found.ranks_kept.tolist() == [3, 2]
-    assert found.ranks_excluded.tolist() == [1, 1]
+    assert found.ranks_included.tolist() == [3, 2]
+    assert found.ranks_filtered.tolist() == [1, 1]
     assert found.history_lengths.tolist() == [2, 2]
     assert found.covered.tolist() == [False, True]  # 2 is in the other user's training items
 
@@ -54,17 +55,19 @@ def test_the_scorer_sees_what_came_before_the_target() -> None:
 
 def test_a_target_repeated_from_the_history_still_competes() -> None:
     found = evaluate_client(constant(FALLING), client([1, 2, 3, 2]), "test")
-    assert found.ranks_excluded.tolist() == [1]
-    assert found.ranks_kept.tolist() == [2]
+    assert found.ranks_filtered.tolist() == [1]
+    assert found.ranks_included.tolist() == [2]
 
 
 def test_sums_by_hand() -> None:
     sums = evaluate_client(constant(FALLING), client([1, 2, 3, 5], [6, 5, 2, 4]), "test").sums()
     assert sums["users"] == 2
     assert sums["covered"] == 1
-    assert sums["excluded/ndcg@10"] == pytest.approx(1 / math.log2(3) + 1 / 2)
-    assert sums["kept/mrr"] == pytest.approx(1 / 5 + 1 / 4)
-    names = {f"{view}/{metric}" for view in ("excluded", "kept") for metric in METRICS}
+    assert sums["seen-filtered/ndcg@10"] == pytest.approx(1 / math.log2(3) + 1 / 2)
+    assert sums["seen-included/mrr"] == pytest.approx(1 / 5 + 1 / 4)
+    names = {
+        f"seen-{seen}/{metric}" for seen in ("filtered", "included") for metric in metric_names()
+    }
     assert set(sums) == {"users", "covered", *names}
 
 
@@ -88,8 +91,8 @@ def test_batches_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> No
 
     batched = evaluate_client(score, data, "test")
     assert sizes == [5, 5, 5, 5, 3]
-    assert batched.ranks_excluded.tolist() == whole.ranks_excluded.tolist()
-    assert batched.ranks_kept.tolist() == whole.ranks_kept.tolist()
+    assert batched.ranks_filtered.tolist() == whole.ranks_filtered.tolist()
+    assert batched.ranks_included.tolist() == whole.ranks_included.tolist()
 
 
 def test_clients_merge_to_the_centralised_result() -> None:
@@ -106,8 +109,8 @@ def test_clients_merge_to_the_centralised_result() -> None:
 
 def test_excluding_the_history_never_hurts() -> None:
     found = evaluate_client(by_content(40), random_client(1, users=50, num_items=40), "test")
-    assert (found.ranks_excluded <= found.ranks_kept).all()
-    assert (found.ranks_excluded < found.ranks_kept).any()
+    assert (found.ranks_filtered <= found.ranks_included).all()
+    assert (found.ranks_filtered < found.ranks_included).any()
 
 
 def test_a_wrong_shape_is_refused_with_the_client() -> None:
@@ -135,9 +138,9 @@ def test_no_graph_is_kept() -> None:
 def test_values_and_sums_over_clients() -> None:
     parts = [client([1, 2, 3, 5]), client(), client([6, 1, 2, 4], [6, 5, 4, 1])]
     evaluations = [evaluate_client(constant(FALLING), part, "test") for part in parts]
-    assert user_values(evaluations, "mrr", "kept").tolist() == [1 / 5, 1 / 4, 1]
+    assert user_values(evaluations, "mrr", "included").tolist() == [1 / 5, 1 / 4, 1]
     assert user_values(evaluations, "mrr").tolist() == [1 / 2, 1 / 2, 1]
-    sums, counts = client_sums(evaluations, "mrr", "kept")
+    sums, counts = client_sums(evaluations, "mrr", "included")
     assert sums.tolist() == [1 / 5, 0, 1.25]
     assert counts.tolist() == [1, 0, 2]
     assert user_values([], "mrr").shape == (0,)
@@ -148,7 +151,7 @@ def test_select_keeps_the_columns_together() -> None:
     whole = evaluate_client(constant(FALLING), data, "test")
     part = whole.select(np.array([False, True, True]))
     assert part.users == ("shop-1", "shop-2")
-    assert part.ranks_kept.tolist() == whole.ranks_kept[1:].tolist()
+    assert part.ranks_included.tolist() == whole.ranks_included[1:].tolist()
     assert part.history_lengths.tolist() == [3, 5]
     assert part.sums()["users"] == 2
 
@@ -161,6 +164,6 @@ def test_means_over_clients_let_every_client_with_users_weigh_the_same() -> None
 
     parts = [of_client("large", [1, 1, 50, 50]), of_client("small", [50]), of_client("none", [])]
     total = means(merge(*(one.client_sums() for one in parts)))
-    assert total["excluded/hr@10"] == pytest.approx(2 / 5)
+    assert total["seen-filtered/hr@10"] == pytest.approx(2 / 5)
     assert total["clients/hr@10"] == pytest.approx((2 / 4 + 0) / 2)
     assert (total["users"], total["clients"]) == (5, 2)

@@ -56,7 +56,7 @@ def test_groups_by_history_length() -> None:
     users = {label: sums["users"] for label, sums in found.items()}
     assert users == {"<3": 1, "3-4": 2, "5": 1, "6+": 0}
     assert set(found["6+"].values()) == {0.0}
-    assert found["<3"]["kept/mrr"] == 1 / evaluations[0].ranks_kept[0]
+    assert found["<3"]["seen-included/mrr"] == 1 / evaluations[0].ranks_included[0]
 
 
 def test_groups_by_client_size() -> None:

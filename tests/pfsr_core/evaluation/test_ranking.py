@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from pfsr_core.evaluation.ranking import METRICS, means, merge, per_user, ranking_sums, ranks
+from pfsr_core.evaluation.metrics.registry import metric_names
+from pfsr_core.evaluation.ranking import means, merge, per_user, ranking_sums, ranks
 
 INF = math.inf
 
@@ -172,7 +173,7 @@ def test_means_divide_everything_but_users() -> None:
 
 def test_no_users_mean_zero() -> None:
     assert means(ranking_sums(torch.empty(0, dtype=torch.int64))) == {
-        **dict.fromkeys(METRICS, 0.0),
+        **dict.fromkeys(metric_names(), 0.0),
         "users": 0.0,
     }
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pfsr_core.evaluation.client import SAMPLED, evaluate_client, no_users
-from pfsr_core.evaluation.ranking import METRICS, means, merge, rank_in_sample
+from pfsr_core.evaluation.metrics.registry import metric_names
+from pfsr_core.evaluation.ranking import means, merge, rank_in_sample
 from tests.pfsr_core.evaluation.helpers import by_content, client, constant, random_client
 
 
@@ -27,7 +28,7 @@ def test_it_is_there_where_it_is_asked_for() -> None:
     score = by_content(200)
     plain = evaluate_client(score, data, "test")
     found = evaluate_client(score, replace(data, sampled=True), "test")
-    names = {f"{SAMPLED}/{metric}" for metric in METRICS}
+    names = {f"{SAMPLED}/{metric}" for metric in metric_names()}
     assert plain.ranks_sampled is None and set(found.sums()) - set(plain.sums()) == names
     assert {k: v for k, v in found.sums().items() if k not in names} == plain.sums()
     assert found.ranks_sampled is not None
@@ -58,12 +59,15 @@ def test_groups_of_users_merge_exactly() -> None:
 def test_other_ways_are_sums_of_the_same_users() -> None:
     data = replace(random_client(5, users=9, num_items=150), sampled=True)
     main, other = (evaluate_client(s, data, "test") for s in (by_content(150), constant([0] * 151)))
-    both = replace(main, ways={"global": other})
+    both = replace(main, variants={"global": other})
     expected = {f"global/{k}": v for k, v in other.sums().items() if "/" in k}
     assert both.sums() == {**main.sums(), **expected}
-    assert set(no_users(sampled=True, ways=["global"]).sums()) == set(both.sums())
-    assert means(both.sums())["global/excluded/mrr"] == pytest.approx(
-        other.sums()["excluded/mrr"] / 9
+    assert set(no_users(sampled=True, variants=["global"]).sums()) == set(both.sums())
+    assert means(both.sums())["global/seen-filtered/mrr"] == pytest.approx(
+        other.sums()["seen-filtered/mrr"] / 9
     )
     mask = np.arange(9) < 2
-    assert both.select(mask).sums()["global/kept/mrr"] == other.select(mask).sums()["kept/mrr"]
+    assert (
+        both.select(mask).sums()["global/seen-included/mrr"]
+        == other.select(mask).sums()["seen-included/mrr"]
+    )

@@ -20,7 +20,7 @@ from pfsr_core.items.co_occurrence import co_occurrence_vectors
 from pfsr_core.items.modes import Catalogue, pooled_vectors
 from pfsr_core.items.text_vectors import CO_OCCURRENCE, COLLABORATIVE, ItemVectors, item_vectors
 from pfsr_core.reports.page import write_report
-from pfsr_core.reports.tables import final_table
+from pfsr_core.reports.text_table import final_table
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.recommend import recommend
 from tests.helpers.runs import write_run

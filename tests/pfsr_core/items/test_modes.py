@@ -168,8 +168,8 @@ def test_pfsr_masks_the_encoder_and_never_what_makes_item_vectors() -> None:
         update, _ = sent(assembly, federation.clients[0])
         data, server = federation.clients[0], assembly.algorithm.init()
         again = assembly.algorithm.client_update(server.broadcast(), update.state, data)
-        assert again.metrics[f"kept/{tensor}"] == 0.0
-        assert again.metrics["kept/norm.weight"] > 0.0
+        assert again.metrics[f"mask-ratio/{tensor}"] == 0.0
+        assert again.metrics["mask-ratio/norm.weight"] > 0.0
 
 
 @pytest.mark.parametrize("items", MODES)

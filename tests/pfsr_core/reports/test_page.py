@@ -15,18 +15,20 @@ import pytest
 
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.files import append_line
+from pfsr_core.reports.columns import duration, share, size
 from pfsr_core.reports.page import headline, write_report
 from pfsr_core.reports.plots import DASHES
-from pfsr_core.reports.queries import kept_of, pairs, wins
-from pfsr_core.reports.tables import duration, final_table, share, size
-from pfsr_core.runs.files import RunError, best_line, method_of, methods, write_clients
+from pfsr_core.reports.queries import mask_ratios, pairs, wins
+from pfsr_core.reports.text_table import final_table
+from pfsr_core.runs.files import RunError, best_line, method_of, methods
 from pfsr_core.runs.reading import read_run
+from pfsr_core.runs.results import write_clients
 from tests.helpers.runs import write_run
 
 FIGURES = {
-    f"{split}/{view}/{metric}": value
+    f"{split}/{candidates}/{metric}": value
     for split, shift in (("valid", 0.01), ("test", 0.0))
-    for view, value in (("excluded", 0.2 + shift), ("kept", 0.1 + shift))
+    for candidates, value in (("seen-filtered", 0.2 + shift), ("seen-included", 0.1 + shift))
     for metric in ("hr@10", "ndcg@10")
 }
 
@@ -46,7 +48,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def round_line(round_: int, ndcg: float, algorithm: str = "pfsr", **more: Any) -> dict[str, Any]:
-    figures = {**FIGURES, "valid/excluded/ndcg@10": ndcg}
+    figures = {**FIGURES, "valid/seen-filtered/ndcg@10": ndcg}
     return {"round": round_, "algorithm": algorithm, "seconds": 1.5, **figures, **more}
 
 
@@ -116,14 +118,18 @@ def test_the_page_shows_every_plot_and_every_method(finished: Path) -> None:
     assert (finished / "report.html").read_text("utf-8").count("<svg") == len(ALL_PLOTS)
     for row in methods(read_run(finished)):
         assert row.name in text
-        assert share(row.metrics["test/excluded/hr@10"]) in text
-        assert share(row.metrics["test/kept/ndcg@10"]) in text
+        assert share(row.metrics["test/seen-filtered/hr@10"]) in text
+        assert share(row.metrics["test/seen-included/ndcg@10"]) in text
 
 
 def test_the_best_of_each_column_is_marked(finished: Path) -> None:
     rows = methods(read_run(finished))
     marked = re.findall(r'<td class="best">(.*?)</td>', (finished / "report.html").read_text())
-    for name in ("test/excluded/hr@10", "test/excluded/ndcg@10", "test/kept/hr@10"):
+    for name in (
+        "test/seen-filtered/hr@10",
+        "test/seen-filtered/ndcg@10",
+        "test/seen-included/hr@10",
+    ):
         assert share(max(row.metrics[name] for row in rows)) in marked
 
 
@@ -149,8 +155,8 @@ def test_headline_names_the_figure_and_the_rival(finished: Path) -> None:
     record = read_run(finished)
     rows = {row.name: row for row in methods(record)}
     text = headline(record, list(rows.values()))
-    assert f"{rows['pfsr'].metrics['test/excluded/hr@10']:.1%} of the users" in text
-    assert f"local-only for {rows['local-only'].metrics['test/excluded/hr@10']:.1%}" in text
+    assert f"{rows['pfsr'].metrics['test/seen-filtered/hr@10']:.1%} of the users" in text
+    assert f"local-only for {rows['local-only'].metrics['test/seen-filtered/hr@10']:.1%}" in text
 
 
 def test_a_run_that_is_going_on(run: Path) -> None:
@@ -268,7 +274,7 @@ def test_a_directory_without_a_run(tmp_path: Path) -> None:
 def test_a_round_written_twice_counts_once_and_the_last_wins(tmp_path: Path) -> None:
     for line in (round_line(1, 0.1), round_line(2, 0.2), round_line(2, 0.3)):
         append_line(tmp_path / "metrics.jsonl", line)
-    assert [line["valid/excluded/ndcg@10"] for line in read_run(tmp_path).rounds] == [0.1, 0.3]
+    assert [line["valid/seen-filtered/ndcg@10"] for line in read_run(tmp_path).rounds] == [0.1, 0.3]
 
 
 def test_validation_selects_the_earliest_best_round_and_never_round_0() -> None:
@@ -283,8 +289,8 @@ def test_validation_selects_between_best_and_finetuned(finetuned: float, version
     entry = {
         "method": "pfsr",
         "best_round": 4,
-        "best": {"valid/excluded/ndcg@10": 0.4, "test/excluded/ndcg@10": 0.1},
-        "finetuned": {"valid/excluded/ndcg@10": finetuned, "test/excluded/ndcg@10": 0.9},
+        "best": {"valid/seen-filtered/ndcg@10": 0.4, "test/seen-filtered/ndcg@10": 0.1},
+        "finetuned": {"valid/seen-filtered/ndcg@10": finetuned, "test/seen-filtered/ndcg@10": 0.9},
     }
     assert method_of(entry).version == version
 
@@ -293,36 +299,43 @@ def test_validation_selects_between_best_and_finetuned(finetuned: float, version
 def test_full_is_a_row_unless_the_method_already_is_that(
     tmp_path: Path, finetuned: float | None, rows: int
 ) -> None:
-    after = {"valid/excluded/ndcg@10": finetuned or 0.2, "test/global/excluded/ndcg@10": 0.9}
+    after = {
+        "valid/seen-filtered/ndcg@10": finetuned or 0.2,
+        "test/global/seen-filtered/ndcg@10": 0.9,
+    }
     entry = {
         "method": "fed-avg",
         "best_round": 4,
-        "best": {"valid/excluded/ndcg@10": 0.4},
+        "best": {"valid/seen-filtered/ndcg@10": 0.4},
         "finetuned": after if finetuned else None,
-        "views": {"full": after},
+        "variants": {"full": after},
     }
     (tmp_path / "summary.json").write_text(json.dumps({"methods": [entry]}))
     found = [row for row in methods(read_run(tmp_path)) if row.name == "fed-avg: full"]
     assert len(found) == rows
     assert all(row.version == "at the end" for row in found)
-    assert all(list(row.metrics) == ["valid/excluded/ndcg@10"] for row in found)
+    assert all(list(row.metrics) == ["valid/seen-filtered/ndcg@10"] for row in found)
 
 
 def test_wins_count_clients_that_have_both(finished: Path) -> None:
     record = read_run(finished)
     better, compared = wins(record)
     assert compared == 6
-    assert better == sum(a.ndcg > b.ndcg for a, b in pairs(record) if b)
+    assert better == sum(a.mean("ndcg@10") > b.mean("ndcg@10") for a, b in pairs(record) if b)
 
 
-def test_kept_shares_nested_or_flat() -> None:
-    nested = {"kept": {"norm.weight": 0.25}}
-    assert kept_of(nested) == kept_of({"kept/norm.weight": 0.25}) == {"norm.weight": 0.25}
+def test_mask_ratios_nested_or_flat() -> None:
+    nested = {"mask-ratio": {"norm.weight": 0.25}}
+    assert (
+        mask_ratios(nested)
+        == mask_ratios({"mask-ratio/norm.weight": 0.25})
+        == {"norm.weight": 0.25}
+    )
 
 
 def test_the_table_marks_the_best_with_a_star(tmp_path: Path) -> None:
     append_line(tmp_path / "metrics.jsonl", round_line(1, 0.1, "pfsr"))
-    worse = {**round_line(1, 0.1, "fed-avg"), "test/excluded/ndcg@10": 0.15}
+    worse = {**round_line(1, 0.1, "fed-avg"), "test/seen-filtered/ndcg@10": 0.15}
     append_line(tmp_path / "metrics.jsonl", worse)
     table = final_table(tmp_path).splitlines()
     (mine,) = [line for line in table if line.strip().startswith("pfsr")]

@@ -13,8 +13,9 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.federated.evaluation import ClientModels, evaluate_clients, split_means
 from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import shapes_of, size_of
-from pfsr_core.runs.files import CLIENT_COLUMNS, SELECTED_BY, new_directories
-from pfsr_core.runs.results import Row, baseline_rows
+from pfsr_core.runs.files import SELECTED_BY, new_directories
+from pfsr_core.runs.local_evaluation import evaluate_baselines
+from pfsr_core.runs.results import Json, client_columns
 from pfsr_core.settings.fields import SettingsError
 from tests.helpers.runs import write_run
 from tests.helpers.tiny import tiny_settings, tiny_world
@@ -73,7 +74,7 @@ def test_full_is_the_model_that_finetuning_makes(tmp_path: Path, finetune: bool)
     scorers = ClientModels(assembly, settings.model.max_length, server.params, after).scorer_of
     expected = split_means({"test": evaluate_clients(scorers, federation.clients, "test")})
     row = summary(tmp_path / "run")["fed-avg"]
-    assert {key: row["views"]["full"][key] for key in expected} == pytest.approx(expected)
+    assert {key: row["variants"]["full"][key] for key in expected} == pytest.approx(expected)
     assert (row["finetuned"] is not None) == finetune
 
 
@@ -95,12 +96,12 @@ def test_bytes_are_the_shared_values(directory: Path) -> None:
 def test_client_sums_add_up_to_the_means(directory: Path) -> None:
     with (directory / "clients.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == CLIENT_COLUMNS
+    assert tuple(rows[0]) == client_columns()
     for name, row in summary(directory).items():
         mine = [r for r in rows if r["method"] == name and r["split"] == "test"]
         assert sum(int(r["users"]) for r in mine) == 24
         figures = row["finetuned"] or row["last"]
-        expected = figures["test/excluded/ndcg@10"] * 24
+        expected = figures["test/seen-filtered/ndcg@10"] * 24
         assert sum(float(r["ndcg@10_sum"]) for r in mine) == pytest.approx(expected)
         covered = figures["test/covered"] * 24
         assert sum(int(r["covered"]) for r in mine) == pytest.approx(covered)
@@ -108,9 +109,9 @@ def test_client_sums_add_up_to_the_means(directory: Path) -> None:
 
 def test_kept_shares_are_those_of_the_mask(directory: Path) -> None:
     first, *others = lines(directory, "pfsr")
-    assert not any(first["kept"].values())
+    assert not any(first["mask-ratio"].values())
     for line in others:
-        shares: dict[str, float] = line["kept"]
+        shares: dict[str, float] = line["mask-ratio"]
         assert all(0 <= share <= 0.25 for share in shares.values())
         assert shares[""] > 0.2, "the whole encoder: nearly a quarter"
 
@@ -141,9 +142,9 @@ def test_a_new_directory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_pooled_baselines_of_one_client_are_its_own() -> None:
     _, alone, _ = tiny_world(federation__clients=1)
     _, several, _ = tiny_world(federation__catalogues="own")
-    assert figures(baseline_rows(alone)) == figures(baseline_rows(alone, pooled=True))
-    assert figures(baseline_rows(several)) != figures(baseline_rows(several, pooled=True))
+    assert figures(evaluate_baselines(alone)) == figures(evaluate_baselines(alone, pooled=True))
+    assert figures(evaluate_baselines(several)) != figures(evaluate_baselines(several, pooled=True))
 
 
-def figures(rows: tuple[list[Row], list[Row]]) -> list[tuple[str, float]]:
+def figures(rows: tuple[list[Json], list[Json]]) -> list[tuple[str, float]]:
     return [(row["client"] + row["method"], row["ndcg@10_sum"]) for row in rows[1]]

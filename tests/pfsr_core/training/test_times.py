@@ -174,8 +174,8 @@ def test_evaluation_reads_them_one_by_one_and_together() -> None:
         together = evaluate_together(task, models, clients, length)
         for model, data, found in zip(models, clients, together, strict=True):
             alone = evaluate_client(make_scorer(task, model, data, length), data, "test")
-            assert alone.ranks_kept.tolist() == found["test"].ranks_kept.tolist()
-        ranks.append([int(found["test"].ranks_kept[0]) for found in together])
+            assert alone.ranks_included.tolist() == found["test"].ranks_included.tolist()
+        ranks.append([int(found["test"].ranks_included[0]) for found in together])
     assert ranks[0] != ranks[1]
 
 

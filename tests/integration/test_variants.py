@@ -17,7 +17,7 @@ from pfsr_core.federated.evaluation import (
     split_means,
 )
 from pfsr_core.reports.page import write_report
-from pfsr_core.reports.tables import final_table
+from pfsr_core.reports.text_table import final_table
 from pfsr_core.serving.node_store import NodeStore
 from tests.integration.helpers import assert_same, plain_loop, settings_in
 from tests.integration.loopback import run_loopback
@@ -52,7 +52,7 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     assert "whole catalogue, protocol paper-pfedrec" in text
     for name in ("pfedrec", f"pfedrec: {GLOBAL}", f"pfedrec: {WITH_PRIVATE}"):
         assert text.count(f"{name} ") >= 2, "a row in the table, and a line of sampled-99"
-    assert text.index("sampled-99") > text.index("history excluded")
+    assert text.index("sampled-99") > text.index("seen items filtered")
     assert "Sampled-99, not a headline" in write_report(log.directory).read_text("utf-8")
 
 
@@ -76,9 +76,9 @@ def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorit
     log, _grid = run_loopback(settings, tmp_path, nodes=2)
     entry = entry_of(log)
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})
-    assert {n: entry["views"][FULL][n] for n in expected} == pytest.approx(expected)
+    assert {n: entry["variants"][FULL][n] for n in expected} == pytest.approx(expected)
     assert entry["finetuned"] is None
-    assert expected["test/excluded/ndcg@10"] != entry["last"]["test/excluded/ndcg@10"]
+    assert expected["test/seen-filtered/ndcg@10"] != entry["last"]["test/seen-filtered/ndcg@10"]
     assert f"{algorithm}: {FULL} (at the end)" in final_table(log.directory)
     for node in (0, 1):
         for name, client in (
@@ -91,7 +91,7 @@ def test_with_finetuning_full_is_the_finetuned_model(tmp_path):
     changes = {"algorithm__name": "fed-avg", "model__items": "dual", "federation__rounds": 1}
     settings = settings_in(tmp_path, **{**changes, "algorithm__finetune": True})
     entry = entry_of(run_loopback(settings, tmp_path, nodes=2)[0])
-    assert entry["views"][FULL] == entry["finetuned"]
+    assert entry["variants"][FULL] == entry["finetuned"]
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_with_finetuning_full_is_the_finetuned_model(tmp_path):
 )
 def test_no_client_trains_for_full_where_it_says_nothing_or_costs_too_much(tmp_path, changes):
     settings = settings_in(tmp_path, algorithm__name="fed-avg", federation__rounds=1, **changes)
-    assert entry_of(run_loopback(settings, tmp_path, nodes=1)[0])["views"] == {}
+    assert entry_of(run_loopback(settings, tmp_path, nodes=1)[0])["variants"] == {}

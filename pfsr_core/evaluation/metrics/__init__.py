@@ -1,0 +1,1 @@
+"""Ranking metrics, one a file; the list of those that are computed is in ``registry``."""

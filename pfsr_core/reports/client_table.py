@@ -1,0 +1,85 @@
+"""What each client reached with each method, as a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.evaluation.metrics.registry import (
+    SELECTION_METRIC,
+    headline_metrics,
+    metric_named,
+)
+from pfsr_core.reports.columns import UNKNOWN, share
+from pfsr_core.reports.queries import main_algorithm
+from pfsr_core.runs.files import ClientResult, RunRecord
+
+MAX_UNNAMED = 10  # clients up to which each has a row, whatever their names mean
+SHIPS = "ships"
+
+
+@dataclass(frozen=True)
+class ClientTable:
+    """A table of clients.
+
+    Attributes:
+        titles: The headings.
+        rows: The cells, the client with the most users first.
+        note: What the figures are.
+    """
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
+    """What each client reached with each method, and what it ships where a rule decided that.
+
+    Args:
+        record: The run.
+        baselines: Whether baselines have columns too.
+
+    Returns:
+        None where there is one client, or more than MAX_UNNAMED that are no values of a column.
+    """
+    main = main_algorithm(record)
+    by_client: dict[str, dict[str, ClientResult]] = {}
+    for row in record.clients:
+        if row.split == "test" and row.users and (baselines or row.method not in BASELINES):
+            by_client.setdefault(row.client, {})[row.method] = row
+    named = record.config.get("federation.partition") == "column"
+    if len(by_client) < 2 or (len(by_client) > MAX_UNNAMED and not named):
+        return None
+    found = {client: rows for client, rows in by_client.items() if main in rows}
+    known = list(dict.fromkeys(m for rows in found.values() for m in rows if m != main))
+    models, plain = ([m for m in known if (m in BASELINES) == which] for which in (False, True))
+    ships = [SHIPS] if any(rows[main].shipped for rows in found.values()) else []
+    columns = [*models, *ships, *plain]
+    largest_first = sorted(found, key=lambda client: -found[client][main].users)
+    return ClientTable(
+        titles=["client", "users", *(metric.title for metric in headline_metrics()), *columns],
+        rows=[_row(client, found[client], main, columns) for client in largest_first],
+        note=_note(main),
+    )
+
+
+def _row(
+    client: str, rows: Mapping[str, ClientResult], main: str, columns: Sequence[str]
+) -> list[str]:
+    own = rows[main]
+    figures = [share(own.mean(metric.name)) for metric in headline_metrics()]
+    rest = [own.shipped if name == SHIPS else _selection_mean(rows.get(name)) for name in columns]
+    return [client, f"{own.users:g}", *figures, *rest]
+
+
+def _selection_mean(row: ClientResult | None) -> str:
+    return UNKNOWN if row is None else share(row.mean(SELECTION_METRIC))
+
+
+def _note(main: str) -> str:
+    titles = [metric.title for metric in headline_metrics()]
+    own = " and ".join([", ".join(titles[:-1]), titles[-1]] if titles[:-1] else titles)
+    others = metric_named(SELECTION_METRIC).title
+    return f"Test items, seen items filtered; {own} of {main}, {others} of the others."
