@@ -140,18 +140,22 @@ def _source(data: pd.DataFrame | str | Path) -> dict[str, Value]:
             f"or the name of a dataset ({', '.join(DATASETS)})."
         )
     if str(data) in DATASETS:
-        return {"data.source": str(data)}
+        return {"data.source": str(data), "data.path": ""}
     return {"data.source": "file", "data.path": str(data)}
 
 
 def _partition(clients: str | int | None) -> dict[str, Value]:
+    """``federation.*`` of the argument ``clients``; nothing for None."""
     if clients is None:
         return {}
-    if clients == "user":
-        return {"federation.partition": "user"}
-    if isinstance(clients, str):
+    if isinstance(clients, str) and clients != "user":
         return {"federation.partition": "column", "federation.column": clients}
-    return {"federation.partition": "group", "federation.clients": int(clients)}
+    # What a recipe for clients by column says of its column does not apply.
+    other: dict[str, Value] = {"federation.column": "", "federation.values": ""}
+    if clients == "user":
+        return {**other, "federation.partition": "user"}
+    other["federation.sizes"] = ""
+    return {**other, "federation.partition": "group", "federation.clients": int(clients)}
 
 
 def _interactions(data: pd.DataFrame | str | Path, settings: Settings) -> Interactions:
