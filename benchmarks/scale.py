@@ -137,4 +137,4 @@ def _load(
 def _save(
     store: NodeStore, last: Mapping[str, int], round_: int, states: Mapping[str, Params]
 ) -> None:
-    store.save(RUN, ALGORITHM, round_, dict.fromkeys(states, FINGERPRINT), states, last)
+    store.save(RUN, ALGORITHM, round_, dict.fromkeys(states, FINGERPRINT), states, last_rounds=last)

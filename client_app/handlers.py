@@ -189,7 +189,9 @@ def _states(
 
 def _save(node: Node, order: Order, assembly: Assembly, states: States) -> None:
     marks = {name: assembly.fingerprint_of(node.hosted[name]) for name in states}
-    node.store.save(order.run, order.algorithm, order.round, marks, states, order.last_rounds)
+    node.store.save(
+        order.run, order.algorithm, order.round, marks, states, last_rounds=order.last_rounds
+    )
 
 
 def _evaluated(

@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all."""
+"""Atomic writes: a reader finds the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of ``path`` at one stroke, when the block has ended.
+    """A path to write to, which replaces ``path`` atomically when the block has ended.
 
-    A block that raises leaves ``path`` as it was and nothing beside it.
+    If the block raises, ``path`` stays as it was and nothing is left beside it.
     """
     stage = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -24,19 +24,19 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
-    """Writes at one stroke: a reader finds the old file or the new one."""
+    """Writes ``content`` as JSON, atomically."""
     with staged(path) as stage:
         stage.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
 
 
 def append_line(path: Path, content: object) -> None:
-    """One more line of JSON."""
+    """Adds ``content`` as one line of JSON."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A reader, or a process after a power cut, sees the old file or the new one."""
+    """Writes ``content`` atomically and durably: also after a power cut the file is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged(path) as stage, stage.open("wb") as file:
         file.write(content)

@@ -52,7 +52,7 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
     say("baselines on every client ...")
     contents = {member.node: request({}) for member in roster.members}
     result = exchange(grid, BASELINES, contents, timeout=timeout)
-    found: list[Mapping[str, Any]] = []
+    answers: list[Mapping[str, Any]] = []
     rows: list[Json] = []
     for member in roster.members:
         names = list(member.clients)
@@ -64,9 +64,9 @@ def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> No
         except ProtocolError as error:
             say(f"no baselines from node {member.label}: {error}")
             continue
-        found.append(metrics)
+        answers.append(metrics)
     log.write(BASELINE_ROWS, rows)
-    log.write("baselines.json", _baseline_means(found))
+    log.write("baselines.json", _baseline_means(answers))
 
 
 def write_summary(
@@ -103,20 +103,20 @@ def write_summary(
     )
 
 
-def _names(metrics: Mapping[str, Any]) -> list[str]:
+def _baseline_names(metrics: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
 
 
-def _baseline_means(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    names = _names(found[0]) if found else []
+def _baseline_means(answers: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    names = _baseline_names(answers[0]) if answers else []
     return {
-        name: evaluation_means([evaluation_sums(metrics, f"{name}/") for metrics in found])
+        name: evaluation_means([evaluation_sums(metrics, f"{name}/") for metrics in answers])
         for name in names
     }
 
 
 def _baseline_rows(metrics: Mapping[str, Any], clients: Sequence[str]) -> Iterator[Json]:
-    for name in _names(metrics):
+    for name in _baseline_names(metrics):
         for row in client_rows(metrics, f"{name}/", clients):
             yield {"method": name, **row}
 

@@ -36,7 +36,7 @@ def vocabulary_digest(item_ids: Sequence[str]) -> str:
 def save_vocabulary(
     directory: Path, item_ids: Sequence[str], titles: Mapping[str, str] | None = None
 ) -> str:
-    """Writes ``vocabulary.json`` into ``directory`` at one stroke and returns its digest."""
+    """Writes ``vocabulary.json`` into ``directory`` atomically and returns its digest."""
     digest = vocabulary_digest(item_ids)
     content = {"digest": digest, "item_ids": list(item_ids), "titles": dict(titles or {})}
     directory.mkdir(parents=True, exist_ok=True)

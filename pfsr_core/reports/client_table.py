@@ -52,15 +52,15 @@ def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     named = record.config.get("federation.partition") == "column"
     if len(by_client) < 2 or (len(by_client) > MAX_UNNAMED and not named):
         return None
-    found = {client: rows for client, rows in by_client.items() if main in rows}
-    known = list(dict.fromkeys(m for rows in found.values() for m in rows if m != main))
-    models, plain = ([m for m in known if (m in BASELINES) == which] for which in (False, True))
-    ships = [SHIPS] if any(rows[main].shipped for rows in found.values()) else []
+    with_main = {client: rows for client, rows in by_client.items() if main in rows}
+    others = list(dict.fromkeys(m for rows in with_main.values() for m in rows if m != main))
+    models, plain = ([m for m in others if (m in BASELINES) == which] for which in (False, True))
+    ships = [SHIPS] if any(rows[main].shipped for rows in with_main.values()) else []
     columns = [*models, *ships, *plain]
-    largest_first = sorted(found, key=lambda client: -found[client][main].users)
+    largest_first = sorted(with_main, key=lambda client: -with_main[client][main].users)
     return ClientTable(
         titles=["client", "users", *(metric.title for metric in headline_metrics()), *columns],
-        rows=[_row(client, found[client], main, columns) for client in largest_first],
+        rows=[_row(client, with_main[client], main, columns) for client in largest_first],
         note=_note(main),
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 CSS = """
-:root { --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
+:root { color-scheme: light;
+  --ink: #111827; --soft: #4b5563; --line: #e5e7eb; --accent: #0072b2; --wash: #f3f8fc; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.55;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
@@ -57,12 +58,14 @@ details h3 { font-size: 15px; margin: 18px 0 6px; }
 .pairs span:last-child { overflow-wrap: anywhere; text-align: right;
   font-variant-numeric: tabular-nums; }
 footer { color: var(--soft); font-size: 13.5px; margin-top: 28px; }
+@media (max-width: 640px) { section svg { min-width: 560px; }
+  section.pair svg { min-width: 0; } }
 @media print { body { background: #fff; } section, details { break-inside: avoid; } }
 """
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document that loads nothing from outside."""
+    """A complete HTML document that loads nothing from elsewhere."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -73,9 +76,10 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def header(eyebrow: str, headline: str, lead: str, tag: str = "") -> str:
-    mark = f'<span class="tag">{escape(tag)}</span>' if tag else ""
+    """The head of the page; ``tag`` is a mark beside the line above the headline."""
+    tag_html = f'<span class="tag">{escape(tag)}</span>' if tag else ""
     return (
-        f'<header><p class="eyebrow">{escape(eyebrow)}{mark}</p><h1>{escape(headline)}</h1>'
+        f'<header><p class="eyebrow">{escape(eyebrow)}{tag_html}</p><h1>{escape(headline)}</h1>'
         f'<p class="lead">{escape(lead)}</p></header>'
     )
 
@@ -93,19 +97,21 @@ def section(title: str, note: str, content: str, pair: bool = False) -> str:
     """A titled card around ``content``, which is HTML already; nothing when that is empty."""
     if not content:
         return ""
-    mark = ' class="pair"' if pair else ""
+    attribute = ' class="pair"' if pair else ""
     return (
-        f'<section{mark}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+        f'<section{attribute}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
         f"{content}</section>"
     )
 
 
 def side_by_side(*sections: str) -> str:
+    """Sections in a row, those without content left out."""
     filled = [part for part in sections if part]
     return f'<div class="row">{"".join(filled)}</div>' if filled else ""
 
 
 def dot(colour: str) -> str:
+    """A coloured dot before the name of a method."""
     return f'<span class="dot" style="background:{escape(colour)}"></span>'
 
 

@@ -80,15 +80,15 @@ def _draw(figure: Figure, maps: Sequence[ItemMap]) -> None:
 
 def _panel(axes: Axes, one: ItemMap, *, after: bool) -> None:
     own, before = np.array(one.own), np.array(one.before)
-    places = np.array(one.after) if after else before
+    points = np.array(one.after) if after else before
     if after:
-        pairs = np.stack([before[own], places[own]])
+        pairs = np.stack([before[own], points[own]])
         axes.plot(*pairs.transpose(2, 0, 1), color=OWN, linewidth=0.6, alpha=0.3, rasterized=True)
     for chosen, label, colour, size in (
         (~own, "other items", OTHERS, 5),
         (own, "items that the client trained", OWN, 9),
     ):
-        x, y = places[chosen].T
+        x, y = points[chosen].T
         axes.scatter(x, y, size, color=colour, linewidths=0, label=label, rasterized=True)
     _frame(axes, np.concatenate([before, np.array(one.after)]))
 

@@ -1,6 +1,6 @@
-"""A run as one page to look at: ``report.html`` in the run directory, with nothing from outside.
+"""The report page of a run: ``report.html`` in its directory, one self-contained file.
 
-What is not known yet is left out, so the page of a run that is still going on is a shorter one.
+Sections without data are left out, so the page of an unfinished run is shorter.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pfsr_core.runs.reading import read_run
 HR = f"test/{FILTERED}/hr@10"
 NDCG = f"test/{FILTERED}/ndcg@10"
 FILE_NAME = "report.html"
-PAIRWISE = ("pfedrec",)  # algorithms that tell items from negatives and predict no next item
+PAIRWISE = ("pfedrec",)  # algorithms trained on items against negatives instead of next items
 TABLE_NOTE = (
     "Leave-one-out test items; the round is selected on validation NDCG@10. Seen items filtered: "
     "items of the user's history are no candidates, as in what a user is shown. Seen items "
@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(record: RunRecord) -> str:
-    """The whole page."""
+    """The HTML of the page."""
     rows = methods(record)
     body = [
         _header(record, rows),
@@ -247,10 +247,10 @@ def _mark(value: float | None, best: float | None) -> str:
 def _clients_note(record: RunRecord) -> str:
     main = main_algorithm(record)
     note = f"Test NDCG@10 of every client after the last round, sorted by {main}."
-    better, compared = wins(record)
+    ahead, compared = wins(record)
     if not compared:
         return note
-    return f"{note} {main} is ahead of {ALONE} on {better} of {compared} clients."
+    return f"{note} {main} is ahead of {ALONE} on {ahead} of {compared} clients."
 
 
 def _loss_note(record: RunRecord) -> str:

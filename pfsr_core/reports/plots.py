@@ -1,6 +1,6 @@
 """The plots of a report: each takes a run and returns SVG, or "" when there is nothing to show.
 
-Baselines are grey and told apart by their dashes.
+Baselines are grey and differ in their dashes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FEW_CLIENTS = 40  # more of them are drawn as a curve over ranks
 def convergence(record: RunRecord) -> str:
     """Validation NDCG@10 by round, one line a method; baselines as horizontal lines."""
     curves = {name: curve(record.of(name)) for name in algorithms(record)}
-    curves = {name: found for name, found in curves.items() if found[0]}
+    curves = {name: points for name, points in curves.items() if points[0]}
     if not curves:
         return ""
 
@@ -87,7 +87,7 @@ def traffic(record: RunRecord) -> str:
     def draw(axes: Axes) -> None:
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), **line_style(name, record))
-        _silent(axes, record)
+        _methods_without_traffic(axes, record)
         axes.set(xlabel="MB sent in both directions", ylabel="validation NDCG@10")
         axes.set_xlim(left=0)
         from_zero(axes)
@@ -100,9 +100,12 @@ def losses(record: RunRecord) -> str:
     """Training loss by round: the mean cross-entropy of the clients' training targets."""
     curves = {}
     for name in algorithms(record):
-        told = [line for line in record.of(name) if line.get("train-loss") is not None]
-        if told:
-            curves[name] = ([line["round"] for line in told], [line["train-loss"] for line in told])
+        with_loss = [line for line in record.of(name) if line.get("train-loss") is not None]
+        if with_loss:
+            curves[name] = (
+                [line["round"] for line in with_loss],
+                [line["train-loss"] for line in with_loss],
+            )
     if not curves:
         return ""
 
@@ -127,11 +130,11 @@ def mask_ratio_map(record: RunRecord) -> str:
 
     def draw(axes: Axes) -> None:
         edges = np.array([*rounds, rounds[-1] + 1]) - 0.5
-        places = np.arange(len(names) + 1)
+        positions = np.arange(len(names) + 1)
         top = max(0.01, float(np.nanmax(values)))
-        image = axes.pcolormesh(places, edges, values, cmap="Blues", vmin=0.0, vmax=top)
+        image = axes.pcolormesh(positions, edges, values, cmap="Blues", vmin=0.0, vmax=top)
         labels = [short_name(name) for name in names]
-        axes.set_xticks(places[:-1] + 0.5, labels, rotation=90, fontsize=8.5)
+        axes.set_xticks(positions[:-1] + 0.5, labels, rotation=90, fontsize=8.5)
         axes.yaxis.set_major_locator(whole_numbers())
         axes.invert_yaxis()
         axes.grid(visible=False)
@@ -166,8 +169,8 @@ def _baselines(axes: Axes, record: RunRecord) -> None:
             axes.axhline(value, color=GREY, linewidth=1.2, linestyle=next(dashes), label=row.name)
 
 
-def _silent(axes: Axes, record: RunRecord) -> None:
-    """Methods that send nothing, as the line they can be compared with."""
+def _methods_without_traffic(axes: Axes, record: RunRecord) -> None:
+    """Methods that send nothing, as a horizontal line."""
     for name in algorithms(record):
         lines = record.of(name)
         values = curve(lines)[1]
@@ -180,20 +183,20 @@ def _silent(axes: Axes, record: RunRecord) -> None:
 
 def _dots(axes: Axes, pairs: Pairs, record: RunRecord) -> None:
     main = main_algorithm(record)
-    places = np.arange(len(pairs))
+    positions = np.arange(len(pairs))
     values = np.array([row.mean(SELECTION_METRIC) for row, _ in pairs])
     others = np.array([other.mean(SELECTION_METRIC) if other else np.nan for _, other in pairs])
-    better = values >= others
-    lines = [colour(main, record) if up else colour(ALONE, record) for up in better]
-    axes.vlines(places, others, values, color=lines, linewidth=2.2, alpha=0.45)
+    ahead = values >= others
+    lines = [colour(main, record) if up else colour(ALONE, record) for up in ahead]
+    axes.vlines(positions, others, values, color=lines, linewidth=2.2, alpha=0.45)
     if not np.isnan(others).all():
-        axes.plot(places, others, "^", color=colour(ALONE, record), markersize=7, label=ALONE)
+        axes.plot(positions, others, "^", color=colour(ALONE, record), markersize=7, label=ALONE)
     axes.plot(
-        places, values, "o", color=colour(main, record), markersize=8, label=main, clip_on=False
+        positions, values, "o", color=colour(main, record), markersize=8, label=main, clip_on=False
     )
     names = [f"{row.client}\n{row.users:.0f} users" for row, _ in pairs]
     many = len(pairs) > 12
-    axes.set_xticks(places, names, fontsize=8, rotation=90 if many else 0)
+    axes.set_xticks(positions, names, fontsize=8, rotation=90 if many else 0)
     axes.set(ylabel="test NDCG@10", xlim=(-0.6, len(pairs) - 0.4))
     from_zero(axes)
     axes.grid(visible=False, axis="x")

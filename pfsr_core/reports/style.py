@@ -1,6 +1,6 @@
 """How plots look: colours, lines, axes, and a figure as SVG.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart. matplotlib is
+Colours are those of Okabe and Ito (2008), chosen for colour-blind readers. matplotlib is
 imported when the first plot is drawn, never before.
 """
 
@@ -96,7 +96,7 @@ def legend_beside(axes: Axes) -> None:
 
 
 def short_name(name: str) -> str:
-    """Tensor names without what they all have; the empty one is the share of the whole encoder."""
+    """A tensor name without the parts that all have; the empty one is that of all tensors."""
     if not name:
         return "whole encoder"
     parts = [p for p in name.split(".") if p not in ("encoder", "layers", "mixer", "weight")]
@@ -135,7 +135,7 @@ def _save(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # The salt keeps the ids of two plots in one page apart, and the same run the same bytes.
+    # The salt makes ids unique among the plots of a page, and the bytes of a run reproducible.
     style: Any = {**STYLE, "svg.hashsalt": name}
     dates: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     look = more or {"transparent": True}

@@ -1,0 +1,1 @@
+"""What a run writes and reads: records, models, item maps; and runs without a network."""

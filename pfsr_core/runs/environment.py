@@ -27,11 +27,11 @@ def commit() -> str:
     """The commit of this source tree; $PFSR_COMMIT where it is no checkout, else ""."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        done = None
-    found = done.stdout.strip() if done and done.returncode == 0 else ""
-    return found or os.environ.get("PFSR_COMMIT", "")
+        completed = None
+    revision = completed.stdout.strip() if completed and completed.returncode == 0 else ""
+    return revision or os.environ.get("PFSR_COMMIT", "")
 
 
 def installed(package: str) -> str | None:

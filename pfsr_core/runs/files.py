@@ -52,7 +52,7 @@ class ClientResult:
         users: Number of its users.
         split: "valid" or "test".
         sums: Sums over the users by name of the metric, seen items filtered.
-        shipped: "federated" or "local" where a rule decided between them and it may be told.
+        shipped: "federated" or "local" where a rule decided between them and it may be reported.
     """
 
     method: str
@@ -108,6 +108,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
+        """The run's name, else that of its directory."""
         return str(self.summary.get("run") or self.directory.resolve().name)
 
     @property
@@ -117,6 +118,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has written its summary."""
         return bool(self.summary)
 
     def of(self, algorithm: str) -> list[Json]:

@@ -62,8 +62,8 @@ class ItemMap:
         near_after: The same in the client's table.
         near_by_chance: The same in a shuffled table.
         own: (n,) which of the drawn items the client trained.
-        before: (n, 2) their places in the global table.
-        after: (n, 2) their places in the client's table.
+        before: (n, 2) their positions in the global table.
+        after: (n, 2) their positions in the client's table.
     """
 
     client: str
@@ -133,8 +133,8 @@ def typical_clients(sizes: Mapping[str, int]) -> list[str]:
     Ties go by name; fewer names where there are fewer clients.
     """
     ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
-    places = dict.fromkeys((0, len(ordered) // 2, len(ordered) - 1)) if ordered else {}
-    return [ordered[place] for place in places]
+    positions = dict.fromkeys((0, len(ordered) // 2, len(ordered) - 1)) if ordered else {}
+    return [ordered[position] for position in positions]
 
 
 def typical_item_maps(
@@ -152,13 +152,13 @@ def typical_item_maps(
 
 
 def write_item_maps(directory: Path, views: Sequence[ItemMap]) -> None:
-    """Puts them beside a run's other files, where :func:`read_item_maps` finds them."""
+    """Writes item maps into a run directory."""
     content = {"clients": [asdict(one) for one in views]}
     write_json(directory / ITEM_MAP, content, indent=None)
 
 
 def read_item_maps(record: RunRecord) -> list[ItemMap]:
-    """Those of a run; none where its private states were elsewhere, or show nothing."""
+    """The item maps of a run; none where its private states were on other machines."""
     return [ItemMap(**one) for one in record.item_map.get("clients", ())]
 
 
@@ -167,22 +167,22 @@ def near_share(vectors: Tensor, own: Flags) -> float:
 
     ``vectors`` (V, D); ``own`` (V,).
     """
-    flags, places = torch.from_numpy(own), torch.from_numpy(np.flatnonzero(own))
-    count, found = min(NEAREST, len(vectors) - 1), 0
-    for rows in places.split(ROWS_PER_BLOCK):
+    flags, own_rows = torch.from_numpy(own), torch.from_numpy(np.flatnonzero(own))
+    count, neighbours_own = min(NEAREST, len(vectors) - 1), 0
+    for rows in own_rows.split(ROWS_PER_BLOCK):
         distances = torch.cdist(vectors[rows], vectors)
         distances[torch.arange(len(rows)), rows] = torch.inf
-        found += int(flags[distances.topk(count, largest=False).indices].sum())
-    return found / max(1, len(places) * count)
+        neighbours_own += int(flags[distances.topk(count, largest=False).indices].sum())
+    return neighbours_own / max(1, len(own_rows) * count)
 
 
 def _axes(before: Tensor, after: Tensor, own: Flags) -> Tensor:
-    """Two orthonormal columns (D, 2); own items move to the right on the whole."""
-    moves = after - before
+    """Two orthonormal columns (D, 2), signed so that own items move to the right on average."""
+    shifts = after - before
     both = torch.cat([before, after])
     both = both - both.mean(0)
-    x = _main_direction(moves if bool(moves.any()) else both)
-    if float((moves[torch.from_numpy(own)] @ x).sum()) < 0:
+    x = _main_direction(shifts if bool(shifts.any()) else both)
+    if float((shifts[torch.from_numpy(own)] @ x).sum()) < 0:
         x = -x
     y = _main_direction(both - torch.outer(both @ x, x))
     return torch.stack([x, y], dim=1)

@@ -1,4 +1,7 @@
-"""Reads a run directory; what is broken in it is said with file and line."""
+"""Reads a run directory; errors name the file and the line.
+
+Runs of earlier versions are read too: OLD_NAMES are replaced by the names of today.
+"""
 
 from __future__ import annotations
 
@@ -103,16 +106,16 @@ def _read_rounds(path: Path) -> tuple[Json, ...]:
     if not path.is_file():
         return ()
     lines = path.read_text("utf-8", errors="replace").split("\n")
-    found: dict[tuple[str, int], Json] = {}
+    by_round: dict[tuple[str, int], Json] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         entry = _read_round(path, number, line, last=number == len(lines))
         if entry is not None:
-            found[entry["algorithm"], entry["round"]] = entry
-    order = list(dict.fromkeys(algorithm for algorithm, _ in found))
-    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1]))
-    return tuple(found[key] for key in keys)
+            by_round[entry["algorithm"], entry["round"]] = entry
+    order = list(dict.fromkeys(algorithm for algorithm, _ in by_round))
+    keys = sorted(by_round, key=lambda key: (order.index(key[0]), key[1]))
+    return tuple(by_round[key] for key in keys)
 
 
 def _read_round(path: Path, number: int, line: str, last: bool) -> Json | None:

@@ -242,7 +242,7 @@ def client_row(
         interactions: Its training interactions.
         split: "valid" or "test".
         variant: The model variant, "" for the model that the client recommends with.
-        shipped: Which model a rule chose for the client, where it may be told.
+        shipped: Which model a rule chose for the client, where it may be reported.
     """
     totals = {
         f"{metric.name}_sum": sums[f"{FILTERED}/{metric.name}"] for metric in headline_metrics()

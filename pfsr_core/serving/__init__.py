@@ -1,0 +1,1 @@
+"""A node's store, the model that it serves, and recommendations out of it."""

@@ -22,10 +22,10 @@ from pfsr_core.serving.users import forget_user
 
 @dataclass(frozen=True)
 class NodeStore:
-    """The store in the file ``path``; it and its directory are made at the first use.
+    """The store in the file ``path``; the file and its directory are created at the first use.
 
     Every call opens and closes the file, so that a value of this type may be copied to another
-    process. Raises NodeStoreError when the file is not a store or is damaged.
+    process. Every call raises NodeStoreError when the file is no store or is damaged.
     """
 
     path: Path
@@ -37,19 +37,28 @@ class NodeStore:
     def load(
         self, run: str, algorithm: str, client: str, round_: int, fingerprint: str
     ) -> Params | None:
-        """The state saved in exactly ``round_``. Round 0, none yet: None, or a warm start's copy.
+        """The state that a client had after ``round_``; of round 0 a warm start's copy, or None.
 
-        Raises StateMissingError, or StateMismatchError when another model made it.
+        What is raised: see :meth:`load_many`.
         """
-        found = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
-        return found.get(client)
+        states = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
+        return states.get(client)
 
     def load_many(
         self, run: str, algorithm: str, rounds: Mapping[str, int], fingerprints: Mapping[str, str]
     ) -> dict[str, Params]:
-        """The states of the clients in ``rounds``, as :meth:`load`; those without one are left out.
+        """The states of several clients.
 
-        ``fingerprints``: by client, the model and rows that its state must belong to.
+        Args:
+            run: Name of the run.
+            algorithm: Name of the algorithm.
+            rounds: By client, the round after which the state was saved; 0 for a warm start's
+                copy. A client of round 0 without a state is left out.
+            fingerprints: By client, the model and rows that its state must belong to.
+
+        Raises:
+            StateMissingError: There is no state of a later round than 0.
+            StateMismatchError: Another model made a state.
         """
         query = "SELECT fingerprint, digest, tensors FROM states WHERE (%s) = (?, ?, ?, ?)"
         query %= "run, algorithm, client, round"
@@ -70,30 +79,40 @@ class NodeStore:
         return states
 
     def secret(self) -> bytes:
-        """32 random bytes that never leave this file; drawn at the first call.
+        """32 random bytes that never leave this file, drawn at the first call.
 
-        What is derived from them, such as a private start, no server can compute.
+        No server can compute what is derived from them, such as a private start.
         """
         with self._file.transaction() as file:
             fresh = secrets.token_bytes(32)
             file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (fresh,))
-            found: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
-        return found
+            value: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
+        return value
 
-    def save(  # noqa: PLR0913 - one transaction needs all of its key
+    def save(
         self,
         run: str,
         algorithm: str,
         round_: int,
         fingerprints: Mapping[str, str],
         states: Mapping[str, Params],
+        *,
         last_rounds: Mapping[str, int],
     ) -> None:
-        """Writes the new states of all these clients in one transaction.
+        """Writes the new states of some clients in one transaction.
 
-        Keeps two versions of each client: this one, and the one of ``last_rounds`` it came from,
-        in case that this one's answer is lost. So a node may save a round in several portions: one
-        that is killed between two of them starts the round again from versions that are all there.
+        Two versions of each client are kept: this one, and the one of ``last_rounds`` that it was
+        trained from, in case this one's answer is lost. So a node may save a round in several
+        portions: if it is killed between two of them, it starts the round again from versions that
+        are all there.
+
+        Args:
+            run: Name of the run.
+            algorithm: Name of the algorithm.
+            round_: The round that ended with these states.
+            fingerprints: By client, the model and rows that its state belongs to.
+            states: The new states by client.
+            last_rounds: By client, the round of the version before.
         """
         keys = [(run, algorithm, client, round_) for client in states]
         rows = (
@@ -119,7 +138,13 @@ class NodeStore:
     def copy_states(self, from_run: str, to_run: str) -> int:
         """Makes the newest states of ``from_run`` the first ones (round 0) of ``to_run``.
 
-        Returns how many; a second call changes nothing. Raises StateMissingError without any.
+        A second call changes nothing.
+
+        Returns:
+            How many states were copied.
+
+        Raises:
+            StateMissingError: There is none.
         """
         with self._file.transaction() as file:
             count = file.execute(
@@ -143,7 +168,7 @@ class NodeStore:
             return [row[0] for row in file.execute("SELECT DISTINCT run FROM states ORDER BY 1")]
 
     def reset(self, run: str) -> int:
-        """Forgets a run: its states and its served models. Returns the number of states."""
+        """Deletes a run's states and served models; returns the number of states."""
         with self._file.transaction() as file:
             file.execute("DELETE FROM served WHERE run = ?", (run,))
             return file.execute("DELETE FROM states WHERE run = ?", (run,)).rowcount
@@ -169,17 +194,17 @@ class NodeStore:
         return read_served(self._file, run)
 
     def forget(self, user: str) -> int:
-        """Takes a user out of every model that is served here; returns out of how many.
+        """Takes a user out of every served model; returns out of how many.
 
-        States of training stay: a run whose data lack the user makes new ones.
+        The states of training stay: a run on data without the user makes new ones.
         """
         return forget_user(self._file, user)
 
-    def _check_model(self, found: str, expected: str, client: str, run: str) -> None:
-        if found != expected:
+    def _check_model(self, stored: str, expected: str, client: str, run: str) -> None:
+        if stored != expected:
             raise StateMismatchError(
                 f"{self.path}: the state of client {client!r} in run {run!r} belongs to model "
-                f"{found}, but this run trains model {expected}. Fix: restore the settings, the "
+                f"{stored}, but this run trains model {expected}. Fix: restore the settings, the "
                 f"data and the version it was made with, choose another run name, or forget it "
                 f"with reset."
             )

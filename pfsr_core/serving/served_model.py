@@ -28,23 +28,19 @@ class RecommendationError(ValueError):
 
 
 class ClientModel(Protocol):
-    """One client of a served model.
-
-    Attributes:
-        state: The client's private state.
-        histories: Item codes by raw user id, oldest first.
-        times: Seconds of the same interactions by raw user id, where they are known and the model
-            reads them.
-    """
+    """One client of a served model."""
 
     @property
-    def state(self) -> Params: ...
+    def state(self) -> Params:
+        """The client's private state."""
 
     @property
-    def histories(self) -> Mapping[str, Sequence[int]]: ...
+    def histories(self) -> Mapping[str, Sequence[int]]:
+        """Item codes by raw user id, oldest first."""
 
     @property
-    def times(self) -> Mapping[str, Sequence[int]]: ...
+    def times(self) -> Mapping[str, Sequence[int]]:
+        """Seconds of the same interactions, where they are known and the model reads them."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The file of a node's store: its layout, its transactions, its checksums.
+"""The file of a node's store: its tables, its transactions, its checksums.
 
-Every write is one transaction with ``synchronous=FULL`` in WAL mode, so a process killed at any
-instant leaves the old or the new version, never a half. Each blob carries its SHA-256. The file is
-the node's own (mode 0600).
+Every write is one transaction with ``synchronous=FULL`` in WAL mode, so a process that is killed at
+any instant leaves the old or the new version, never a part of one. Each blob carries its SHA-256.
+Only the owner may read the file (mode 0600).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from safetensors.torch import save as save_tensors
 
 from pfsr_core.params import Params
 
-APPLICATION_ID = 0x50465352  # marks the file as ours
-VERSION = 2
+APPLICATION_ID = 0x50465352  # tells the file from those of other programs
+STORE_FORMAT = 2
 BUSY_SECONDS = 30.0
 
 SCHEMA = """
@@ -61,7 +61,7 @@ CREATE TABLE memories (
     PRIMARY KEY (number, client, user)
 );
 """
-UPGRADES = {1: USER_SCHEMA}  # from a layout to the next
+UPGRADES = {1: USER_SCHEMA}  # statements that lead from a format to the next one
 
 
 class NodeStoreError(RuntimeError):
@@ -87,7 +87,11 @@ class StoreFile:
     path: Path
 
     def tensors(self, blob: bytes, digest: str) -> Params:
-        """What :func:`packed` packed; raises NodeStoreError when it is not whole."""
+        """Undoes :func:`packed`.
+
+        Raises:
+            NodeStoreError: The bytes do not match their digest.
+        """
         if hashlib.sha256(blob).hexdigest() == digest:
             try:
                 return load_tensors(blob)
@@ -96,13 +100,14 @@ class StoreFile:
         raise self.damaged("a state does not match its checksum")
 
     def damaged(self, problem: object) -> NodeStoreError:
+        """The error for a file that cannot be read."""
         return NodeStoreError(
             f"{self.path} cannot be used as a node store: {problem}. "
             f"Fix: restore the file from a backup, or move it away to begin with an empty one."
         )
 
     def changed(self) -> StateMissingError:
-        """That a served model is not what it was when it was opened."""
+        """The error for a served model that was replaced or lost a user since it was opened."""
         return StateMissingError(
             f"{self.path} has changed: another served model, or a user less. Fix: open the served "
             f"model again."
@@ -110,12 +115,13 @@ class StoreFile:
 
     def _unwritable(self, problem: object) -> NodeStoreError:
         return NodeStoreError(
-            f"{self.path} cannot be used now: {problem}. What it remembers is as it was. Fix: make "
+            f"{self.path} cannot be used now: {problem}. Its content is unchanged. Fix: make "
             f"room on its disk, and let its owner write the file and its directory."
         )
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection in a write transaction, which is undone when the block raises."""
         with self.open() as file:
             file.execute("BEGIN IMMEDIATE")
             try:
@@ -128,6 +134,11 @@ class StoreFile:
 
     @contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
+        """A connection, closed when the block ends.
+
+        Raises:
+            NodeStoreError: The file is no store, is damaged, or cannot be used now.
+        """
         try:
             _make_private(self.path)
         except OSError as error:
@@ -145,32 +156,32 @@ class StoreFile:
     def _prepare(self, file: sqlite3.Connection) -> None:
         file.execute("PRAGMA foreign_keys = ON")
         file.execute("PRAGMA secure_delete = ON")  # not every SQLite does it by itself
-        mark = file.execute("PRAGMA application_id").fetchone()[0]
-        if mark != APPLICATION_ID:
+        application = file.execute("PRAGMA application_id").fetchone()[0]
+        if application != APPLICATION_ID:
             self._create(file)
         version = file.execute("PRAGMA user_version").fetchone()[0]
         if version in UPGRADES:
             version = self._upgrade(file)
-        if version != VERSION:
-            raise self.damaged(f"it has layout {version}, this program reads layout {VERSION}")
+        if version != STORE_FORMAT:
+            raise self.damaged(f"it has format {version}, this program reads format {STORE_FORMAT}")
         _write_ahead(file)
         file.execute("PRAGMA synchronous = FULL")
 
     def _create(self, file: sqlite3.Connection) -> None:
         file.execute("BEGIN IMMEDIATE")  # two processes may meet here: the second finds the tables
-        mark = file.execute("PRAGMA application_id").fetchone()[0]
+        application = file.execute("PRAGMA application_id").fetchone()[0]
         tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if mark == 0 and tables == 0:
+        if application == 0 and tables == 0:
             for statement in (SCHEMA + USER_SCHEMA).split(";"):
                 file.execute(statement)
             file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            file.execute(f"PRAGMA user_version = {VERSION}")
-        elif mark != APPLICATION_ID:
+            file.execute(f"PRAGMA user_version = {STORE_FORMAT}")
+        elif application != APPLICATION_ID:
             raise self.damaged("it is a database of another program")
         file.execute("COMMIT")
 
     def _upgrade(self, file: sqlite3.Connection) -> int:
-        """Brings an older layout to this one; nothing that it holds changes."""
+        """Brings an older format to this one; the content stays."""
         file.execute("BEGIN IMMEDIATE")  # another process may have done it meanwhile
         version: int = file.execute("PRAGMA user_version").fetchone()[0]
         while version in UPGRADES:
@@ -183,7 +194,7 @@ class StoreFile:
 
 
 def _write_ahead(file: sqlite3.Connection) -> None:
-    """Waits for who creates the file just now, which SQLite's own timeout does not here."""
+    """Waits for a process that is creating the file; SQLite's own timeout does not cover that."""
     give_up = time.monotonic() + BUSY_SECONDS
     while True:
         try:

@@ -31,16 +31,16 @@ def served_in(place: Path, run: str = "") -> list[Served]:
         RecommendationError: There is no store.
         NodeStoreError: A store is damaged, or none has such a model.
     """
-    found: list[Served] = []
+    models: list[Served] = []
     problems: list[StateMissingError] = []
     for path in _stores(place):
         try:
-            found.append(open_served(path, run))
+            models.append(open_served(path, run))
         except StateMissingError as problem:
             problems.append(problem)
-    if not found:
+    if not models:
         raise problems[0]
-    return found
+    return models
 
 
 def find_served(place: Path, user: str, run: str = "") -> Served:

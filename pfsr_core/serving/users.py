@@ -1,8 +1,9 @@
-"""What a node keeps of the users of a served model: new interactions, and compressed histories.
+"""What a node stores of the users of a served model: new interactions, and compressed histories.
 
-A memory stands for the first items of a user's history as one model reads them. It names the
-weights that made it and the items that it stands for; with other weights or another history it is
-refused, and made again. It never leaves the store, and goes with the user or with the model.
+A memory stands for the first items of a user's history as one model reads them. It is stored with
+the digest of the weights that made it and of the items that it stands for; with other weights or
+another history it is discarded and made again. It never leaves the store, and is deleted with the
+user or the model.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class ServedUsers:
     number: int
 
     def append(self, client: str, user: str, codes: Sequence[int], seconds: int) -> None:
-        """Item codes that follow the user's history, all of them at ``seconds``.
+        """Adds item codes to the end of the user's history, all of them at ``seconds``.
 
-        Raises StateMissingError where the store does not serve this model to the user any more.
+        Raises:
+            StateMissingError: The store does not serve this model to the user any more.
         """
         key = (self.number, client, user)
         with self.file.transaction() as file:
@@ -52,16 +54,19 @@ class ServedUsers:
             file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def added(self, client: str, user: str) -> list[tuple[int, int]]:
-        """What was appended to a user's history: item codes and their seconds, oldest first."""
+        """What was added to a user's history: item codes and their seconds, oldest first."""
         query = "SELECT item, seconds FROM events WHERE (number, client, user) = (?, ?, ?) "
         with self.file.open() as file:
             return file.execute(query + "ORDER BY place", (self.number, client, user)).fetchall()
 
     def memory(self, client: str, user: str, weights: str, history: ItemArray) -> UserMemory | None:
-        """The memory of ``user``; None without one, and where it is stale.
+        """The memory of ``user``, None without one and where it is stale.
 
-        It is when other ``weights`` made it, or when ``history`` does not begin with its items.
-        ``history`` (n,) item codes, or (n, 2) with their seconds.
+        Args:
+            client: The user's client.
+            user: Raw user id.
+            weights: Digest of the weights that the memory must be made by.
+            history: Item codes (n,), or (n, 2) with their seconds, that must begin with its items.
         """
         query = (
             "SELECT weights, covered, items, digest, tensors FROM memories "
@@ -78,17 +83,16 @@ class ServedUsers:
     def keep(
         self, client: str, user: str, weights: str, history: ItemArray, memory: UserMemory
     ) -> None:
-        """Remembers ``memory`` of ``history``, in place of an older one.
+        """Stores the memory of ``history`` in place of an older one.
 
-        Nothing is kept where the user was forgotten meanwhile, or another model took this one's
-        place.
+        Nothing is stored where the user was deleted meanwhile, or another model replaced this one.
         """
         facts = (weights, memory.covered, _digest_of(history[: memory.covered]))
         row = (self.number, client, user, *facts, *packed(memory.tensors))
         with self.file.transaction() as file:
             if self._serves(file, client, user):
-                places = ", ".join("?" * len(row))
-                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({places})", row)
+                values = ", ".join("?" * len(row))
+                file.execute(f"INSERT OR REPLACE INTO memories VALUES ({values})", row)
 
     def _serves(self, file: sqlite3.Connection, client: str, user: str) -> bool:
         """Looks for the user's key in the text of :func:`write_histories`, which may be long.
@@ -104,9 +108,12 @@ class ServedUsers:
 def forget_user(store: StoreFile, user: str) -> int:
     """Takes a user out of all served models: history, memory, interactions and private row.
 
-    Returns of how many models. A client that nobody else is in goes with all that it learnt; what
-    parameters shared with other users learnt with the user's help stays. Deleted bytes are
-    overwritten, also in the write-ahead log.
+    A client without another user is deleted with all that it learnt; what parameters shared with
+    other users learnt from this one stays. Deleted bytes are overwritten, also in the write-ahead
+    log.
+
+    Returns:
+        Out of how many models.
     """
     with store.transaction() as file:
         for table in ("events", "memories"):
@@ -146,8 +153,8 @@ def read_histories(text: str) -> tuple[Numbers, Numbers]:
     Without times they are histories only: so a store that was written before there were times is
     read as it is.
     """
-    found = json.loads(text)
-    return (found[0], found[1]) if isinstance(found, list) else (found, {})
+    content = json.loads(text)
+    return (content[0], content[1]) if isinstance(content, list) else (content, {})
 
 
 def _whole(numbers: Numbers) -> dict[str, list[int]]:

@@ -36,7 +36,7 @@ def store(disk):
 
 def save(store: NodeStore, round_: int, values: int) -> None:
     state = {"c": {"x": torch.full((values,), float(round_))}}
-    store.save("run", "pfsr", round_, {"c": "m"}, state, {"c": round_ - 1})
+    store.save("run", "pfsr", round_, {"c": "m"}, state, last_rounds={"c": round_ - 1})
 
 
 def assert_first_state(store: NodeStore) -> None:

@@ -20,7 +20,7 @@ class Metric:
         name: Its key in files and messages, e.g. "hr@10".
         title: As people read it, e.g. "HR@10".
         values: 1-based ranks (U,) to the value of each user (U,).
-        headline: Whether it is also told client by client: in clients.csv, the final table, the
+        headline: Whether it is also reported client by client: in clients.csv, the final table, the
             report page, and the means over clients. The others are in summary.json and
             metrics.jsonl only.
     """

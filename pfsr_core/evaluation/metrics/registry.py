@@ -50,7 +50,7 @@ def metric_names() -> list[str]:
 
 
 def headline_metrics() -> list[Metric]:
-    """The metrics that are told client by client and shown in tables."""
+    """The metrics that are reported client by client and shown in tables."""
     return [metric for metric in METRICS if metric.headline]
 
 
@@ -71,10 +71,10 @@ def metric_named(name: str) -> Metric:
 
 
 def variant_sum_keys() -> tuple[str, ...]:
-    """Keys of the sums that are told client by client of every variant of a model."""
+    """Keys of the per-client sums of every variant of a model."""
     return tuple(f"{FILTERED}/{metric.name}" for metric in headline_metrics())
 
 
 def client_sum_keys() -> tuple[str, ...]:
-    """Keys of the sums that are told client by client: those of the metrics, users, covered."""
+    """Keys of the per-client sums: those of the metrics, users, covered."""
     return (*variant_sum_keys(), "users", "covered")

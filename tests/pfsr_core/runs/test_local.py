@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pfsr_core.assembly.compatibility import algorithm_names
+from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.federated.evaluation import ClientModels, evaluate_clients, split_means
 from pfsr_core.federated.simulation import finetune_clients, run
 from pfsr_core.params import shapes_of, size_of
-from pfsr_core.runs.files import SELECTED_BY, new_directories
+from pfsr_core.reports.queries import main_algorithm
+from pfsr_core.runs.files import CENTRAL, SELECTED_BY, new_directories
+from pfsr_core.runs.local import central_values, simulate
 from pfsr_core.runs.local_evaluation import evaluate_baselines
+from pfsr_core.runs.model_files import MODEL_DIRECTORY, load_model
+from pfsr_core.runs.reading import read_run
 from pfsr_core.runs.results import Json, client_columns
 from pfsr_core.settings.fields import SettingsError
 from tests.helpers.runs import write_run
-from tests.helpers.tiny import tiny_settings, tiny_world
+from tests.helpers.tiny import TINY, tiny_settings, tiny_world
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +155,29 @@ def test_pooled_baselines_of_one_client_are_its_own() -> None:
 
 def figures(rows: tuple[list[Json], list[Json]]) -> list[tuple[str, float]]:
     return [(row["client"] + row["method"], row["ndcg@10_sum"]) for row in rows[1]]
+
+
+def test_central_training_is_a_run_with_its_own_name(tmp_path: Path) -> None:
+    settings = parse_settings(central_values({**TINY, "run.baselines": False}))
+    told: list[str] = []
+    simulate(settings, load_federation(settings), tmp_path / "run", told.append, CENTRAL)
+    assert all(line.startswith("central  round ") for line in told)
+    (entry,) = summary(tmp_path / "run").values()
+    assert (entry["method"], entry["bytes_down"], entry["bytes_up"]) == ("central", 0, 0)
+    assert main_algorithm(read_run(tmp_path / "run")) == "central"
+    assert load_model(tmp_path / "run" / MODEL_DIRECTORY).origin.algorithm == "fed-avg"
+
+
+def test_a_run_of_an_earlier_version_is_read_with_the_names_of_today(directory: Path) -> None:
+    old = directory.parent / "old"
+    shutil.copytree(directory, old)
+    renamed = {"seen-filtered": "excluded", "seen-included": "kept", "mask-ratio": "kept"}
+    for name in ("summary.json", "metrics.jsonl", "baselines.json"):
+        text = (old / name).read_text("utf-8").replace('"variants"', '"views"')
+        for new, before in renamed.items():
+            text = text.replace(new, before)
+        (old / name).write_text(text, "utf-8")
+    before, today = read_run(old), read_run(directory)
+    assert before.rounds == today.rounds
+    assert before.summary == today.summary
+    assert before.baselines == today.baselines

@@ -40,12 +40,14 @@ def store(tmp_path):
 
 
 def save(store, round_, value, base, client="c", model=MODEL):
-    store.save("run", "pfsr", round_, {client: model}, {client: state(value)}, {client: base})
+    store.save(
+        "run", "pfsr", round_, {client: model}, {client: state(value)}, last_rounds={client: base}
+    )
 
 
 def test_a_state_comes_back_bit_for_bit(store):
     odd = {"x": torch.tensor([1e-45, -0.0, 3.14]), "m": torch.tensor([True, False])}
-    store.save("run", "pfsr", 1, {"c": MODEL}, {"c": odd}, {})
+    store.save("run", "pfsr", 1, {"c": MODEL}, {"c": odd}, last_rounds={})
     assert same(store.load("run", "pfsr", "c", 1, MODEL), odd)
 
 
@@ -101,7 +103,7 @@ def test_a_round_done_again_replaces_its_version(store):
 def test_states_of_many_clients_come_back_together(store):
     states = {name: state(float(value)) for value, name in enumerate("abc")}
     marks = dict.fromkeys("abcd", MODEL)
-    store.save("run", "pfsr", 1, marks, states, {})
+    store.save("run", "pfsr", 1, marks, states, last_rounds={})
     found = store.load_many("run", "pfsr", {"a": 1, "c": 1, "d": 0}, marks)
     assert list(found) == ["a", "c"]  # d has none yet
     assert all(same(found[name], states[name]) for name in found)
@@ -119,7 +121,7 @@ def test_the_state_of_another_model_is_refused_with_both_names(store):
 
 def test_reset_forgets_one_run(store):
     save(store, 1, 1.0, 0)
-    store.save("other", "pfsr", 1, {"c": MODEL}, {"c": state(2.0)}, {})
+    store.save("other", "pfsr", 1, {"c": MODEL}, {"c": state(2.0)}, last_rounds={})
     assert store.reset("run") == 1
     assert store.runs() == ["other"]
 
@@ -182,7 +184,7 @@ NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, marks, states, dict.fromkeys
 
 def test_a_kill_between_two_clients_leaves_the_round_before(store):
     before = {name: {"x": torch.full((50_000,), 1.0)} for name in "abcd"}
-    store.save("run", "pfsr", 1, dict.fromkeys("abcd", "m"), before, {})
+    store.save("run", "pfsr", 1, dict.fromkeys("abcd", "m"), before, last_rounds={})
     root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(store.path)]
@@ -196,7 +198,7 @@ def test_a_kill_between_two_clients_leaves_the_round_before(store):
 def test_an_error_in_the_middle_writes_nothing(store):
     broken = {"a": state(1.0), "b": {"x": "not a tensor"}}
     with pytest.raises(AttributeError):
-        store.save("run", "pfsr", 1, dict.fromkeys("ab", MODEL), broken, {})
+        store.save("run", "pfsr", 1, dict.fromkeys("ab", MODEL), broken, last_rounds={})
     assert store.runs() == []
 
 
@@ -234,10 +236,10 @@ def test_a_full_disk_is_called_so_and_the_state_before_stays(store, monkeypatch)
     with monkeypatch.context() as patch:
         small_disk(patch, 20)
         with pytest.raises(NodeStoreError, match="(?s)full.*as it was.*make room") as raised:
-            store.save("run", "pfsr", 2, {"c": MODEL}, large, {"c": 1})
+            store.save("run", "pfsr", 2, {"c": MODEL}, large, last_rounds={"c": 1})
     assert "move it away" not in str(raised.value)
     assert same(store.load("run", "pfsr", "c", 1, MODEL), state(1.0))
-    store.save("run", "pfsr", 2, {"c": MODEL}, large, {"c": 1})
+    store.save("run", "pfsr", 2, {"c": MODEL}, large, last_rounds={"c": 1})
     assert store.rounds("run", "pfsr", "c") == [1, 2]
 
 
@@ -253,7 +255,7 @@ def test_a_store_of_a_later_layout_is_refused(store):
     with sqlite3.connect(store.path) as file:
         file.execute("PRAGMA user_version = 99")
     file.close()
-    with pytest.raises(NodeStoreError, match="layout 99"):
+    with pytest.raises(NodeStoreError, match="format 99"):
         store.runs()
 
 
