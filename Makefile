@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-RECIPE ?= recipes/pfsr.toml
+RECIPE ?= pfsr
 NODES  ?= 2
 SEEDS  ?= 0 1 2
 JOBS   ?= 2
@@ -39,7 +39,7 @@ $(VENV)/kernels: $(VENV)/installed $(KERNEL_SOURCES)
 	@touch $@
 
 run: setup ## Train PFSR on ML-100K through Flower and say what it is worth
-	$(BIN)/python -m pfsr.cli.run --recipe $(RECIPE) --nodes $(NODES)
+	$(BIN)/pfsr run $(RECIPE) --nodes $(NODES)
 
 test: setup ## Run the default test suite
 	$(BIN)/python -m pytest -q
@@ -86,7 +86,7 @@ ablation: setup ## The ablation table of docs/results.md: hours on two cores, re
 
 bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
-	$(BIN)/pfsr bench --out docs
+	$(BIN)/python -m benchmarks --out docs
 
 docs: setup ## Build the manual in site/: reference pages from the sources, links checked
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,docs]"

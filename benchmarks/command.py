@@ -1,4 +1,4 @@
-"""``pfsr bench``: runs benchmarks by name, prints each line as it comes, keeps them on a page."""
+"""Runs benchmarks by name, prints each line as it comes, keeps them on a page."""
 
 from __future__ import annotations
 

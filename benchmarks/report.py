@@ -68,9 +68,9 @@ def page_text(lines: Sequence[Line], plots: Mapping[str, Sequence[str]]) -> str:
     """The page in Markdown; ``plots``: file names by benchmark, relative to the page."""
     parts = [
         "# Performance",
-        "Made by `make bench` (`pfsr bench`). Every figure is a median over repetitions, ours and "
-        "the peer's in turn in one process; compare the ratios, the times belong to the machine. "
-        "*ratio*: how many times the peer's cost ours is; *target*: the least ratio wanted.",
+        "Made by `make bench` (`python -m benchmarks`). Every figure is a median over repetitions, "
+        "ours and the peer's in turn in one process; compare the ratios, the times belong to the "
+        "machine. *ratio*: the peer's cost over ours; *target*: the least ratio wanted.",
         _facts(lines),
     ]
     for name, title in TITLES.items():

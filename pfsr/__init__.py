@@ -1,0 +1,59 @@
+"""PFSR: personalized federated sequential recommendation.
+
+    import pfsr
+
+    model = pfsr.fit(log, clients="shop")     # a DataFrame with user, item, time, shop
+    model.recommend("user-17", k=5)           # a DataFrame with item, score, title
+    model.evaluate()                          # per method and client, with baselines
+    model.save("shops")
+    pfsr.load("shops")
+
+Everything heavy is imported when it is first used, so that ``import pfsr`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfsr import datasets
+    from pfsr.fitting import fit
+    from pfsr.model import Model, load
+    from pfsr_core.data.errors import DataError
+    from pfsr_core.runs.model_files import ModelFilesError
+    from pfsr_core.serving.served_model import RecommendationError
+    from pfsr_core.settings.fields import SettingsError
+
+__all__ = [
+    "DataError",
+    "Model",
+    "ModelFilesError",
+    "RecommendationError",
+    "SettingsError",
+    "datasets",
+    "fit",
+    "load",
+]
+
+_MODULES = {
+    "DataError": "pfsr_core.data.errors",
+    "Model": "pfsr.model",
+    "ModelFilesError": "pfsr_core.runs.model_files",
+    "RecommendationError": "pfsr_core.serving.served_model",
+    "SettingsError": "pfsr_core.settings.fields",
+    "fit": "pfsr.fitting",
+    "load": "pfsr.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return importlib.import_module("pfsr.datasets")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pfsr' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

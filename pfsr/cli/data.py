@@ -48,7 +48,7 @@ def data_fetch(
 def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
     """Print the facts about a dataset and its split, as JSON.
 
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+    SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
     Example: `pfsr data describe file --path purchases.csv`
     """
@@ -69,7 +69,7 @@ def data_prepare(
 ) -> None:
     """Check a dataset and write it as Parquet, with its vocabulary and its facts.
 
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+    SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
     The result is read with `data.source = "file"` and the path of `interactions.parquet`.
 
@@ -78,21 +78,32 @@ def data_prepare(
     from pfsr_core.data.prepare import prepare
 
     file = prepare(source, path, out)
-    typer.echo(f'{file}\nUse it with --set data.source=file --set data.path="{file}"')
+    typer.echo(f'{file}\nUse it with data.source=file data.path="{file}"')
 
 
 @data_app.command("clean")
 @plain_errors(core_errors)
 def data_clean(
     source: Source,
+    *,
     path: DataPath = "",
-    column: Annotated[str, typer.Option(help="Column that tells markets apart.")] = "",
+    column: Annotated[
+        str, typer.Option(help="Column that names the market of an interaction.")
+    ] = "",
     join_variants: Annotated[
-        float, typer.Option(help="Jaccard index of the reviews of variants.", min=0.01, max=1.0)
+        float,
+        typer.Option(
+            help="Join items whose sets of reviews have at least this Jaccard index.",
+            min=0.01,
+            max=1.0,
+        ),
     ] = 0.3,
-    user_core: Annotated[int, typer.Option(help="Fewest interactions of a user.", min=0)] = 5,
+    user_core: Annotated[
+        int, typer.Option(help="Drop users with fewer interactions; 0 keeps all.", min=0)
+    ] = 5,
     item_core: Annotated[
-        int, typer.Option(help="Fewest interactions of an item in a market.", min=0)
+        int,
+        typer.Option(help="Drop items with fewer interactions in a market; 0 keeps all.", min=0),
     ] = 3,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
@@ -100,7 +111,7 @@ def data_clean(
 ) -> None:
     """Join items that are variants of one product; print what that changes in every market.
 
-    SOURCE is a dataset's name, as ml-100k, ml-1m, xmarket or synthetic, or `file` for your own.
+    SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
     A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
     and `federation.column`. With `--out` the clean copy is written, and which item became which.
@@ -116,4 +127,4 @@ def data_clean(
     )
     typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
     if out is not None:
-        typer.echo(f'Use it with --set data.source=file --set data.path="{out}/interactions.csv"')
+        typer.echo(f'Use it with data.source=file data.path="{out}/interactions.csv"')

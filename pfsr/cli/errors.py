@@ -1,4 +1,4 @@
-"""Errors of the commands that a person can put right, in one line."""
+"""Errors that a person can put right, as one line on stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def plain_errors(
     expected: Callable[[], tuple[type[Exception], ...]],
 ) -> Callable[[Command], Command]:
-    """Turns the errors that name their own fix into one line and exit status 2.
+    """A decorator: errors that name their own fix become one line and exit status 2.
 
-    ``expected`` names them when one occurs, so that their modules are not imported before.
+    Args:
+        expected: Returns the types of these errors. Called when an error occurs, so that their
+            modules are not imported before.
     """
 
     def decorate(command: Command) -> Command:
@@ -27,7 +29,7 @@ def plain_errors(
             except (ValueError, RuntimeError, OSError) as error:
                 if not isinstance(error, expected()):
                     raise
-                typer.echo(f"error: {_told(error)}", err=True)
+                typer.echo(f"error: {error_text(error)}", err=True)
                 raise typer.Exit(2) from None
 
         return wrapped  # type: ignore[return-value]
@@ -35,8 +37,8 @@ def plain_errors(
     return decorate
 
 
-def _told(error: Exception) -> str:
-    """What is said of an error: those of files do not say themselves what to do."""
+def error_text(error: Exception) -> str:
+    """The message of an error; those of the operating system get the fix that they lack."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     return (
@@ -46,7 +48,7 @@ def _told(error: Exception) -> str:
 
 
 def core_errors() -> tuple[type[Exception], ...]:
-    """Those of the core that name their own fix, and those of files."""
+    """Errors of the core that name their own fix, and those of files."""
     from pfsr_core.data.errors import DataError
     from pfsr_core.evaluation.ranking import DivergedError
     from pfsr_core.runs.files import RunError
@@ -57,3 +59,10 @@ def core_errors() -> tuple[type[Exception], ...]:
 
     errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
     return (*errors, ItemMapError, DivergedError)
+
+
+def deployment_errors() -> tuple[type[Exception], ...]:
+    """Errors of ``pfsr deploy`` and of the connection probe, and those of files."""
+    from pfsr.deploy.flower_commands import DeploymentError
+
+    return (DeploymentError, OSError)

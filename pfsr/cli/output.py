@@ -1,16 +1,17 @@
-"""Answers of the command line as text."""
+"""What the commands print, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfsr.cli.doctor import Finding
+from pfsr.deploy.findings import Finding
 from pfsr_core.data.cleaning import Facts
 from pfsr_core.serving.recommend import MODEL, Answer
 from pfsr_core.serving.served_model import Served
 
-MARKS = {"ok": "ok", "note": "--", "missing": "MISSING"}
+EXAMINATION_MARKS = {"ok": "ok", "note": "--", "missing": "MISSING"}
+PROBE_MARKS = {"ok": "ok", "note": "--", "missing": "WRONG"}
 
 
 def answer_text(answer: Answer, served: Served) -> str:
@@ -34,17 +35,31 @@ def answer_text(answer: Answer, served: Served) -> str:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """One line a finding, its fix below it."""
+    """One line for each finding of ``pfsr doctor``, its fix below it."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:
-        lines.append(f"{MARKS[finding.level]:<8} {finding.subject:<{width}}  {finding.found}")
+        lines.append(
+            f"{EXAMINATION_MARKS[finding.level]:<8} {finding.subject:<{width}}  {finding.found}"
+        )
         if finding.fix:
             lines.append(f"{'':<8} {'':<{width}}  get it: {finding.fix}")
     missing = sum(finding.level == "missing" for finding in findings)
     lines.append(
         f"{missing} needed things are missing" if missing else "all that is needed is here"
     )
+    return "\n".join(lines)
+
+
+def probe_text(findings: Sequence[Finding]) -> str:
+    """One line for each step of the connection to the SuperLink, the fix below the failed one."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{PROBE_MARKS[finding.level]:<6} {finding.subject:<12} {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':<20}fix: {finding.fix}")
+    if findings[-1].level != "missing":
+        lines.append("a node with these arguments gets through")
     return "\n".join(lines)
 
 

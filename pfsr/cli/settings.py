@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pfsr_core.assembly.pyproject_table import settings_text, stale_files, write_files
-from pfsr_core.settings.fields import SettingsError
+import typer
+
+from pfsr.cli.errors import core_errors, plain_errors
 
 
 def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
@@ -18,6 +20,9 @@ def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], 
         check: Raise SettingsError where one of them is stale instead.
         echo: Prints a line.
     """
+    from pfsr_core.assembly.pyproject_table import settings_text, stale_files, write_files
+    from pfsr_core.settings.fields import SettingsError
+
     root = Path()
     if check:
         stale = stale_files(root)
@@ -32,3 +37,27 @@ def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], 
         echo("\n".join(f"wrote {path}" for path in written) or "nothing to write")
     else:
         echo(settings_text(prefix))
+
+
+@plain_errors(core_errors)
+def list_settings(
+    prefix: Annotated[
+        str, typer.Argument(help="Only these, e.g. train or algorithm.pfsr.", metavar="[SECTION]")
+    ] = "",
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="Write them into pyproject.toml and docs/reference/settings.md."
+        ),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when those two files are stale.")
+    ] = False,
+) -> None:
+    """List the settings with their defaults, meanings and limits.
+
+    With `--write` or `--check` it sees to the files of a checkout that are made from them.
+
+    Example: `pfsr settings algorithm.pfsr`
+    """
+    print_settings(prefix, write, check, typer.echo)

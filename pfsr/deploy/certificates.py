@@ -23,13 +23,14 @@ SERVER_DAYS = 397  # what clients of other kinds accept at most
 
 
 class DeploymentError(ValueError):
-    """Something that cannot be made as asked; names the file and the fix."""
+    """A deployment step that cannot be done as asked; names the file and the fix."""
 
 
 def make_authority(directory: Path, days: int = AUTHORITY_DAYS) -> None:
     """Writes ``ca.key`` (mode 0600) and ``ca.crt``, valid for ``days``, into ``directory``.
 
-    Raises DeploymentError when one is there: a new authority would cut off every node.
+    Raises:
+        DeploymentError: When one of them exists: a new authority would cut off every node.
     """
     directory.mkdir(parents=True, exist_ok=True)
     refuse_overwriting(directory / "ca.key", directory / "ca.crt")
@@ -49,9 +50,16 @@ def make_authority(directory: Path, days: int = AUTHORITY_DAYS) -> None:
 def make_server_certificate(directory: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> None:
     """Writes ``server.key`` (mode 0600) and ``server.crt``, signed by the authority there.
 
-    ``hosts`` are the names and IP addresses by which nodes reach the SuperLink. 127.0.0.1 is
-    always added: the SuperLink's own processes call its control port there. Replaces an older
-    pair, which renews it. Raises DeploymentError for no host, and without an authority.
+    Replaces an older pair, which renews it.
+
+    Args:
+        directory: Where the authority is.
+        hosts: Names and IP addresses by which nodes reach the SuperLink. 127.0.0.1 is always added,
+            since the SuperLink's own processes use its control port there.
+        days: Days that the certificate is valid.
+
+    Raises:
+        DeploymentError: For no host, and without an authority.
     """
     names = alternative_names(hosts)
     authority_key, authority = _authority(directory)
@@ -148,7 +156,7 @@ def _write_pair(
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    """In one stroke, and never readable by others in between."""
+    """Writes a file atomically, and never readable by others in between."""
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -158,6 +166,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def refuse_overwriting(*paths: Path) -> None:
+    """Raises DeploymentError when one of the files exists."""
     for path in paths:
         if path.exists():
             raise DeploymentError(

@@ -1,6 +1,6 @@
-"""The tedious parts of a federation over the network: certificates, keys, commands, a profile.
+"""Keys, Flower command lines and the connection profile of a federation over the network.
 
-Only files and command lines are made here; who runs what where stands in docs/deployment.md.
+Only files and command lines are made here; docs/deployment.md says who runs what where.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def make_node_key(path: Path) -> None:
-    """Writes the key pair ``path`` (mode 0600) and ``path.pub``; only the latter leaves the node.
+    """Writes a node's key pair: ``path`` (mode 0600) and ``path.pub``, which alone leaves the node.
 
-    Raises DeploymentError when one of them is there: a node is known by its key.
+    Raises:
+        DeploymentError: When one of the files exists, since a node is known by its key, and without
+            ssh-keygen.
     """
     refuse_overwriting(path, public_key_path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,13 +68,13 @@ def make_node_key(path: Path) -> None:
 
 
 def node_key_command(path: Path) -> list[str]:
-    """A NIST curve, which Flower asks for; no passphrase, since a SuperNode cannot give one."""
+    """The ssh-keygen command: a NIST curve, which Flower asks for, and no passphrase."""
     words = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", ""]
     return [*words, "-C", "pfsr-node", "-f", str(path)]
 
 
 def public_key_path(path: Path) -> Path:
-    """Where ssh-keygen writes the public half."""
+    """The file of the public half, as ssh-keygen names it."""
     return path.with_name(path.name + ".pub")
 
 
@@ -83,10 +85,15 @@ def superlink_command(
     control: str = f"{LOOPBACK}:8000",
     database: Path | None = None,
 ) -> list[str]:
-    """How to start the SuperLink: with TLS and registered nodes only, or open without directory.
+    """The command that starts the SuperLink.
 
-    Nodes call ``fleet``. ``control`` is where runs are started: whoever reaches it can run code on
-    every node, therefore loopback. ``database`` keeps registrations over a restart.
+    Args:
+        directory: Of the certificates; then TLS is on and registered nodes alone are admitted. None
+            for a SuperLink without TLS that admits anybody.
+        fleet: HOST:PORT that nodes connect to.
+        control: HOST:PORT where runs are started. Whoever reaches it can run code on every node,
+            therefore loopback.
+        database: File that keeps registrations and runs over a restart.
     """
     host, port = split_address(control)
     command = [tool("flower-superlink"), "--host", host, "--port", str(port)]
@@ -108,10 +115,17 @@ def node_command(
     node_config: Mapping[str, bool | int | float | str],
     port: int = 9094,
 ) -> list[str]:
-    """How to start a SuperNode that calls ``superlink``; without ``root_certificates`` in clear.
+    """The command that starts a SuperNode.
 
-    ``port`` is on loopback and for the node's own processes: another one for every node of a
-    machine. Raises DeploymentError for a node config that Flower cannot read.
+    Args:
+        superlink: HOST:PORT of the SuperLink's fleet API.
+        root_certificates: The ca.crt of the federation; None for a connection without TLS.
+        key: The node's private key; None where the SuperLink asks for none.
+        node_config: What the ClientApp finds in ``context.node_config``.
+        port: Loopback port for the node's own processes, different for every node of a machine.
+
+    Raises:
+        DeploymentError: For a node config that Flower cannot read.
     """
     command = [tool("flower-supernode"), "--superlink", superlink, "--port", str(port)]
     if root_certificates is None:
@@ -127,15 +141,18 @@ def node_command(
 
 
 def register_command(public_key: Path, connection: str) -> list[str]:
-    """How to admit a node, from where the control port is reached."""
+    """The command that admits a node; it needs the control port."""
     return [tool("flwr"), "supernode", "register", str(public_key.absolute()), connection]
 
 
 def write_profile(flwr_home: Path, name: str, address: str, root_certificates: Path | None) -> Path:
     """Adds or replaces ``[superlink.NAME]`` in Flower's ``config.toml``; returns its path.
 
-    Everything else in the file stays as it is, comments too. Raises DeploymentError for a file
-    that is no TOML, or that says NAME in another way than by a table of its own.
+    Everything else in the file stays as it is, comments too.
+
+    Raises:
+        DeploymentError: For a file that is not TOML, or that defines NAME otherwise than as a
+            table.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise DeploymentError(f"connection {name!r}. Fix: use letters, digits, - and _ only.")
@@ -154,7 +171,7 @@ def write_profile(flwr_home: Path, name: str, address: str, root_certificates: P
 
 
 def tool(name: str) -> str:
-    """The command of this Python environment, whether or not it is activated."""
+    """Path of a program of this Python environment, activated or not. Raises DeploymentError."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise DeploymentError(f'{path} is missing. Fix: pip install "flwr>=1.39,<1.40"')
@@ -194,11 +211,16 @@ def split_address(address: str) -> tuple[str, int]:
 def node_data(
     name: str, data: Path | None, part: str, clients: int = 0
 ) -> dict[str, bool | int | float | str]:
-    """The node config that says which data a node has: a file of its own, or part "0/3" of a set.
+    """The node config that says which data a node has.
 
-    ``clients``: into how many to group the users of its own file; 0 leaves that to the run.
+    Args:
+        name: Name of a node with a file of its own, else "".
+        data: The node's own file, None for a part.
+        part: The node's part of a public dataset, as "0/3"; "" for a file.
+        clients: Number of clients that the users of the file form; 0 leaves that to the run.
 
-    Raises DeploymentError unless it is exactly one of them, and a file comes with a name.
+    Raises:
+        DeploymentError: Unless either ``data`` with ``name`` or ``part`` is given.
     """
     if (data is None) == (not part):
         raise DeploymentError("which data? Fix: either --data FILE with --name, or --part I/N.")
@@ -227,14 +249,14 @@ def node_data(
 
 
 def free_port() -> int:
-    """A port of loopback that nothing uses: two nodes that start at once get different ones."""
+    """A free port of loopback; two nodes that start at once get different ones."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def _node_value(name: str, value: bool | int | float | str) -> str:
-    """One value as Flower reads it: TOML, but no quotation mark inside of one of its own kind."""
+    """A value as Flower parses it: TOML, without quotation marks of the kind that encloses it."""
     if not _PLAIN_NAME.fullmatch(name):
         raise DeploymentError(f"node config {name!r}. Fix: use letters, digits, - and _ only.")
     if not isinstance(value, str):
@@ -246,7 +268,7 @@ def _node_value(name: str, value: bool | int | float | str) -> str:
 
 
 def _without_table(text: str, name: str) -> str:
-    """The file without the table of a connection and its sub-tables, but with its comments."""
+    """The file's text without a connection's table and sub-tables, but with the comments there."""
     header = re.compile(rf'\s*\[\s*superlink\s*\.\s*"?{re.escape(name)}"?\s*[.\]]')
     kept, inside = [], False
     for line in text.splitlines(keepends=True):
@@ -260,6 +282,7 @@ def _without_table(text: str, name: str) -> str:
 def _check_only_change(
     path: Path, before: str, after: str, name: str, entry: Mapping[str, Any]
 ) -> None:
+    """Raises DeploymentError unless ``after`` differs from ``before`` in this one table."""
     fix = f"write [superlink.{name}] into it by hand"
     try:
         expected = tomllib.loads(before)

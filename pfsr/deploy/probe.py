@@ -1,8 +1,8 @@
-"""Why does a node not get through to the SuperLink? Flower has one message for all of it.
+"""Diagnosis of a node's connection to the SuperLink, for which Flower has a single error message.
 
-From the outside in, and the first thing that is wrong ends it: name, connection, language (TLS or
-not, gRPC or not), certificate, key. No node goes online by it. A SuperLink that admits anybody
-can only be asked by joining: it then lists one more node that has left.
+Checks from the outside in, up to the first that fails: name, connection, language (TLS or not, gRPC
+or not), certificate, key. No node goes online by it, with one exception: a SuperLink that admits
+anybody can only be asked by joining, and then lists one more node that has left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pfsr.cli.doctor import Finding
+from pfsr.deploy.findings import Finding
 from pfsr.deploy.flower_commands import split_address
 
 SECONDS = 5.0  # for each connection and each answer
@@ -30,7 +30,7 @@ Language = Literal["gRPC over TLS", "HTTP over TLS", "gRPC in clear", "HTTP in c
 
 @dataclass(frozen=True)
 class Server:
-    """What answers at an address. ``certificate`` is DER, empty without TLS."""
+    """What answers at an address; ``certificate`` is DER, empty without TLS."""
 
     host: str
     port: int
@@ -39,22 +39,31 @@ class Server:
 
     @property
     def address(self) -> str:
-        """As a person writes it."""
+        """HOST:PORT, an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def diagnose(
     address: str, root_certificates: Path | None, key: Path | None, *, insecure: bool = False
 ) -> list[Finding]:
-    """What a SuperNode with these arguments would meet at ``address``, the last finding decisive.
+    """What a SuperNode with these arguments would meet at the SuperLink.
 
-    Without ``root_certificates`` the system's authorities count, as for Flower. ``insecure``: in
-    clear. Raises DeploymentError for an address that is none.
+    Args:
+        address: HOST:PORT of the SuperLink's fleet API.
+        root_certificates: The node's ca.crt; None for the system's authorities, as for Flower.
+        key: The node's private key, None for none.
+        insecure: Whether the node connects without TLS.
+
+    Returns:
+        A finding for each check, of which the last one decides.
+
+    Raises:
+        DeploymentError: For an address that is not HOST:PORT.
     """
     from pfsr.deploy.probe_keys import key_finding
 
     host, port = split_address(address)
-    findings = [_reach(host, port)]
+    findings = [_connection_finding(host, port)]
     if findings[-1].level != "ok":
         return findings
     server = Server(host, port, *_language(host, port))
@@ -66,8 +75,8 @@ def diagnose(
     return findings
 
 
-def _reach(host: str, port: int) -> Finding:
-    """Does the name resolve, and does anything listen there?"""
+def _connection_finding(host: str, port: int) -> Finding:
+    """Whether the name resolves, and anything listens there."""
     place = f"{host} port {port}"
     try:
         socket.create_connection((host, port), timeout=SECONDS).close()
@@ -87,8 +96,7 @@ def _reach(host: str, port: int) -> Finding:
 
 
 def _language(host: str, port: int) -> tuple[Language, bytes]:
-    """What is spoken there, and over TLS with which certificate; whether it is to be trusted is
-    asked later."""
+    """The language that the server speaks, and its certificate, which is not verified here."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -102,14 +110,14 @@ def _language(host: str, port: int) -> tuple[Language, bytes]:
 
 
 def _language_in_clear(host: str, port: int) -> Language:
-    if _answer(host, port, PREFACE)[3:4] == bytes((SETTINGS_FRAME,)):
+    if _first_bytes(host, port, PREFACE)[3:4] == bytes((SETTINGS_FRAME,)):
         return "gRPC in clear"
     request = b"HEAD / HTTP/1.1\r\nHost: superlink\r\nConnection: close\r\n\r\n"
-    return "HTTP in clear" if _answer(host, port, request).startswith(b"HTTP/") else "unknown"
+    return "HTTP in clear" if _first_bytes(host, port, request).startswith(b"HTTP/") else "unknown"
 
 
-def _answer(host: str, port: int, words: bytes) -> bytes:
-    """The first bytes that come back, b"" for silence."""
+def _first_bytes(host: str, port: int, words: bytes) -> bytes:
+    """The first bytes that come back to ``words``, b"" for none."""
     answer = b""
     with (
         contextlib.suppress(OSError),
@@ -132,7 +140,7 @@ def _handshake(context: ssl.SSLContext, host: str, port: int) -> Iterator[ssl.SS
 
 
 def _language_finding(server: Server, insecure: bool) -> Finding:
-    """Is it what a SuperNode with these arguments speaks?"""
+    """Whether the language is that of a SuperNode with these arguments."""
     wanted = "gRPC in clear" if insecure else "gRPC over TLS"
     if server.language == wanted:
         return Finding("ok", "language", server.language)
@@ -151,7 +159,7 @@ def _language_finding(server: Server, insecure: bool) -> Finding:
 
 
 def _certificate_finding(server: Server, root_certificates: Path | None) -> Finding:
-    """Would a node trust the server's certificate, under this name, today?"""
+    """Whether a node trusts the server's certificate, under this name, today."""
     if root_certificates is not None and not root_certificates.is_file():
         fix = "copy ca.crt from the server's directory"
         return Finding("missing", "certificate", f"{root_certificates}: no such file", fix)
@@ -162,19 +170,19 @@ def _certificate_finding(server: Server, root_certificates: Path | None) -> Find
         return Finding("missing", "certificate", f"{root_certificates} holds no certificate", fix)
     try:
         with _handshake(context, server.host, server.port):
-            names, until = _facts(server.certificate)
+            names, until = _certificate_facts(server.certificate)
             return Finding("ok", "certificate", f"for {names}; valid until {until}")
     except ssl.SSLCertVerificationError as error:
-        return _untrusted(server, error, root_certificates)
+        return _untrusted_finding(server, error, root_certificates)
     except HANDSHAKE_ERRORS as error:
         fix = "check that both sides have a common TLS version"
         return Finding("missing", "certificate", f"the TLS handshake failed: {error}", fix)
 
 
-def _untrusted(
+def _untrusted_finding(
     server: Server, error: ssl.SSLCertVerificationError, root_certificates: Path | None
 ) -> Finding:
-    names, until = _facts(server.certificate)
+    names, until = _certificate_facts(server.certificate)
     if error.verify_code in OTHER_NAME:
         found = f"the certificate is for another name: it has {names}, asked for was {server.host}"
         fix = "use one of these names, or on the server: pfsr deploy certificate DIR --host "
@@ -191,7 +199,7 @@ def _untrusted(
     return Finding("missing", "certificate", found, fix)
 
 
-def _facts(certificate: bytes) -> tuple[str, str]:
+def _certificate_facts(certificate: bytes) -> tuple[str, str]:
     """The names in a certificate and its last day."""
     from cryptography import x509
 

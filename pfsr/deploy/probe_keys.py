@@ -1,8 +1,8 @@
-"""Would the SuperLink admit this node? Asked over the Fleet API, without going online.
+"""Whether the SuperLink admits a node's key: asked over the Fleet API, without going online.
 
 A heartbeat interval of zero is refused, but only after the key was looked up: the two refusals
-tell a registered key from a stranger. Flower's own stub and signature are used, which are private
-to it: this is the one file to look at when its version moves.
+tell a registered key from an unknown one. This uses Flower's own stub and signature, which are
+private to Flower: the one file to look at when its version changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flwr.supercore.grpc import create_channel
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
-from pfsr.cli.doctor import Finding
+from pfsr.deploy.findings import Finding
 
 SECONDS = 10.0
 PROXIES = ("https_proxy", "http_proxy", "grpc_proxy")
@@ -37,7 +37,7 @@ PROXIES = ("https_proxy", "http_proxy", "grpc_proxy")
 def key_finding(
     address: str, root_certificates: Path | None, key: Path | None, *, insecure: bool
 ) -> Finding:
-    """Whether a node with ``key``, or with none, is admitted at ``address``."""
+    """Whether the SuperLink at ``address`` admits a node with ``key``, None for a node without."""
     try:
         private = ec.generate_private_key(ec.SECP384R1()) if key is None else _load(key)
     except (OSError, ValueError, UnsupportedAlgorithm) as error:

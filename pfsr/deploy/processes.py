@@ -1,7 +1,7 @@
-"""Flower's programs as processes of ours: what is around them, and how they end.
+"""Flower's programs as child processes: their environment, and how they are stopped.
 
-They are started by name from other programs of Flower, so their directory is on the search path,
-and they start helpers of their own, so a process is stopped together with its descendants.
+Flower starts its own programs by name, so their directory is on the search path. They start
+processes of their own, so a process is stopped together with its descendants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pfsr_core.runs.environment import commit
 
-APP = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 20.0
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -28,7 +27,7 @@ QUIET = {
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The variables of a process of Flower whose home is ``home``."""
+    """The environment variables of a Flower process whose ``FLWR_HOME`` is ``home``."""
     state = os.environ.get("PFSR_HOME") or ".pfsr"
     return {
         "OMP_NUM_THREADS": "1",
@@ -49,14 +48,14 @@ def search_path() -> str:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """First politely, then for good; only this process and what it started, by their ids."""
-    family = {pid: _facts(pid) for pid in [process.pid, *descendants(process.pid)]}
+    """Terminates ``process``; after STOP_SECONDS kills it and its descendants, by their ids."""
+    family = {pid: _process_facts(pid) for pid in [process.pid, *descendants(process.pid)]}
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
     for pid, facts in family.items():
-        now = _facts(pid)
+        now = _process_facts(pid)
         if facts is not None and now is not None and now[1] == facts[1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -64,20 +63,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Processes that ``root`` started, directly or not, as Linux lists them; elsewhere none."""
+    """Ids of the processes that ``root`` started, directly or not: on Linux, elsewhere none."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
-        facts = _facts(int(entry.name))
+        facts = _process_facts(int(entry.name))
         if facts is not None:
             parents[int(entry.name)] = facts[0]
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
+    family = [root]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family[1:]
 
 
-def _facts(pid: int) -> tuple[int, int] | None:
-    """(parent, start time): a number that was given to another process since has another start."""
+def _process_facts(pid: int) -> tuple[int, int] | None:
+    """(parent, start time): the start time tells whether the id was given to another process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:

@@ -35,10 +35,16 @@ class FederatedDataset:
 
 
 def load_federation(settings: Settings) -> FederatedDataset:
-    """Reads, cleans, splits and partitions the data. Raises DataError and SettingsError."""
+    """Reads the data that ``settings`` name; then as :func:`build_federation`."""
+    _check_column(settings.federation)
+    return build_federation(settings, load_dataset(settings.data.source, settings.data.path))
+
+
+def build_federation(settings: Settings, log: Interactions) -> FederatedDataset:
+    """Cleans, splits and partitions a log. Raises DataError and SettingsError."""
     _check_column(settings.federation)
     data = settings.data
-    interactions = clean(load_dataset(data.source, data.path), cleaning_of(settings)).log
+    interactions = clean(log, cleaning_of(settings)).log
     split = leave_one_out(interactions, data.protocol)
     clients = _partition(settings, split, interactions)
     if data.sampled_99:

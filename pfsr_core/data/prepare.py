@@ -29,7 +29,7 @@ def prepare(source: str, path: str, directory: Path) -> Path:
     facts = describe(interactions, leave_one_out(interactions))
     directory.mkdir(parents=True, exist_ok=True)
     parquet_file = directory / "interactions.parquet"
-    _write_table(_interactions_table(interactions), parquet_file)
+    _write_table(interactions_table(interactions), parquet_file)
     save_vocabulary(directory, interactions.item_ids, interactions.titles)
     write_json(directory / "data.json", facts)
     return parquet_file
@@ -52,7 +52,7 @@ def clean_copy(
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_table(_interactions_table(cleaned.log), directory / "interactions.csv")
+        _write_table(interactions_table(cleaned.log), directory / "interactions.csv")
         _write_table(_item_map_table(cleaned), directory / "items.csv")
         write_json(directory / "cleaning.json", {"before": facts_before, "after": facts_after})
     return facts_before, facts_after
@@ -78,7 +78,8 @@ def _item_map_table(cleaned: Cleaned) -> pa.Table:
     return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
 
 
-def _interactions_table(interactions: Interactions) -> pa.Table:
+def interactions_table(interactions: Interactions) -> pa.Table:
+    """The log with columns user, item and timestamp, then title, text and the source's own."""
     known_columns = {
         "user": np.array(interactions.user_ids, str)[interactions.users],
         "item": np.array(interactions.item_ids, str)[interactions.items - 1],

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pfsr.deploy.processes import APP
+from pfsr.deploy.app_directory import CHECKOUT
 
 BUNDLED = (
     "pyproject.toml",
@@ -103,7 +103,7 @@ def copy_app(app: Path) -> None:
     """What the bundle is made of, in the new directory ``app``."""
     app.mkdir()
     for name in BUNDLED:
-        source = APP / name
+        source = CHECKOUT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, app / name)
 

@@ -18,7 +18,8 @@ from typing import Any
 from safetensors import safe_open
 
 from pfsr.deploy import flower_commands as deployment
-from pfsr.deploy.processes import APP, environment, stop
+from pfsr.deploy.app_directory import CHECKOUT
+from pfsr.deploy.processes import environment, stop
 from pfsr_core.settings.fields import Value
 from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
@@ -186,7 +187,7 @@ class Federation:
         self.flwr(*command[1:])
 
     def submit(
-        self, config: Mapping[str, Value], *, app: Path = APP, root: Path | None = None
+        self, config: Mapping[str, Value], *, app: Path = CHECKOUT, root: Path | None = None
     ) -> Run:
         """``flwr run``, which only hands the run in."""
         self.runs += 1

@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pfsr.cli.run import launch, resolve
+from pfsr.cli.run import run_config
+from pfsr.deploy.launch import launch
 from pfsr_core.settings.fields import Value
-from pfsr_core.settings.recipes import toml_value
 
 Flat = dict[str, Value]
 TINY: Flat = {
@@ -65,7 +65,7 @@ def measure(users: int, nodes: int, rounds: int = 3, model: Flat | None = None) 
             "run.directory": home,
             **(model or {}),
         }
-        made = launch(resolve(None, [f"{k}={toml_value(v)}" for k, v in config.items()]), nodes)
+        made = launch(run_config(config), nodes)
         text = (made / "metrics.jsonl").read_text("utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if line["round"] > 0]
     return Measured(

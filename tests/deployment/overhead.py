@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfsr.deploy.processes import APP, descendants
+from pfsr.deploy.app_directory import CHECKOUT
+from pfsr.deploy.processes import descendants
 from tests.deployment.faults import copy_app
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK
@@ -88,7 +89,7 @@ def measure(variant: Variant, nodes: int, rounds: int) -> dict[str, Any]:
 def bundle(app: Path, variant: Variant) -> Path:
     """The app as delivered, or a copy that waits for replies as Flower's own grid does."""
     if variant.reply_poll is None:
-        return APP
+        return CHECKOUT
     copy_app(app)
     messaging = app / "server_app" / "messaging.py"
     text = messaging.read_text("utf-8")

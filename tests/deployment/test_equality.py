@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from pfsr.cli import run as launch
+from pfsr.cli.run import run_config
+from pfsr.deploy import launch
 from pfsr.deploy.processes import descendants
 from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.recommend import recommend
-from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
 from tests.deployment.federation import Federation
 from tests.deployment.helpers import QUICK, figure, rows
@@ -64,8 +64,7 @@ def test_the_deployment_equals_the_plain_loop(deployed):
 def test_the_deployment_equals_the_simulation(deployed, tmp_path, monkeypatch):
     _federation, run = deployed
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
-    overrides = [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
-    simulated = RunLog(launch.launch(launch.resolve(None, overrides), NODES))
+    simulated = RunLog(launch.launch(run_config(CONFIG), NODES))
     assert_same_server(final_server(run.log, "pfsr"), final_server(simulated, "pfsr"))
 
 

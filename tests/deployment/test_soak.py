@@ -13,7 +13,8 @@ from statistics import median
 import numpy as np
 import pytest
 
-from pfsr.deploy.processes import APP, descendants, stop
+from pfsr.deploy.app_directory import CHECKOUT
+from pfsr.deploy.processes import descendants, stop
 from pfsr_core.settings.fields import Value
 from pfsr_core.settings.recipes import toml_value
 from tests.deployment.helpers import figure
@@ -75,11 +76,11 @@ def sample(pid: int, runs: Path) -> Sample | None:
 def samples(tmp_path_factory):
     """One sample a second, from a run that ended well."""
     home = tmp_path_factory.mktemp("soak")
-    command = [sys.executable, "-m", "pfsr.cli.run", "--nodes", str(NODES), "--run-config"]
+    command = [sys.executable, "-m", "pfsr", "run", "--nodes", str(NODES)]
     command += [f"{key}={toml_value(value)}" for key, value in CONFIG.items()]
     environment = {**os.environ, "PFSR_HOME": str(home)}
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=APP, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=log, stderr=log)
     found: list[Sample] = []
     try:
         while process.poll() is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pfsr.deploy.processes import APP
+from pfsr.deploy.app_directory import CHECKOUT
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import load_federation
 from pfsr_core.params import fingerprint
@@ -43,7 +43,7 @@ DELAY = 0.8  # seconds after the last of these messages, at most
 
 def start(directory: Path, resume: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.deployment.killable", str(directory), resume]
-    return subprocess.Popen(command, cwd=APP, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
 
 
 def events(directory: Path) -> list[str]:

@@ -146,6 +146,6 @@ def test_the_build_context_is_a_white_list() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     assert {name.partition("/")[0] for name in allowed} == {
         "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
-        "pfsr_core", "client_app", "server_app", "recipes", "docker",
+        "pfsr", "pfsr_core", "client_app", "server_app", "recipes", "docker",
     }  # fmt: skip
     assert all((ROOT / name).exists() for name in allowed)

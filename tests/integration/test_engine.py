@@ -7,11 +7,11 @@ import os
 
 import pytest
 
-from pfsr.cli import run as launch
+from pfsr.cli.run import run_config
+from pfsr.deploy import launch
 from pfsr.deploy.processes import descendants
 from pfsr_core.assembly.registries import ALGORITHMS
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.settings.recipes import toml_value
 from server_app.run_log import RunLog
 from tests.helpers.tiny import ITEMS_OF, NEEDS, TINY
 from tests.integration.helpers import (
@@ -46,8 +46,7 @@ def engine_runs(tmp_path_factory):
         home = tmp_path_factory.mktemp("engine")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PFSR_HOME", str(home))
-            overrides = [f"{key}={toml_value(value)}" for key, value in config.items()]
-            directory = launch.launch(launch.resolve(None, overrides), NODES)
+            directory = launch.launch(run_config(config), NODES)
         runs[main] = home, RunLog(directory)
     return runs
 
@@ -85,6 +84,6 @@ def test_a_run_that_fails_is_an_error_although_flower_ends_well(tmp_path, monkey
     monkeypatch.setenv("PFSR_HOME", str(tmp_path))
     log = tmp_path / "log.csv"
     log.write_text("colour,taste\nred,sweet\n", "utf-8")
-    overrides = ["data.source=file", f"data.path={log}", "federation.start-timeout=60"]
+    config = {"data.source": "file", "data.path": str(log), "federation.start-timeout": 60}
     with pytest.raises(launch.LaunchError, match="finished:failed"):
-        launch.launch(launch.resolve(None, overrides), 1)
+        launch.launch(run_config(config), 1)

@@ -12,11 +12,14 @@ import typer.main
 from click import Command, Context, Group
 
 from pfsr.cli.main import app
+from pfsr.cli.options import flat_settings
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.settings.recipes import load_recipe, parse_override
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
+MODULE = re.compile(
+    r"python -m ((?:pfsr|pfsr_core|benchmarks|experiments|server_app|client_app|tests)\b[\w.]*)"
+)
 SITE_ONLY = re.compile(
     r"docs/(reference/(api/.*|cli|files|settings|kernels)|guides/containers|contributing)\.md"
 )
@@ -99,11 +102,7 @@ def test_a_command_of_a_block_is_understood_as_it_is_printed(where: str, words: 
     if isinstance(command, Group):
         return  # a group, as pfsr deploy, shows its commands
     parsed = command.make_context("pfsr", arguments)
-    words: list[str] = parsed.params.get("settings") or []
-    flat = dict(parse_override(word) for word in words if "=" in word)
-    for recipe in (word for word in words if "=" not in word):
-        flat = {**load_recipe(ROOT / "recipes" / f"{recipe}.toml"), **flat}
-    parse_settings(flat)
+    parse_settings(flat_settings(parsed.params.get("settings")))
 
 
 @pytest.mark.parametrize(("where", "words"), NAMED)
@@ -118,9 +117,7 @@ def test_modules_recipes_and_targets_that_are_named_are_there(path: Path) -> Non
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     text = path.read_text("utf-8")
     for line in [*blocks(text), *inline(text)]:
-        for module in re.findall(
-            r"python -m ((?:pfsr|server_app|client_app|experiments|benchmarks|tests)[\w.]*)", line
-        ):
+        for module in MODULE.findall(line):
             assert importlib.util.find_spec(module), f"{path.name}: {line}"
         for recipe in re.findall(r"(?<![\w/])recipes/[\w-]+\.toml", line):
             assert (ROOT / recipe).is_file(), f"{path.name}: {line}"

@@ -27,7 +27,7 @@ def test_flower_knows_every_setting_with_the_same_default_and_type():
 
 
 def test_the_bundle_holds_all_three_packages_and_nothing_that_is_not_there():
-    patterns = flower()["fab-include"]
+    patterns = [pattern.removeprefix("/") for pattern in flower()["fab-include"]]
     assert {pattern.split("/")[0] for pattern in patterns} >= {
         "pfsr_core",
         "client_app",

@@ -1,4 +1,4 @@
-"""Reader of Parquet tables with the header names of ``delimited``; a "line" is a row, from 1."""
+"""Reader of Parquet and Arrow tables with the names of ``delimited``; a "line" is a row, from 1."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def read_parquet(file_path: Path, source: str = "") -> Interactions:
     except (pa.ArrowException, OSError) as error:
         problem = f"not a complete Parquet file ({str(error).splitlines()[0]})"
         raise MalformedFileError(file_path, None, problem, "write or copy the file again") from None
+    return read_arrow(content, file_path, source or file_path.stem)
+
+
+def read_arrow(content: pa.Table, file_path: Path, source: str) -> Interactions:
+    """Interactions of a table in memory.
+
+    Args:
+        content: Columns named as in a file.
+        file_path: What errors name in place of a file.
+        source: What the interactions are called.
+    """
     names = content.column_names
     check_header(file_path, names, ())
     if content.num_rows == 0:
@@ -31,7 +42,7 @@ def read_parquet(file_path: Path, source: str = "") -> Interactions:
             _check_column(file_path, role, column_name, content[column_name])
     columns = {column_name: _as_strings(content[column_name]) for column_name in names}
     table = Table(file_path, range(1, content.num_rows + 1), columns)
-    return table_to_interactions(table, source or file_path.stem)
+    return table_to_interactions(table, source)
 
 
 def _check_column(file_path: Path, role: str, column_name: str, column: pa.ChunkedArray) -> None:
@@ -52,8 +63,7 @@ def _check_column(file_path: Path, role: str, column_name: str, column: pa.Chunk
 def _as_strings(column: pa.ChunkedArray) -> list[str]:
     column_type = column.type
     if pa.types.is_timestamp(column_type) or pa.types.is_date(column_type):
-        moments = column.cast(pa.timestamp("us", tz=getattr(column_type, "tz", None))).cast(
-            pa.int64()
-        )
+        microseconds = pa.timestamp("us", tz=getattr(column_type, "tz", None))
+        moments = column.cast(microseconds, safe=False).cast(pa.int64())
         return ["" if moment is None else repr(moment / 1e6) for moment in moments.to_pylist()]
     return ["" if cell is None else str(cell) for cell in column.to_pylist()]

@@ -14,22 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.run import arm_settings
-from pfsr.cli import doctor
-from pfsr.cli.train import central_settings
+from pfsr.cli import examination
+from pfsr.cli.train import central_flat
+from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.items.text_vectors import words_of
 from pfsr_core.models.ops import kernel_calls
 from pfsr_core.serving.node_store import NodeStore
-from pfsr_core.settings.recipes import load_recipe
+from pfsr_core.settings.recipes import load_recipe, with_overrides
 from tests.helpers.command_line import fail, pfsr, succeed
 from tests.helpers.tiny import TINY
 from tests.pfsr_core.serving.test_recommend import serve, some_user
 
 DEPLOY = ["init", "certificate", "profile", "superlink", "key", "register", "node"]
 SETTINGS = [f"{key}={json.dumps(value)}" for key, value in TINY.items()] + ["federation.rounds=2"]
-SETS = [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "central", "baselines", "recommend", "item-map", "forget", "report", "doctor"]
+    ["run", "central", "baselines", "recommend", "item-map", "forget", "report", "doctor"]
     + ["data fetch", "data describe", "data prepare"]
     + [f"deploy {name}" for name in DEPLOY],
 )
@@ -53,7 +53,7 @@ def test_help_of_every_command(command: str) -> None:
 
 def test_help_names_every_command() -> None:
     text = succeed("--help")
-    for name in ("data", "simulate", "central", "baselines", "recommend", "report", "doctor"):
+    for name in ("data", "run", "central", "baselines", "recommend", "report", "doctor"):
         assert f" {name} " in text
     assert " deploy " in text
     text = succeed("deploy", "--help")
@@ -68,9 +68,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_simulate_writes_a_run_that_report_reads(recipe: Path, tmp_path: Path) -> None:
+def test_a_local_run_writes_a_run_that_report_reads(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    text = succeed("simulate", "-r", recipe, "-s", "federation.rounds=2", "--out", out)
+    text = succeed("run", "--local", recipe, "federation.rounds=2", "--out", out)
     assert "pfsr  round 2/2" in text
     assert "24 users in 6 clients" in text
     assert f"report: {out / 'report.html'}" in text
@@ -80,26 +80,31 @@ def test_simulate_writes_a_run_that_report_reads(recipe: Path, tmp_path: Path) -
     assert again.splitlines()[2] in text, "the same table"
 
 
-def test_simulate_refuses_to_write_over_a_run(recipe: Path, tmp_path: Path) -> None:
-    message = fail("simulate", "-r", recipe, "--out", tmp_path)
+def test_a_local_run_refuses_to_write_over_a_run(recipe: Path, tmp_path: Path) -> None:
+    message = fail("run", "--local", recipe, "--out", tmp_path)
     assert "exists already. Fix: " in message
 
 
 def test_overrides_win_over_the_recipe(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    changes = ("-s", "federation.rounds=1", "-s", "algorithm.name=local-only")
-    text = succeed("simulate", "-r", recipe, *changes, "-s", "run.baselines=false", "-o", out)
+    changes = ("federation.rounds=1", "algorithm.name=local-only")
+    text = succeed("run", "--local", recipe, *changes, "run.baselines=false", "-o", out)
     assert "local-only  round 1/1" in text
     assert json.loads((out / "config.json").read_text())["federation.rounds"] == 1
     assert "popularity" not in text
 
 
-def test_central_selects_on_validation_and_shows_baselines() -> None:
-    text = succeed("central", *SETS, "--rounds", 2, "--seed", 3)
+def test_central_selects_on_validation_and_shows_baselines(tmp_path: Path) -> None:
+    text = succeed("central", *SETTINGS, "--rounds", 2, "--seed", 3, "--out", tmp_path / "run")
     assert "24 users in 1 clients" in text
     assert "central  round 2/2" in text
     for name in ("central (round", *BASELINES):
         assert name in text
+
+
+def central_settings(recipe: Path | None, overrides: list[str], **given: int) -> Settings:
+    values = load_recipe(recipe) if recipe else {}
+    return parse_settings(central_flat(values, with_overrides({}, overrides), **given))
 
 
 def test_central_is_one_client_with_a_shared_table() -> None:
@@ -120,14 +125,14 @@ def test_central_takes_the_steps_of_one_table_for_all_unless_told() -> None:
 
 
 def test_baselines_alone_and_together() -> None:
-    text = succeed("baselines", *SETS)
+    text = succeed("baselines", *SETTINGS)
     for name in BASELINES:
         assert f"{name} (each client alone)" in text
         assert f"{name} (all data)" in text
 
 
 def test_baselines_of_every_client_with_its_own_counts_and_with_those_of_all() -> None:
-    text = succeed("baselines", *SETS, "--by-client")
+    text = succeed("baselines", *SETTINGS, "--by-client")
     alone, together = text.split("counts of all clients")
     assert "counts of each client alone: HR@10 / NDCG@10" in alone
     for part in (alone, together):
@@ -163,7 +168,7 @@ def test_prepared_data_have_the_same_split(tmp_path: Path) -> None:
     path = "users=20,items=30,seed=4"
     text = succeed("data", "prepare", "synthetic", "--path", path, "--out", out)
     file = out / "interactions.parquet"
-    assert f'--set data.path="{file}"' in text
+    assert f'data.path="{file}"' in text
     before, after = load_dataset("synthetic", path), load_dataset("file", str(file))
     assert leave_one_out(after).digest == leave_one_out(before).digest
     assert set(after.columns) == {*before.columns, "title", "text"}
@@ -225,13 +230,13 @@ def test_a_new_interaction_is_kept_and_a_user_can_be_forgotten(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["simulate", "--set", "modl.encoder=3"], "Did you mean model.encoder"),
-        (["simulate", "--set", "rounds"], "write key=value"),
-        (["simulate", "--set", "run.compare=nope"], "run.compare names 'nope'"),
-        (["simulate", "--set", "data.source=nope"], "unknown dataset 'nope'"),
-        (["simulate", "--recipe", "no.toml"], "no.toml: no such file"),
-        (["central", "--set", "data.path=users=x", "--set", "data.source=synthetic"], "users=x"),
-        (["baselines", "--set", "federation.rounds=0"], "federation.rounds = 0 is below 1"),
+        (["run", "--local", "modl.encoder=3"], "Did you mean model.encoder"),
+        (["run", "--local", "rounds"], "a setting is written key=value"),
+        (["run", "--local", "run.compare=nope"], "run.compare names 'nope'"),
+        (["run", "--local", "data.source=nope"], "unknown dataset 'nope'"),
+        (["run", "--local", "no.toml"], "no.toml: no such file"),
+        (["central", "data.path=users=x", "data.source=synthetic"], "users=x"),
+        (["baselines", "federation.rounds=0"], "federation.rounds = 0 is below 1"),
         (["recommend", "--state", "no.sqlite", "-u", "1"], "no.sqlite: no such file"),
         (["report", "no-such-run"], "no-such-run is no run directory"),
         (["data", "fetch", "netflix"], "'netflix' cannot be fetched"),
@@ -254,7 +259,7 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.Monkey
     def broken(*_: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("pfsr.cli.train.baselines", broken)
+    monkeypatch.setattr("pfsr.cli.train.compare_baselines", broken)
     assert isinstance(pfsr("baselines").exception, ValueError)
 
 
@@ -272,14 +277,14 @@ def test_doctor_here() -> None:
 def test_doctor_tells_of_the_kernel(
     monkeypatch: pytest.MonkeyPatch, version: str | None, loaded: None, words: str
 ) -> None:
-    monkeypatch.setattr(doctor, "installed", lambda _name: version)
+    monkeypatch.setattr(examination, "installed", lambda _name: version)
     monkeypatch.setattr(kernel_calls, "compiled", lambda: loaded)
-    (finding, *_) = doctor._accelerator()
+    (finding, *_) = examination._accelerator()
     assert finding.level == "note" and words in f"{finding.found} {finding.fix}"
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed", lambda _name: None)
+    monkeypatch.setattr(examination, "installed", lambda _name: None)
     result = pfsr("doctor")
     assert result.exit_code == 1
     assert 'get it: pip install "flwr>=1.39,<1.40"' in result.stdout
@@ -300,7 +305,7 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_doctor_keeps_to_the_pin_of_flower(version: str | None, level: str) -> None:
-    assert doctor.flower_finding(version).level == level
+    assert examination.flower_finding(version).level == level
 
 
 def test_the_pin_is_that_of_the_project() -> None:
@@ -310,11 +315,11 @@ def test_the_pin_is_that_of_the_project() -> None:
 
 def test_doctor_finds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PFSR_CACHE", str(tmp_path))
-    findings = {finding.subject: finding for finding in doctor.examine()}
+    findings = {finding.subject: finding for finding in examination.examine()}
     assert findings["data ml-1m"].fix == "pfsr data fetch ml-1m"
     (tmp_path / "ml-1m").mkdir()
     (tmp_path / "ml-1m" / "ratings.dat").touch()
-    findings = {finding.subject: finding for finding in doctor.examine()}
+    findings = {finding.subject: finding for finding in examination.examine()}
     assert findings["data ml-1m"].level == "ok"
 
 
@@ -330,15 +335,14 @@ def test_the_command_at_the_head_of_the_market_recipe_runs(tmp_path: Path) -> No
         text = "\n".join(["userId itemId rate date", *lines, ""])
         (tmp_path / f"{market}_5core.txt").write_text(text)
     comment = "".join(line[1:] for line in recipe.read_text().splitlines(True) if line[0] == "#")
-    command = comment[comment.index("pfsr simulate") :].replace("DIR", str(tmp_path))
+    command = comment[comment.index("pfsr run fecosr --local") :].replace("DIR", str(tmp_path))
     words = shlex.split(command.replace("\\\n", " "))
-    quick = (
+    less = (
         "federation.rounds=1",
         "algorithm.fecosr.finetune-epochs=1",
         "model.id-dim=8",
         "run.compare=",
     )
-    less = [part for setting in quick for part in ("--set", setting)]
-    found = succeed(*words[1:], *less, "--set", "run.baselines=false", "--out", tmp_path / "run")
+    found = succeed(*words[1:], *less, "run.baselines=false", "--out", tmp_path / "run")
     assert re.search(r"market-uk +12 .*(local|federated)", found)
     assert "collaborative, not semantic" in found

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import command as bench
-from pfsr.cli import run as launch
 from pfsr_core.runs import local as plain_run
 from pfsr_core.serving.node_store import NodeStore
 from tests.helpers.command_line import fail, pfsr, succeed
-from tests.pfsr.cli.test_commands import SETS
+from tests.pfsr.cli.test_commands import SETTINGS
 from tests.pfsr_core.serving.test_recommend import serve, some_user
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    succeed("simulate", *SETS, "-s", "federation.rounds=1", "--out", run)
+    succeed("run", "--local", *SETTINGS, "federation.rounds=1", "--out", run)
     return run
 
 
@@ -48,7 +48,7 @@ def test_a_setting_that_cannot_be_followed_is_refused(
     setting: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert problem in fail("simulate", *SETS, "-s", setting)
+    assert problem in fail("run", "--local", *SETTINGS, setting)
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
@@ -64,16 +64,15 @@ def test_a_setting_that_cannot_be_followed_is_refused(
 def test_a_model_that_cannot_be_built_leaves_no_run(
     settings: list[str], problem: str, tmp_path: Path
 ) -> None:
-    words = [part for setting in settings for part in ("--set", setting)]
-    result = pfsr("simulate", *SETS, *words, "--out", tmp_path / "run")
+    result = pfsr("run", "--local", *SETTINGS, *settings, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert problem in result.stderr and "Fix: " in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_a_diverged_model_names_the_step_size(tmp_path: Path) -> None:
-    steps = ["--set", "train.optimizer=sgd", "--set", "train.learning-rate=1e30"]
-    result = pfsr("simulate", *SETS, *steps, "--out", tmp_path / "run")
+    steps = ["train.optimizer=sgd", "train.learning-rate=1e30"]
+    result = pfsr("run", "--local", *SETTINGS, *steps, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "the model has diverged. Fix: lower train.learning-rate" in result.stderr
 
@@ -85,7 +84,7 @@ def test_a_stopped_run_says_how_to_look_at_what_is_there(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plain_run, "write_clients", stop)
-    result = pfsr("simulate", *SETS, "--out", tmp_path / "run")
+    result = pfsr("run", "--local", *SETTINGS, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert f"stopped; what is there: pfsr report {tmp_path / 'run'}" in result.stdout
     assert "pfsr (round " in succeed("report", tmp_path / "run")
@@ -94,16 +93,14 @@ def test_a_stopped_run_says_how_to_look_at_what_is_there(
 @pytest.mark.parametrize(
     "words",
     [
-        ["simulate", *SETS, "--out", "file/run"],
+        ["run", "--local", *SETTINGS, "--out", "file/run"],
         ["data", "prepare", "synthetic", "--out", "file"],
-        ["bench", "scan", "--out", "file"],
     ],
 )
 def test_a_path_that_cannot_be_written_is_named(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "_measure", lambda name: pytest.fail("timed before it looked"))
     (tmp_path / "file").touch()
     result = pfsr(*words)
     assert result.exit_code == 2
@@ -180,11 +177,56 @@ def test_doctor_refuses_what_it_would_not_look_at(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("nodes", ["0", "-1", "two"])
-def test_a_launch_needs_a_node(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        launch.main(["--nodes", nodes])
-    assert ended.value.code == 2
-    assert "is no whole number from 1 on" in capsys.readouterr().err
+def test_a_run_needs_a_node(nodes: str) -> None:
+    result = pfsr("run", "--nodes", nodes)
+    assert result.exit_code == 2
+    assert "--nodes" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--local", "--nodes", 2), ("--local", "--resume", "x"), ("--out", "x")],
+)
+def test_options_of_the_other_way_to_run_are_refused(words: tuple[object, ...]) -> None:
+    result = pfsr("run", *words)
+    assert result.exit_code == 2
+    assert "--local" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (("simulate", "--recipe", "recipes/pfsr.toml"), "pfsr run --local"),
+        (("item-views",), "pfsr item-map"),
+        (("bench", "scan"), "python -m benchmarks"),
+        (("run", "--local", "--recipe", "recipes/pfsr.toml"), "as the first word"),
+        (("run", "--run-config", "federation.rounds=5"), "write KEY=VALUE alone"),
+        (("central", "-s", "federation.rounds=5"), "write KEY=VALUE alone"),
+        (("baselines", "--set=federation.rounds=5"), "write KEY=VALUE alone"),
+    ],
+)
+def test_an_old_command_names_the_new_one(words: tuple[str, ...], new: str) -> None:
+    message = fail(*words)
+    assert new in message and "Fix: " in message
+
+
+def test_the_old_launcher_names_the_new_command() -> None:
+    command = [sys.executable, "-m", "server_app.launch", "--recipe", "recipes/pfsr.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Fix: pfsr run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["pfrs"], "no recipe 'pfrs'. Did you mean pfsr?"),
+        (["pfsr", "smoke"], "cannot read 'smoke'"),
+        (["federation.rounds=5", "pfsr"], "cannot read 'pfsr'"),
+    ],
+)
+def test_a_recipe_is_named_once_and_first(words: list[str], problem: str) -> None:
+    assert problem in fail("run", "--local", *words)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +234,6 @@ def test_a_launch_needs_a_node(nodes: str, capsys: pytest.CaptureFixture[str]) -
     [
         ("data describe", "SOURCE is a dataset's name"),
         ("data fetch", "NAME is ml-100k or ml-1m"),
-        ("bench", "NAMES are of scan"),
         ("report", "RUN is the directory"),
         ("deploy init", "DIRECTORY is where"),
         ("deploy key", "PATH is where"),

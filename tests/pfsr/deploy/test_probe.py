@@ -20,9 +20,9 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from pfsr.cli.doctor import Finding
 from pfsr.cli.main import app
 from pfsr.deploy import probe
+from pfsr.deploy.findings import Finding
 from pfsr.deploy.flower_commands import (
     make_authority,
     make_node_key,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pfsr.deploy import commands as deploy_cli
+from pfsr.cli import deploy
 from tests.helpers.command_line import fail, succeed
 
 NODE = ("deploy", "node", "--superlink", "server:9092", "--state", "state")
@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
     """The command and environment that this process would have become."""
     calls: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(deploy_cli.os, "execve", lambda _path, *rest: calls.append(rest))
+    monkeypatch.setattr(deploy.os, "execve", lambda _path, *rest: calls.append(rest))
     return calls
 
 
@@ -196,7 +196,6 @@ def test_a_mistake_is_one_message(ready: Path, started, words, problem: str) -> 
 
 
 def test_the_documentation_names_every_command_and_none_that_is_not_there() -> None:
-    commands = {
-        command.name or command.callback.__name__ for command in deploy_cli.app.registered_commands
-    }
+    registered = deploy.deploy_app.registered_commands
+    commands = {command.name or command.callback.__name__ for command in registered}
     assert set(re.findall(r"pfsr deploy ([a-z]+)", DOCS.read_text("utf-8"))) == commands

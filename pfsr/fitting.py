@@ -1,0 +1,175 @@
+"""``pfsr.fit``: from a DataFrame or a file to a trained model, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from pfsr.keywords import setting_keys
+from pfsr.model import Model
+from pfsr.recipe_files import recipe_path
+from pfsr_core.assembly.compatibility import algorithm_names
+from pfsr_core.assembly.data import FederatedDataset, build_federation
+from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
+from pfsr_core.data.datasets import DATASETS, load_dataset
+from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.readers.frame import read_frame
+from pfsr_core.runs.local import simulate
+from pfsr_core.settings.fields import SettingsError, Value
+from pfsr_core.settings.recipes import load_recipe
+
+FRAME = "DataFrame"
+"""The ``data.source`` of a model that was fitted to a DataFrame."""
+
+
+def fit(
+    data: pd.DataFrame | str | Path,
+    recipe: str | Path = "pfsr",
+    clients: str | int | Literal["user"] | None = None,
+    *,
+    silent: bool = False,
+    **settings: Any,
+) -> Model:
+    """Trains a model on the interactions in ``data``, with the plain loop, in this process.
+
+    The last item of every user is the test item and the one before it the validation item; users
+    with fewer than three interactions are left out. Nothing global is changed: neither random
+    states nor threads, working directory or plotting backend.
+
+    Args:
+        data: A DataFrame with one interaction a row; or the path of a file (CSV, TSV, Parquet,
+            RecBole's ``.inter``); or the name of a dataset such as "ml-100k". Columns: ``user``,
+            ``item`` and ``time``, or a common synonym such as ``user_id``, ``item_id``,
+            ``timestamp``; optionally ``title`` and ``text`` about the item. Times are seconds since
+            1970, ``datetime64`` or ISO dates.
+        recipe: Name of a recipe, or the path of a TOML file.
+        clients: Who is a client, the unit that has a model of its own: the name of a column, such
+            as "shop", for one client a value; a number, for so many groups of users; "user", for
+            one client a user; None, for what the recipe says.
+        silent: Whether to show no progress bar.
+        **settings: Settings that replace the recipe's own: the last part of a key where it is
+            clear, as ``rounds=10``; nested, as ``train={"batch_size": 8}``; or the whole key, as
+            ``**{"train.batch-size": 8}``. Algorithms to train beside it for comparison are named
+            by ``compare=["fed-avg", "local-only"]``; without it the recipe's algorithm alone is.
+
+    Returns:
+        The trained model, see :class:`pfsr.Model`.
+
+    Raises:
+        DataError: Data that cannot be used; the message names column, row and fix.
+        SettingsError: A setting that is unknown or does not fit.
+
+    Example:
+        >>> import pfsr
+        >>> log = pfsr.datasets.load("synthetic", "users=60,items=80")
+        >>> model = pfsr.fit(log, clients=4, rounds=1, silent=True)
+        >>> model.recommend(model.users[0], k=3).columns.tolist()
+        ['item', 'score', 'title']
+    """
+    chosen = parse_settings(_flat(data, recipe, clients, settings))
+    refuse_continuing(chosen)
+    federation = build_federation(chosen, _interactions(data, chosen))
+    root = Path(tempfile.mkdtemp(prefix="pfsr-"))
+    try:
+        directory = root / chosen.run.name
+        with _progress(chosen, silent) as log:
+            simulate(chosen, federation, directory, log)
+        return Model(directory, temporary=root)
+    except BaseException:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+
+
+def refuse_continuing(settings: Settings) -> None:
+    """Raises SettingsError for a run that would start anew although told to continue."""
+    for name in ("resume", "warm_start"):
+        value = getattr(settings.run, name)
+        if value:
+            raise SettingsError(
+                f"run.{name.replace('_', '-')} = {value!r}, but a run in one process keeps nothing "
+                f"to continue from. Fix: leave it out, or run through Flower (pfsr run, without "
+                f"--local)."
+            )
+
+
+def size_text(federation: FederatedDataset) -> str:
+    """How many users, clients and items take part."""
+    users, items = len(federation.split.users), len(federation.split.item_ids)
+    return f"{users} users in {len(federation.clients)} clients, {items} items"
+
+
+def _flat(
+    data: pd.DataFrame | str | Path,
+    recipe: str | Path,
+    clients: str | int | None,
+    settings: dict[str, Any],
+) -> dict[str, Value]:
+    """Dotted keys of the recipe with what the caller gave on top."""
+    given = setting_keys(settings, flat_settings(Settings()))
+    return {
+        **load_recipe(recipe_path(recipe)),
+        "run.compare": "",
+        **_source(data),
+        **_partition(clients),
+        **given,
+    }
+
+
+def _source(data: pd.DataFrame | str | Path) -> dict[str, Value]:
+    """``data.source`` and ``data.path``."""
+    if isinstance(data, pd.DataFrame):
+        return {"data.source": FRAME, "data.path": ""}
+    if not isinstance(data, str | Path):
+        raise DataError(
+            f"data is a {type(data).__name__}. Fix: give a pandas DataFrame, the path of a file, "
+            f"or the name of a dataset ({', '.join(DATASETS)})."
+        )
+    if str(data) in DATASETS:
+        return {"data.source": str(data), "data.path": ""}
+    return {"data.source": "file", "data.path": str(data)}
+
+
+def _partition(clients: str | int | None) -> dict[str, Value]:
+    """``federation.*`` of the argument ``clients``; nothing for None."""
+    if clients is None:
+        return {}
+    if isinstance(clients, str) and clients != "user":
+        return {"federation.partition": "column", "federation.column": clients}
+    # What a recipe for clients by column says of its column does not apply.
+    other: dict[str, Value] = {"federation.column": "", "federation.values": ""}
+    if clients == "user":
+        return {**other, "federation.partition": "user"}
+    other["federation.sizes"] = ""
+    return {**other, "federation.partition": "group", "federation.clients": int(clients)}
+
+
+def _interactions(data: pd.DataFrame | str | Path, settings: Settings) -> Interactions:
+    if isinstance(data, pd.DataFrame):
+        return read_frame(data)
+    return load_dataset(settings.data.source, settings.data.path)
+
+
+@contextlib.contextmanager
+def _progress(settings: Settings, silent: bool) -> Iterator[Callable[[str], None]]:
+    """A bar that advances by a round with every line it is given, and shows the line."""
+    rounds = len(algorithm_names(settings)) * settings.federation.rounds
+    columns = [BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
+    line = TextColumn("{task.description}")
+    with Progress(*columns, line, console=Console(stderr=True), disable=silent) as bar:
+        task = bar.add_task("preparing", total=rounds)
+        yield lambda text: bar.update(task, advance=1, description=text)

@@ -1,0 +1,233 @@
+"""``pfsr.Model``: a trained model with its clients, its figures and the way to ask it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from pfsr_core.runs.model_files import MODEL_DIRECTORY, MODEL_FILE, ModelFilesError, load_model
+from pfsr_core.serving.recommend import add_items, check_question, recommend
+from pfsr_core.serving.served_model import RecommendationError, Served, preview
+
+RESULTS = "clients.csv"
+NOT_METRICS = ("covered", "shipped")
+
+
+class Model:
+    """A trained model of all clients, as :func:`pfsr.fit` returns and :func:`pfsr.load` reads it.
+
+    It stands for a directory of files. Those of a fitted model are temporary and go with the
+    object; :meth:`save` keeps them. They hold the users' histories: do not publish them.
+
+    Attributes:
+        directory: The files: those of a run, see ``pfsr report``.
+    """
+
+    def __init__(self, directory: Path, *, temporary: Path | None = None) -> None:
+        """Reads the model in ``directory``.
+
+        Args:
+            directory: A run or saved model.
+            temporary: What to delete when this object is no longer used.
+        """
+        self.directory = directory
+        self._served: Served = load_model(model_directory(directory))
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return (
+            f"<pfsr.Model {self.algorithm}: {len(self.users)} users in {len(self.clients)} "
+            f"clients, {len(self.items)} items>"
+        )
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm that trained the model."""
+        return self._served.origin.algorithm
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings by dotted key."""
+        return MappingProxyType(dict(self._served.origin.settings))
+
+    @property
+    def clients(self) -> list[str]:
+        """Names of the clients, such as "shop-berlin" or "group-03"."""
+        return list(self._served.clients)
+
+    @cached_property
+    def users(self) -> list[str]:
+        """Ids of the users that the model was trained with, client by client."""
+        return [user for part in self._served.clients.values() for user in part.histories]
+
+    @property
+    def items(self) -> list[str]:
+        """Ids of all items."""
+        return list(self._served.items.ids)
+
+    def client_of(self, user: str | int) -> str:
+        """Name of the client that a user belongs to. Raises RecommendationError."""
+        for name, part in self._served.clients.items():
+            if str(user) in part.histories:
+                return name
+        raise RecommendationError(
+            f"unknown user {str(user)!r} (users: {preview(self.users)}). Fix: give one of "
+            f"model.users, or a list of item ids for a new user."
+        )
+
+    def recommend(
+        self, user_or_history: str | int | Sequence[str | int], k: int = 10, *, client: str = ""
+    ) -> pd.DataFrame:
+        """The ``k`` best items for a user, without those of the user's history.
+
+        Args:
+            user_or_history: Id of a user of the model; or the item ids of a new user, oldest first.
+                A user without items gets the client's most frequent ones.
+            k: Number of items.
+            client: Whose model answers. By default that of the user's own client, for a new user
+                that of the client with the most users.
+
+        Returns:
+            Columns ``item``, ``score`` and ``title`` ("" where none is known), the best item first,
+            with the rank from 1 on as index. ``attrs`` says which ``client`` answered, the
+            ``source`` of the scores, and the ``skipped`` items that this client does not have.
+
+        Raises:
+            RecommendationError: An unknown user or client, or ``k`` below 1.
+        """
+        if isinstance(user_or_history, str | int):
+            user, items = str(user_or_history), None
+            self.client_of(user)
+        else:
+            user, items = "", [str(item) for item in user_or_history]
+        answer = recommend(self._served, user, k, items, client)
+        rows = [(one.item, one.score, one.title) for one in answer.recommendations]
+        frame = pd.DataFrame(rows, columns=["item", "score", "title"])
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name="rank")
+        frame.attrs = {
+            "client": answer.client,
+            "source": answer.source,
+            "skipped": list(answer.skipped),
+        }
+        return frame
+
+    def add(
+        self, user: str | int, items: Sequence[str | int], time_seconds: int | None = None
+    ) -> None:
+        """Adds new interactions to a user's history; the model itself does not change.
+
+        They are stored in the model's directory: :meth:`save` keeps them.
+
+        Args:
+            user: Id of a user of the model.
+            items: Item ids, oldest first.
+            time_seconds: When they were, in seconds since 1970. Default: now.
+
+        Raises:
+            RecommendationError: An unknown user or item, or no item.
+        """
+        self.client_of(user)
+        check_question(self._served, 1, "")
+        seconds = int(time.time()) if time_seconds is None else time_seconds
+        add_items(self._served, str(user), [str(item) for item in items], seconds)
+
+    def evaluate(self, *, by_client: bool = True) -> pd.DataFrame:
+        """The figures of the model, the baselines and the algorithms trained for comparison.
+
+        They were computed when the model was trained, each client ranking its own catalogue without
+        the items of the user's history.
+
+        Args:
+            by_client: One row for each client; otherwise one row for all users together.
+
+        Returns:
+            Columns ``method``, ``client`` (by client), ``users``, ``interactions``, ``split``
+            ("valid" or "test"), then means over the users: the metrics such as ``hr@10`` and
+            ``ndcg@10``, and ``covered``, the share of users whose held-out item occurs in the
+            client's training data. ``pfsr: global`` is the model without its private part.
+
+        Raises:
+            ModelFilesError: A model that was saved without its figures.
+        """
+        path = self.directory / RESULTS
+        if not path.is_file():
+            raise ModelFilesError(
+                f"{path}: no such file. Fix: give the directory of the run, not its model alone."
+            )
+        rows = pd.read_csv(path, dtype={"method": str, "client": str, "shipped": str})
+        return client_means(rows, by_client=by_client)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the model, its figures and the users' histories into a new directory.
+
+        ``pfsr.load``, ``pfsr report`` and ``pfsr recommend --model`` read it.
+
+        Args:
+            directory: Must not exist yet, or be empty.
+
+        Raises:
+            ModelFilesError: ``directory`` holds something already.
+        """
+        target = Path(directory).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ModelFilesError(f"{target} is there already. Fix: name another directory.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = target.with_name(f".{target.name}.new")
+        shutil.rmtree(stage, ignore_errors=True)
+        try:
+            shutil.copytree(self.directory, stage)
+            stage.rename(target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def load(directory: str | Path) -> Model:
+    """A model that was saved, or that a run left: ``pfsr run --local``, ``pfsr central``.
+
+    Args:
+        directory: Of :meth:`Model.save`, or of the run.
+
+    Raises:
+        ModelFilesError: ``directory`` holds no model, or a damaged one.
+    """
+    return Model(Path(directory).expanduser())
+
+
+def model_directory(directory: Path) -> Path:
+    """Where the model of a run is: in its subdirectory, or ``directory`` itself."""
+    if (directory / MODEL_FILE).is_file():
+        return directory
+    return directory / MODEL_DIRECTORY if (directory / MODEL_DIRECTORY).is_dir() else directory
+
+
+def client_means(rows: pd.DataFrame, *, by_client: bool) -> pd.DataFrame:
+    """Means over users from the rows of clients.csv, which hold sums.
+
+    Args:
+        rows: Columns ``method``, ``client``, ``users``, ``interactions``, ``split``, ``X_sum`` for
+            each metric X, ``covered`` and ``shipped``.
+        by_client: Whether clients stay apart.
+    """
+    sums = [name for name in rows.columns if name.endswith("_sum")]
+    keys = ["method", "client", "split"] if by_client else ["method", "split"]
+    totals = rows.groupby(keys, sort=False, as_index=False)[
+        ["users", "interactions", *sums, "covered"]
+    ].sum()
+    means = {name.removesuffix("_sum"): totals[name] / totals["users"] for name in sums}
+    leading = [name for name in keys if name != "split"]
+    return pd.DataFrame(
+        {
+            **{name: totals[name] for name in (*leading, "users", "interactions", "split")},
+            **means,
+            "covered": totals["covered"] / totals["users"],
+        }
+    )
