@@ -21,7 +21,7 @@ NUMERICAL := $(addprefix tests/pfsr_core/,algorithms assembly/test_catalogues.py
 	federated items models runs serving training) tests/experiments/leakage \
 	$(addprefix tests/integration/,test_equality.py test_serve_round.py test_views.py)
 
-.PHONY: help setup run test test-slow test-arithmetic $(ARITHMETIC) test-deployment test-docker check format ablation bench clean
+.PHONY: help setup run test test-slow test-arithmetic $(ARITHMETIC) test-deployment test-docker check format ablation bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,5 +87,9 @@ bench: setup ## Time ours against peers: docs/performance.md and its plots, ten 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
 	$(BIN)/pfsr bench --out docs
 
+docs: setup ## Build the manual in site/: reference pages from the sources, links checked
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean: ## Remove caches (never runs, data or private state)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site

@@ -154,7 +154,7 @@ def finish(node: Node, order: Order, received: Flat) -> Metrics:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
                 state = state_of(assembly.algorithm, states, data)
-                histories = {user.user: user.full.tolist() for user in data.users}
+                histories = {user.user: user.all_items.tolist() for user in data.users}
                 known = [user for user in data.users if len(user.times)]
                 times = {user.user: user.times.tolist() for user in known}
                 kept = times if assembly.task.reads_times else {}

@@ -24,7 +24,7 @@ from torch import Tensor
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import with_catalogue
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, unknown_times
 from pfsr_core.evaluation.scoring import Question, make_scorer, score_from_memory
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import Catalogue
@@ -72,7 +72,7 @@ class Asker:
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
-    times: ItemArray = field(default_factory=no_times)
+    times: ItemArray = field(default_factory=unknown_times)
     user: str = ""
 
 

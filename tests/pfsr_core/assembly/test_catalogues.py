@@ -64,7 +64,7 @@ def trained(
 def test_a_catalogue_is_what_the_clients_own_log_holds() -> None:
     _, federation, _ = own_world()
     for data in federation.clients:
-        items = {int(code) for user in data.users for code in user.full}
+        items = {int(code) for user in data.users for code in user.all_items}
         assert data.catalogue.tolist() == sorted(items)
         assert data.catalogue_size == len(items) < data.num_items
     _, common, _ = tiny_world()
