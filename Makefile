@@ -56,7 +56,7 @@ arithmetic-scalar: setup
 
 arithmetic-avx2: setup
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=AVX2 \
-		OMP_NUM_THREADS=2 PFSR_TEST_THREADS=2 \
+		OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE PFSR_TEST_THREADS=2 \
 		$(BIN)/python -m pytest -q -p no:cacheprovider $(NUMERICAL)
 
 arithmetic-perturbed: setup

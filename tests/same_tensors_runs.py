@@ -1,7 +1,8 @@
 """The runs of ``tests.same_tensors``, and how a checkout runs one: all that knows its modules.
 
-Settings are written with nested keys. A checkout from before them gets its own by OLD_KEYS, and its
-figures are read by OLD_FIGURES; both go when no such checkout is compared any more.
+Settings are written with nested keys. A checkout from before them gets its own by OLD_KEYS, and
+figures by their former names are renamed by OLD_FIGURES; both go, with ``_play_before``, when no
+such checkout is compared any more.
 """
 
 from __future__ import annotations
@@ -169,26 +170,25 @@ NOT_COMPARED = {"seconds"}
 def play(settings: Mapping[str, Value]) -> tuple[Tensors, Figures]:
     """One run by the modules of the checkout in the working directory."""
     before = importlib.util.find_spec("pfsr_core.plain_run") is not None
-    outcome = _play_before(settings) if before else _play(settings)
+    outcome = (_play_before if before else _play)(settings)
     tensors = {f"shared {name}": tensor for name, tensor in outcome.shared.items()}
     for client, state in outcome.states.items():
         tensors |= {f"client {client} {name}": tensor for name, tensor in state.items()}
-    names = OLD_FIGURES if before else {}
-    figures: Figures = dict(flatten(outcome.row, names))
+    figures: Figures = dict(flatten(outcome.row))
     for row in outcome.clients:
         # a client's row of the CSV, by the columns that name it
         place = "/".join(str(row[key]) for key in ("method", "client", "split"))
-        figures |= {f"{place}/{key}": value for key, value in flatten(row, names)}
+        figures |= {f"{place}/{key}": value for key, value in flatten(row)}
     return tensors, figures
 
 
 def _play_before(settings: Mapping[str, Value]) -> Any:
     from pfsr_core import plain_run
     from pfsr_core.assembly import assemble, load_federation
-    from pfsr_core.settings import parse_settings
+    from pfsr_core.settings import Settings, flat_settings, parse_settings
 
     _check_place(plain_run.__file__)
-    parsed = parse_settings({OLD_KEYS.get(key, key): value for key, value in settings.items()})
+    parsed = parse_settings(with_keys_of(flat_settings(Settings()), settings))
     federation = load_federation(parsed)
     experiment = plain_run.Experiment(parsed, federation, assemble(parsed, federation.catalogue))
     return plain_run.train_and_evaluate(experiment, lambda _line: None)
@@ -197,14 +197,21 @@ def _play_before(settings: Mapping[str, Value]) -> Any:
 def _play(settings: Mapping[str, Value]) -> Any:
     from pfsr_core.assembly.assemble import assemble
     from pfsr_core.assembly.data import load_federation
-    from pfsr_core.assembly.settings import parse_settings
+    from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
     from pfsr_core.runs import local
 
     _check_place(local.__file__)
-    parsed = parse_settings(settings)
+    parsed = parse_settings(with_keys_of(flat_settings(Settings()), settings))
     federation = load_federation(parsed)
     experiment = local.Experiment(parsed, federation, assemble(parsed, federation.catalogue))
     return local.train_and_evaluate(experiment, lambda _line: None)
+
+
+def with_keys_of(known: Mapping[str, object], settings: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings by the keys that the checkout knows, today's or else its former ones."""
+    return {
+        key if key in known else OLD_KEYS.get(key, key): value for key, value in settings.items()
+    }
 
 
 def _check_place(file: str | None) -> None:
@@ -213,12 +220,12 @@ def _check_place(file: str | None) -> None:
         raise RuntimeError(f"{file} was imported, but the checkout is {Path.cwd()}")
 
 
-def flatten(value: Any, names: Mapping[str, str], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested tables by their path, parts of a name by today's ``names``."""
+def flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested tables by their path, in today's names."""
     if not isinstance(value, Mapping):
         yield place, value
         return
     for key, inner in value.items():
         if key not in NOT_COMPARED:
-            parts = [names.get(part, part) for part in str(key).split("/")]
-            yield from flatten(inner, names, "/".join([*([place] if place else []), *parts]))
+            parts = [OLD_FIGURES.get(part, part) for part in str(key).split("/")]
+            yield from flatten(inner, "/".join([*([place] if place else []), *parts]))

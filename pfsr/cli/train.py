@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfsr.fitting import refuse_continuing, size_text
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.data import load_federation
+from pfsr_core.assembly.data import FederatedDataset, load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.text_table import clients_text, final_table, methods_text

@@ -18,7 +18,7 @@ from pfsr_core.federated.model import Assembly
 from pfsr_core.models.compressors import USERS
 from pfsr_core.params import Params
 from pfsr_core.settings.fields import Value
-from pfsr_core.training import batched as batched_training
+from pfsr_core.training import grouping
 from pfsr_core.training.batched import BatchedClient, _batched_client, _groups, train_clients
 from pfsr_core.training.grouping import Size
 from pfsr_core.training.local import Job
@@ -203,7 +203,7 @@ def test_memory_bounds_the_groups(monkeypatch: pytest.MonkeyPatch, bound: str) -
     clients = [_batched_client(assembly.task, local_training(settings), job) for job in jobs]
     assert len(list(_groups(clients, None))) == 1
     monkeypatch.setattr(
-        batched_training, bound, {"PARAMETERS": 9000, "POSITIONS": 90, "LOGITS": 900}[bound]
+        grouping, bound, {"PARAMETERS": 9000, "POSITIONS": 90, "LOGITS": 900}[bound]
     )
     groups = list(_groups(clients, None))
     assert len(groups) > 1 and all(fits(clients, group) for group in groups)
