@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -16,6 +17,8 @@ from pfsr_core.runs.files import SELECTORS
 from pfsr_core.runs.local import simulate
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.recommend import recommend
+from server_app import strategy
+from server_app.replies import evaluation_means
 from server_app.run_log import RunLog
 from tests.integration.helpers import assert_same, settings_in
 from tests.integration.loopback import run_loopback
@@ -94,8 +97,14 @@ def test_its_figures_are_those_without_flower(tmp_path):
 
 @pytest.fixture
 def first_is_best(monkeypatch):
-    """Rounds are selected by a figure that surely falls: their training loss."""
-    monkeypatch.setitem(SELECTORS, "clients", "train-loss")
+    """Rounds are selected by a figure that surely falls, beside those of the evaluation."""
+    figures = count(0, -1)
+    monkeypatch.setitem(SELECTORS, "clients", "falling")
+    monkeypatch.setattr(
+        strategy,
+        "evaluation_means",
+        lambda parts: {**evaluation_means(parts), "falling": float(next(figures))},
+    )
     return {"train__learning_rate": 0.01, "train__projection_learning_rate": 0.01}
 
 
