@@ -130,13 +130,13 @@ def test_a_worker_that_was_killed_is_replaced(tmp_path, home):
 def test_a_worker_that_dies_on_the_way_is_a_failure_not_a_wait(tmp_path, home, monkeypatch):
     worker_client.ask(registration(tmp_path), 60)
     os.kill(home[0].pid, signal.SIGSTOP)  # it will not answer, so the kill comes first
-    send = resident.send_request
+    send = worker_client.send_request
 
     def send_and_kill(connection, request):
         send(connection, request)
         home[0].kill()
 
-    monkeypatch.setattr(resident, "send_request", send_and_kill)
+    monkeypatch.setattr(worker_client, "send_request", send_and_kill)
     with pytest.raises(NodeFailureError, match="ended while it answered"):
         worker_client.ask(registration(tmp_path), 60)
 
