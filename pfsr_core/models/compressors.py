@@ -12,7 +12,8 @@ see of the tokens, their keys and values, is all that serving keeps of the old p
 State: of a recurrent or state-space encoder the state after an item is exact, whatever its length.
 
 Both may have a private part, a row for each of a client's users that starts at zero: what is added
-to the learned tokens, or the state before the first item. Row 0 is that of a stranger, and zero.
+to the learned tokens, or the state before the first item. Row 0 is that of an unknown user, and
+zero.
 
 Letters in shapes: B rows, L length, D width, K tokens, U users of a client.
 """
@@ -36,7 +37,7 @@ from pfsr_core.models.ops.dropout import Noise
 from pfsr_core.models.ops.packed_sequences import PackedSequences
 from pfsr_core.params import Params
 
-USERS = "compressor.users"  # a row for each user of a client, a stranger's first
+USERS = "compressor.users"  # a row for each user of a client, an unknown user's first
 COVERED = "covered"  # (B,): of a memory, the items of the history that it stands for
 TIME = "time"  # (B,): seconds of the last item that the tokens stand for
 STEPS = 8  # items up to which a state goes on step by step: more are faster all at once

@@ -34,6 +34,7 @@ from pfsr_core.items.adapter import BASIS
 from pfsr_core.models.parameter_names import RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.settings.fields import SettingsError, Value
+from pfsr_core.training.task import TaskLoss
 from tests.helpers.tiny import tiny_settings, tiny_world
 
 VALID = "valid/seen-filtered/ndcg@10"
@@ -189,7 +190,7 @@ def test_the_model_alone_knows_nothing_of_the_others() -> None:
     data = federation.clients[0]
     found = finetuned(assembly.algorithm, shared, states, federation)[data.client]
     settings, _, _ = tiny_world(train__learning_rate=0.01, train__engine="loop")
-    hard = replace(assembly.task, soft_targets=None)
+    hard = replace(assembly.task, loss=TaskLoss())
     alone = fecosr(hard, local_training(settings), FeCoSRSettings(finetune_epochs=2))
     _, own = simulation.run(alone, [data], rounds=2, seed=1)
     broadcast = replace(alone.server.init(), round=2).broadcast()
