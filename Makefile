@@ -15,7 +15,13 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 KERNEL_SOURCES := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml')
 
-.PHONY: help setup run test test-slow test-deployment test-docker check format ablation bench clean
+ARITHMETIC := arithmetic-scalar arithmetic-avx2 arithmetic-perturbed
+# Where a number is computed. The rest of the suite reads files, texts and messages.
+NUMERICAL := $(addprefix tests/pfsr_core/,algorithms assembly/test_catalogues.py evaluation \
+	federated items models runs serving training) tests/experiments/leakage \
+	$(addprefix tests/integration/,test_equality.py test_serve_round.py test_views.py)
+
+.PHONY: help setup run test test-slow test-arithmetic $(ARITHMETIC) test-deployment test-docker check format ablation bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +46,21 @@ test: setup ## Run the default test suite
 
 test-slow: setup ## Run the slow tests too
 	$(BIN)/python -m pytest -q -m "not deployment and not docker"
+
+test-arithmetic: $(ARITHMETIC) ## Run the numerical tests as other processors would compute them
+
+# Instruction sets of PyTorch (ATEN), MKL and oneDNN, and starts that differ in their last bits.
+arithmetic-scalar: setup
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 PFSR_KERNELS=never \
+		$(BIN)/python -m pytest -q -p no:cacheprovider $(NUMERICAL)
+
+arithmetic-avx2: setup
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=AVX2 \
+		OMP_NUM_THREADS=2 PFSR_TEST_THREADS=2 \
+		$(BIN)/python -m pytest -q -p no:cacheprovider $(NUMERICAL)
+
+arithmetic-perturbed: setup
+	PFSR_TEST_PERTURBED=1e-7 $(BIN)/python -m pytest -q -p no:cacheprovider $(NUMERICAL)
 
 test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as real processes
 	$(BIN)/python -m pytest -q -m deployment tests/deployment
@@ -67,5 +88,9 @@ bench: setup ## Time ours against peers: docs/performance.md and its plots, ten 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,bench]"
 	$(BIN)/pfsr bench --out docs
 
+docs: setup ## Build the manual in site/: reference pages from the sources, links checked
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[simulation,dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean: ## Remove caches (never runs, data or private state)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site

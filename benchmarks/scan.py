@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.peers import MissingPeerError, mambapy_scan, reference_scan
 from benchmarks.timing import Measurement, Shape, Work, compare, compare_memory
-from pfsr_core.models.ops.ssd import ssd_chunked
+from pfsr_core.models.ops.ssd import Direction, ScanInputs, ssd_chunked
 
 WIDTH, STATES, HEADS, CHUNK = 128, 16, 4, 64
 SHAPES: tuple[Shape, ...] = ((64, 50), (64, 200), (16, 1000))
@@ -65,10 +65,11 @@ def _dual_form(shape: Shape, anchored: bool) -> Work:
     a = (-torch.rand(HEADS)).requires_grad_()
     other = (-torch.rand(HEADS)).requires_grad_() if anchored else None
     gate = torch.rand(batch, length, HEADS).requires_grad_() if anchored else None
+    direction = None if other is None or gate is None else Direction(other, gate)
     leaves = [leaf for leaf in (x, dt, B, C, a, other, gate) if leaf is not None]
 
     def work() -> None:
-        y = ssd_chunked(x, dt, B, C, a, other, gate, CHUNK)
+        y = ssd_chunked(ScanInputs(x, dt, B, C), a, direction, CHUNK)
         torch.autograd.grad(y, leaves, _weights(tuple(y.shape)))
 
     return work

@@ -271,7 +271,7 @@ def _cost(started: float) -> Metrics:
 
 def _served_client(assembly: Assembly, states: States, data: ClientDataset) -> ServedClient:
     """A client's state with the histories that it recommends from, and times if these are read."""
-    histories = {user.user: user.full.tolist() for user in data.users}
+    histories = {user.user: user.all_items.tolist() for user in data.users}
     times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
     state = state_of(assembly.algorithm, states, data)
     return ServedClient(state, histories, times if assembly.task.model.reads_times else {})

@@ -2,11 +2,12 @@
 
     python -m experiments.run --seeds 0 1 2 --jobs 2
 
-One arm and seed is one process and one JSON file under the output directory; what is there already
-is not computed again, so a long table can be made in pieces. Every record names its commit: remove
-the records that a change makes stale. The round is chosen on validation
-NDCG@10; test figures are those of that round. ``python -m experiments.tables.main`` turns the
-files into a table with paired bootstrap intervals.
+One arm and seed is one process and one record, see :mod:`experiments.records`; what is recorded
+already is not computed again, so a long table can be made in pieces, and an interrupted one goes on
+where it stopped. Every record names its commit: remove the records that a change makes stale. The
+round is chosen on validation NDCG@10; test figures are those of that round.
+``python -m experiments.tables.main`` turns the records into a table with paired bootstrap
+intervals.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from experiments.arms.items import (
 )
 from experiments.arms.markets import RECIPE as MARKETS
 from experiments.arms.markets import is_market_arm, market_arms, run_market_arm
+from experiments.records import MAIN, RECORDS, RecordStore
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import load_federation
 from pfsr_core.assembly.settings import Settings, parse_settings
@@ -41,7 +43,6 @@ from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.evaluation.client import ClientEvaluation
 from pfsr_core.federated import simulation
 from pfsr_core.federated.algorithm import ServerState
-from pfsr_core.files import write_json
 from pfsr_core.params import Params
 from pfsr_core.runs.environment import commit
 from pfsr_core.runs.local import ALL_DATA, ONE_CLIENT
@@ -240,20 +241,20 @@ def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:
     }
 
 
-def file_name(arm: str, seed: int) -> str:
-    return f"{arm.replace(', ', '__').replace(' ', '-')}__seed{seed}.json"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
+    store = RecordStore(options.records, options.collection)
     if options.worker:
-        return _work(options)
-    arms = options.arms or [*ARMS, "baselines"]
+        store.append(_work(options))
+        return 0
+    arms, recorded = options.arms or [*ARMS, "baselines"], store.keys()
     jobs = [(arm, seed) for arm in arms for seed in options.seeds]
-    todo = [job for job in jobs if not (options.out / file_name(*job)).exists()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(_launcher(options), todo))
+    todo = [job for job in jobs if job not in recorded]
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            codes = list(pool.map(_launcher(options), todo))
+    finally:
+        store.merge()
     return max(codes, default=0)
 
 
@@ -265,7 +266,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=3, help="rounds between evaluations")
     parser.add_argument("--recipe", type=Path, help="default: the one of each arm")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all arms")
-    parser.add_argument("--out", type=Path, default=Path("docs/ablation"))
+    parser.add_argument("--records", type=Path, default=RECORDS, help="directory of the records")
+    parser.add_argument("--collection", default=MAIN, help="of the records, one for each data set")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -275,7 +277,8 @@ def _launcher(options: argparse.Namespace) -> Callable[[tuple[str, int]], int]:
         arm, seed = job
         command = [sys.executable, "-m", "experiments.run", "--worker", "--arms", arm]
         command += ["--seeds", str(seed), "--every", str(options.every)]
-        command += ["--recipe", str(options.recipe or recipe_of(arm)), "--out", str(options.out)]
+        command += ["--recipe", str(options.recipe or recipe_of(arm))]
+        command += ["--records", str(options.records), "--collection", options.collection]
         command += ["--set", *options.set] if options.set else []
         code = subprocess.run(command, check=False).returncode
         sys.stderr.write(f"{arm}, seed {seed}: {'done' if code == 0 else f'failed ({code})'}\n")
@@ -284,7 +287,8 @@ def _launcher(options: argparse.Namespace) -> Callable[[tuple[str, int]], int]:
     return launch
 
 
-def _work(options: argparse.Namespace) -> int:
+def _work(options: argparse.Namespace) -> dict[str, Any]:
+    """The record of the one arm and seed of ``options``."""
     torch.set_num_threads(1)
     arm, seed = options.arms[0], options.seeds[0]
     recipe = with_overrides(load_recipe(options.recipe), options.set)
@@ -299,10 +303,7 @@ def _work(options: argparse.Namespace) -> int:
         result = run_arm(arm_settings(arm, seed, recipe), options.every)
     told = [one for one in options.set if not one.startswith("data.path=")]  # a path of one machine
     facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": told}
-    record = {**facts, "cpu_seconds": time.process_time() - started, **result}
-    target = options.out / file_name(arm, seed)
-    write_json(target, record, indent=None)
-    return 0
+    return {**facts, "cpu_seconds": time.process_time() - started, **result}
 
 
 if __name__ == "__main__":

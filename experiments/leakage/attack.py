@@ -1,6 +1,7 @@
-"""What one upload says about a client's history, by item mode.
+r"""What one upload says about a client's history, by item mode.
 
-    python -m experiments.leakage.attack --clients 30 --seeds 0 1 2 --out docs/leak.jsonl
+    python -m experiments.leakage.attack --clients 30 --seeds 0 1 2 \
+        --out experiments/records/leakage.jsonl
 
 An honest but curious server sees the reply of a client of one user in its first round and asks
 which items are in the history. It knows the model, the vectors and what it sent, so it reads off

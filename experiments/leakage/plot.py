@@ -1,6 +1,7 @@
-"""Accuracy against what the server sees, by item mode: one picture out of records.
+r"""Accuracy against what the server sees, by item mode: one picture out of records.
 
-    python -m experiments.leakage.attack --clients 30 --seeds 0 1 2 --out docs/leak.jsonl
+    python -m experiments.leakage.attack --clients 30 --seeds 0 1 2 \
+        --out experiments/records/leakage.jsonl
     python -m experiments.run --arms "fed-avg, semantic items, clients of 1" ...
     python -m experiments.leakage.plot
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.arms.items import ID_DIMS, PRIVATE, id_arm, item_arm
+from experiments.records import RECORDS, RecordStore
 from experiments.tables.main import Records, load_records
 from pfsr_core.reports.style import COLOURS, GREY, save_figure
 
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
 Line = Mapping[str, Any]
 
-NDCG = "excluded/ndcg@10"
-LEAK, RUNS = Path("docs/leak.jsonl"), Path("docs/ablation")
+NDCG = "seen-filtered/ndcg@10"
+LEAKAGE = RECORDS / "leakage.jsonl"
 PICTURE = Path("docs/results/accuracy-against-leak.svg")
 REFERENCES = {
     "central item-knn": "item-kNN, all data",
@@ -186,12 +188,12 @@ def _references(axes: Axes, records: Records, chance: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--leak", type=Path, default=LEAK, help="records of experiments.leakage.attack"
+        "--leak", type=Path, default=LEAKAGE, help="records of experiments.leakage.attack"
     )
-    parser.add_argument("--runs", type=Path, default=RUNS, help="records of the ablation")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="records of the ablation")
     parser.add_argument("--out", type=Path, default=PICTURE)
     options = parser.parse_args(argv)
-    records = load_records(options.runs)
+    records = load_records(RecordStore(options.records))
     lines = [json.loads(line) for line in options.leak.read_text("utf-8").splitlines()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_figure(lambda figure: draw(figure, records, lines), options.out, (8.6, 5.0))

@@ -1,4 +1,4 @@
-"""The item modes as a table for people: every view, targets by coverage, bytes."""
+"""The item modes as a table for people: every variant, targets by coverage, bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
 Record = Mapping[str, Any]
 Records = Mapping[str, Mapping[int, Record]]
 
-NDCG = "excluded/ndcg@10"
+NDCG = "seen-filtered/ndcg@10"
 HEADER = (
     "| method | items | users a client | seeds | HR@10 | NDCG@10 | global | global+private | full "
     "| NDCG@10, own targets | others' targets | kB up |",
@@ -81,17 +81,17 @@ def _row(method: str, mode: str, users: int, by_seed: Mapping[int, Record]) -> s
         mode,
         str(users),
         str(len(by_seed)),
-        mean(lambda r: r["test_means"]["excluded/hr@10"]),
+        mean(lambda r: r["test_means"]["seen-filtered/hr@10"]),
         mean(lambda r: r["test_means"][NDCG]),
-        *(mean(lambda r, v=view: _of_view(r, v)) for view in (GLOBAL, WITH_PRIVATE, FULL)),  # type: ignore[misc]
+        *(mean(lambda r, v=name: _of_variant(r, v)) for name in (GLOBAL, WITH_PRIVATE, FULL)),  # type: ignore[misc]
         *(mean(lambda r, t=targets: _of_targets(r, t)) for targets in ("covered", "cold")),  # type: ignore[misc]
         _kilobytes(by_seed),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _of_view(record: Record, view: str) -> float | None:
-    found = record.get("views", {}).get(view)
+def _of_variant(record: Record, variant: str) -> float | None:
+    found = record.get("variants", {}).get(variant)
     return None if found is None else float(found["test"])
 
 

@@ -1,17 +1,15 @@
-"""The ablation's JSON files as tables for people: means over seeds, paired bootstrap intervals.
+"""The ablation's records as tables for people: means over seeds, paired bootstrap intervals.
 
-Reads what :mod:`experiments.run` wrote and rewrites the part of ``docs/results.md`` between the
+Reads what :mod:`experiments.run` recorded and rewrites the part of ``docs/results.md`` between the
 two markers; everything else in that file, among it the log of negative results, stays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from experiments.arms.items import PRIVATE_SIZES
 from experiments.arms.markets import is_market_arm
+from experiments.records import MAIN, RECORDS, RecordStore
 from experiments.tables.histories import histories_pairs, histories_table, is_history_arm
 from experiments.tables.items import PAIRS as ITEM_PAIRS
 from experiments.tables.items import is_item_arm, items_table
@@ -84,11 +83,10 @@ SIZED = ("pfsr", "two-sided", "vrm without dml", "fed-avg", "local-only")
 LENGTHS = ((0, 30), (30, 100), (100, 10**9))
 
 
-def load_records(folder: Path) -> Records:
+def load_records(store: RecordStore) -> Records:
     """Every finished arm; the baselines become arms of their own."""
     records: Records = defaultdict(dict)
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text("utf-8"))
+    for record in store:
         if record["arm"] != "baselines":
             records[record["arm"]][record["seed"]] = record
             continue
@@ -143,13 +141,17 @@ def main_table(records: Records) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, by_seed in sorted(records.items(), key=lambda item: -_mean(item[1], "ndcg@10")):
-        each = [r["test_means"]["excluded/ndcg@10"] for _, r in sorted(by_seed.items())]
+        each = [r["test_means"]["seen-filtered/ndcg@10"] for _, r in sorted(by_seed.items())]
         rounds = "/".join(str(r.get("round", "-")) for _, r in sorted(by_seed.items()))
         seconds = np.mean([r.get("cpu_seconds", 0.0) for r in by_seed.values()])
-        kept = f"{_mean(by_seed, 'hr@10', 'kept'):.3f} / {_mean(by_seed, 'ndcg@10', 'kept'):.4f}"
+        seen_included = " / ".join(
+            f"{_mean(by_seed, metric, 'seen-included'):.{digits}f}"
+            for metric, digits in (("hr@10", 3), ("ndcg@10", 4))
+        )
         lines.append(
             f"| {arm} | {len(by_seed)} | {_mean(by_seed, 'hr@10'):.3f} "
-            f"| {_mean(by_seed, 'ndcg@10'):.4f} | {' '.join(f'{x:.4f}' for x in each)} | {kept} "
+            f"| {_mean(by_seed, 'ndcg@10'):.4f} | {' '.join(f'{x:.4f}' for x in each)} "
+            f"| {seen_included} "
             f"| {np.mean([r['valid'] for r in by_seed.values()]):.4f} | {rounds} | {seconds:.0f} |"
         )
     return lines
@@ -218,7 +220,7 @@ def report(records: Records) -> str:
     }
     usual, more = usual_seeds(others), more_seeds(others)
     parts = [
-        f"Made on {date.today().isoformat()} by `make ablation`; the arms ran at commits "
+        f"Made by `make ablation`; the arms ran at commits "
         f"{', '.join(sorted(commits))}; split {', '.join(sorted(splits))}. ML-100K, protocol "
         "`strict`, history excluded unless said; the round is chosen on validation.",
         "\n".join(main_table(usual)),
@@ -271,11 +273,12 @@ def write_between_markers(path: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Tables out of the ablation's files.")
-    parser.add_argument("--runs", type=Path, default=Path("docs/ablation"))
+    parser = argparse.ArgumentParser(description="Tables out of the ablation's records.")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="directory of the records")
+    parser.add_argument("--collection", default=MAIN, help="of the records")
     parser.add_argument("--out", type=Path, help="results file to update; default: print")
     options = parser.parse_args(argv)
-    text = report(load_records(options.runs))
+    text = report(load_records(RecordStore(options.records, options.collection)))
     if options.out is None:
         sys.stdout.write(text + "\n")
     else:
@@ -283,8 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _mean(by_seed: Mapping[int, Mapping[str, Any]], metric: str, view: str = "excluded") -> float:
-    return float(np.mean([r["test_means"][f"{view}/{metric}"] for r in by_seed.values()]))
+def _mean(
+    by_seed: Mapping[int, Mapping[str, Any]], metric: str, protocol: str = "seen-filtered"
+) -> float:
+    return float(np.mean([r["test_means"][f"{protocol}/{metric}"] for r in by_seed.values()]))
 
 
 def _verdict(interval: Interval) -> str:

@@ -1,6 +1,6 @@
 """The market arms as tables for people.
 
-    python -m experiments.tables.markets --runs docs/ablation
+    python -m experiments.tables.markets --collection xmarket
 
 Each market's test NDCG@10 by arm and part, paired bootstrap intervals over a market's users (per
 user the mean over seeds), what markets ship, and how alike their updates are.
@@ -9,7 +9,6 @@ user the mean over seeds), what markets ship, and how alike their updates are.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.arms.markets import PRETRAINED, SHIPS, START, is_market_arm
+from experiments.records import MAIN, RECORDS, RecordStore
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL
 from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
@@ -57,11 +57,10 @@ CLAIMS: tuple[tuple[str, Part, Part], ...] = (
 )
 
 
-def load_market_records(folder: Path) -> Records:
+def load_market_records(store: RecordStore) -> Records:
     """The finished market arms: arm -> seed -> record."""
     records: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text("utf-8"))
+    for record in store:
         if is_market_arm(record["arm"]):
             records[record["arm"].removeprefix(START)][record["seed"]] = record
     return dict(records)
@@ -167,8 +166,10 @@ def report(records: Records) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="tables of the market arms")
-    parser.add_argument("--runs", type=Path, default=Path("docs/ablation"))
-    records = load_market_records(parser.parse_args(argv).runs)
+    parser.add_argument("--records", type=Path, default=RECORDS, help="directory of the records")
+    parser.add_argument("--collection", default=MAIN, help="of the records")
+    options = parser.parse_args(argv)
+    records = load_market_records(RecordStore(options.records, options.collection))
     sys.stdout.write(report(records) + "\n")
     return 0
 

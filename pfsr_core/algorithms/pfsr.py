@@ -314,7 +314,9 @@ def _magnitude_term(
             total = total + keep_local(params, anchor, masks, settings.anchor_strength)
         if settings.magnitude_strength and norm is not None:
             strength, side = settings.magnitude_strength, settings.magnitude_side
-            total = total + magnitude(params, shared, masks, norm, strength, side)
+            total = total + magnitude(
+                params, shared, masks, norm=norm, strength=strength, side=side
+            )
         return total
 
     return term

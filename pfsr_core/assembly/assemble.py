@@ -11,11 +11,13 @@ from pfsr_core.assembly.registries import ALGORITHMS, IDENTITY
 from pfsr_core.assembly.settings import Settings
 from pfsr_core.assembly.task import as_catalogue, task_of_mode
 from pfsr_core.data.client_dataset import ClientDataset
+from pfsr_core.federated.algorithm import FederatedAlgorithm
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import ItemCatalogue, item_mode
 from pfsr_core.models.parameter_names import ROW_NAMES
 from pfsr_core.params import fingerprint, shapes_of
 from pfsr_core.training.local import LocalTraining
+from pfsr_core.training.task import Task
 
 STATE_LAYOUT = "rows of a client's own items"  # another text refuses states made before it
 
@@ -23,6 +25,20 @@ STATE_LAYOUT = "rows of a client's own items"  # another text refuses states mad
 def local_training(settings: Settings) -> LocalTraining:
     """How a client trains."""
     return LocalTraining(settings.train, settings.model.max_length, settings.run.seed)
+
+
+def make_algorithm(task: Task, settings: Settings) -> FederatedAlgorithm:
+    """The algorithm that ``settings`` name, over a task."""
+    chosen = settings.algorithm
+    algorithm = ALGORITHMS[chosen.name].build(
+        task,
+        local_training(settings),
+        chosen.own.get(chosen.name),
+        Averaging(server_optimizer(chosen.server), chosen.weight_power),
+    )
+    if chosen.max_row_change:
+        return with_row_clipping(algorithm, chosen.max_row_change)
+    return algorithm
 
 
 def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Assembly:
@@ -39,14 +55,7 @@ def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> As
         task = spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
     else:
         task = task_of_mode(settings, catalogue, mode)
-    algorithm = spec.build(
-        task,
-        local_training(settings),
-        settings.algorithm.own.get(name),
-        Averaging(server_optimizer(settings.algorithm.server), settings.algorithm.weight_power),
-    )
-    if settings.algorithm.max_row_change:
-        algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
+    algorithm = make_algorithm(task, settings)
     nobody = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
     shapes = shapes_of({**task.partition.init_shared(), **nobody})
     for rows in mode.params.private & set(ROW_NAMES):

@@ -40,10 +40,15 @@ ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
     "associative-mamba": lambda m: _associative(m, anchored=True),
     "mamba": lambda m: _associative(m, anchored=False),
     "mamba1": lambda m: mamba1_encoder(
-        m.embedding_dim, m.num_layers, m.state_dim, m.conv_width, m.expand, m.dropout
+        m.embedding_dim,
+        m.num_layers,
+        state_dim=m.state_dim,
+        conv_width=m.conv_width,
+        expand=m.expand,
+        dropout=m.dropout,
     ),
     "sasrec": lambda m: sasrec_encoder(
-        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, _extra_places(m)
+        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, extra=_memory_tokens(m)
     ),
     "hstu": lambda m: hstu_encoder(
         m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
@@ -54,7 +59,7 @@ ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
 }
 
 
-def _extra_places(model: ModelSettings) -> int:
+def _memory_tokens(model: ModelSettings) -> int:
     return model.tokens if model.compressor == "tokens" else 0
 
 

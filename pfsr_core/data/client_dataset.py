@@ -14,10 +14,10 @@ from pfsr_core.data.protocols import STRICT
 ItemArray = NDArray[np.int64]
 HeldOut = Literal["valid", "test"]
 SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
-RIVALS = 99  # of the view "sampled-99"
+NUM_SAMPLED_NEGATIVES = 99  # of the view "sampled-99"
 
 
-def no_times() -> ItemArray:
+def unknown_times() -> ItemArray:
     """The times of interactions of which none are known: (0,)."""
     return np.empty(0, np.int64)
 
@@ -35,7 +35,7 @@ class UserHistory:
     train: ItemArray
     valid: int
     test: int
-    times: ItemArray = field(default_factory=no_times, repr=False)
+    times: ItemArray = field(default_factory=unknown_times, repr=False)
 
     def history(self, split: HeldOut) -> ItemArray:
         """Items known before the held-out item of ``split``: (n,) codes, oldest first."""
@@ -51,7 +51,7 @@ class UserHistory:
         return self.valid if split == "valid" else self.test
 
     @property
-    def full(self) -> ItemArray:
+    def all_items(self) -> ItemArray:
         """Every known item, held-out ones included: what serving looks at."""
         return np.concatenate([self.train, [self.valid, self.test]]).astype(np.int64)
 
@@ -61,8 +61,8 @@ class UserHistory:
         Drawn by the raw user id alone: always the same, for every method, run and split.
         """
         generator = np.random.default_rng([*b"sampled-99", *self.user.encode()])
-        strangers = np.setdiff1d(catalogue, self.full)
-        return np.sort(generator.permutation(strangers)[:RIVALS]).astype(np.int64)
+        unseen_items = np.setdiff1d(catalogue, self.all_items)
+        return np.sort(generator.permutation(unseen_items)[:NUM_SAMPLED_NEGATIVES]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class ClientDataset:
         return int(np.isin(self.targets(split), self.touched).sum())
 
 
-def with_own_catalogue(data: ClientDataset) -> ClientDataset:
+def with_own_catalogue(client_data: ClientDataset) -> ClientDataset:
     """The same client selling what occurs in its users' histories, held-out items included."""
-    histories = [user.full for user in data.users]
-    items = np.unique(np.concatenate([np.empty(0, np.int64), *histories])).astype(np.int64)
-    return replace(data, own_catalogue=items)
+    histories = [user.all_items for user in client_data.users]
+    own_items = np.unique(np.concatenate([np.empty(0, np.int64), *histories])).astype(np.int64)
+    return replace(client_data, own_catalogue=own_items)

@@ -39,22 +39,25 @@ MARKETS = {
 LONG = {"users": 400, "length": 200, "seed": 0}
 
 
-def load_dataset(name: str, path: str = "") -> Interactions:
-    """The dataset ``name`` of DATASETS; raises DataError for an unknown name."""
-    if name not in DATASETS and Path(name).suffix.lower() in READERS:
+def load_dataset(dataset_name: str, path: str = "") -> Interactions:
+    """The dataset ``dataset_name`` of DATASETS; raises DataError for an unknown name."""
+    if dataset_name not in DATASETS and Path(dataset_name).suffix.lower() in READERS:
         raise DataError(
-            f"{name!r} is no dataset but a path. Fix: read it as the dataset 'file' with its path: "
-            f"file --path {name}, or data.source=file and data.path={name}."
+            f"{dataset_name!r} is no dataset but a path. "
+            f"Fix: read it as the dataset 'file' with its path: file --path {dataset_name}, "
+            f"or data.source=file and data.path={dataset_name}."
         )
-    if name not in DATASETS:
-        raise DataError(f"unknown dataset {name!r}. Fix: choose one of {', '.join(DATASETS)}.")
-    return DATASETS[name](path)
+    if dataset_name not in DATASETS:
+        raise DataError(
+            f"unknown dataset {dataset_name!r}. Fix: choose one of {', '.join(DATASETS)}."
+        )
+    return DATASETS[dataset_name](path)
 
 
 def _ml_100k(path: str) -> Interactions:
-    file = fetch_ml_100k(path)
-    read = read_inter if file.suffix == ".inter" else read_u_data
-    return read(file, "ml-100k")
+    rating_file = fetch_ml_100k(path)
+    read_ratings = read_inter if rating_file.suffix == ".inter" else read_u_data
+    return read_ratings(rating_file, "ml-100k")
 
 
 def _ml_1m(path: str) -> Interactions:
@@ -62,45 +65,47 @@ def _ml_1m(path: str) -> Interactions:
 
 
 def _ml_latest_small(path: str) -> Interactions:
-    return read_ratings_csv(_local("ml-latest-small", path, "ratings.csv"))
+    return read_ratings_csv(_local_file("ml-latest-small", path, "ratings.csv"))
 
 
 def _amazon_beauty(path: str) -> Interactions:
-    return read_s3rec(_local("amazon-beauty", path, "Beauty.txt"), "amazon-beauty")
+    return read_s3rec(_local_file("amazon-beauty", path, "Beauty.txt"), "amazon-beauty")
 
 
 def _synthetic(path: str, defaults: Mapping[str, Any]) -> Interactions:
-    given = _options(path, generate)
-    sizes = given.get("sizes", defaults.get("sizes", ()))
-    implied = {"users": sum(sizes), "markets": len(sizes)} if sizes else {}
-    return generate(**{**defaults, **implied, **given})
+    given_options = _parse_options(path, generate)
+    sizes = given_options.get("sizes", defaults.get("sizes", ()))
+    implied_options = {"users": sum(sizes), "markets": len(sizes)} if sizes else {}
+    return generate(**{**defaults, **implied_options, **given_options})
 
 
 def _synthetic_long(path: str) -> Interactions:
-    return generate_long(**{**LONG, **_options(path, generate_long)})
+    return generate_long(**{**LONG, **_parse_options(path, generate_long)})
 
 
-def _local(name: str, path: str, file_name: str) -> Path:
-    place = Path(path).expanduser()
-    place = place / file_name if place.is_dir() else place
-    if not path or not place.is_file():
+def _local_file(dataset_name: str, path: str, file_name: str) -> Path:
+    file_path = Path(path).expanduser()
+    file_path = file_path / file_name if file_path.is_dir() else file_path
+    if not path or not file_path.is_file():
         reason = "no such file" if path else "no path was given"
         fix = f"give the path of {file_name} or of its directory"
-        raise DataUnavailableError(name, [(str(place) if path else "path", reason)], fix)
-    return place
+        raise DataUnavailableError(
+            dataset_name, [(str(file_path) if path else "path", reason)], fix
+        )
+    return file_path
 
 
-def _options(text: str, generator: Callable[..., Interactions]) -> dict[str, Any]:
+def _parse_options(text: str, generator: Callable[..., Interactions]) -> dict[str, Any]:
     """Arguments of the ``generator`` out of ``users=200,items=300``; of ``sizes=80/40`` several."""
-    known = tuple(signature(generator).parameters)
+    known_keys = tuple(signature(generator).parameters)
     options: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, _, value = (word.strip() for word in part.partition("="))
+    for option_text in filter(None, (option_text.strip() for option_text in text.split(","))):
+        key, _, value = (word.strip() for word in option_text.partition("="))
         numbers = value.split("/") if key == "sizes" else [value]
-        if key not in known or not all(map(str.isdecimal, numbers)):
-            several = ", or sizes=800/300" if "sizes" in known else ""
-            fix = f"write key=whole number with the keys {', '.join(known)}{several}"
-            raise DataError(f"synthetic: cannot read the option {part!r}. Fix: {fix}.")
+        if key not in known_keys or not all(map(str.isdecimal, numbers)):
+            list_example = ", or sizes=800/300" if "sizes" in known_keys else ""
+            fix = f"write key=whole number with the keys {', '.join(known_keys)}{list_example}"
+            raise DataError(f"synthetic: cannot read the option {option_text!r}. Fix: {fix}.")
         options[key] = tuple(map(int, numbers)) if key == "sizes" else int(value)
     return options
 

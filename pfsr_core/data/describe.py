@@ -19,14 +19,14 @@ def describe(interactions: Interactions, split: Split) -> dict[str, Any]:
     two interactions have one timestamp; ``head_share`` is the share of interactions that fall on
     the most popular tenth of the items.
     """
-    users, items = len(interactions.user_ids), len(interactions.item_ids)
-    lengths = np.bincount(interactions.users, minlength=users)
+    num_users, num_items = len(interactions.user_ids), len(interactions.item_ids)
+    lengths = np.bincount(interactions.users, minlength=num_users)
     return {
         "source": interactions.source,
-        "users": users,
-        "items": items,
+        "users": num_users,
+        "items": num_items,
         "interactions": len(interactions),
-        "density": len(interactions) / (users * items),
+        "density": len(interactions) / (num_users * num_items),
         "history_length": {
             f"{q:g}": float(np.quantile(lengths, q, method="lower")) for q in QUANTILES
         },
@@ -47,11 +47,11 @@ def tied_last_pair(interactions: Interactions) -> float:
     order, starts = time_order(interactions)
     ends = np.append(starts[1:], len(order))
     long_enough = ends - starts >= FEWEST_INTERACTIONS
-    times, last = interactions.timestamps[order], ends[long_enough] - 1
-    return float((times[last] == times[last - 1]).mean())
+    sorted_times, last_rows = interactions.timestamps[order], ends[long_enough] - 1
+    return float((sorted_times[last_rows] == sorted_times[last_rows - 1]).mean())
 
 
 def _head_share(interactions: Interactions) -> float:
     counts = np.sort(np.bincount(interactions.items)[1:])[::-1]
-    head = max(1, len(interactions.item_ids) // 10)
-    return float(counts[:head].sum() / counts.sum())
+    head_size = max(1, len(interactions.item_ids) // 10)
+    return float(counts[:head_size].sum() / counts.sum())

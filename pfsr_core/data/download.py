@@ -65,27 +65,27 @@ def fetch_ml_100k(path: str = "") -> Path:
     ``path`` may be such a file, its directory, or the zip archive; when it is given, no other
     source is asked. Raises DataUnavailableError with the reason of every source.
     """
-    target = cache_directory() / "ml-100k"
+    cache_folder = cache_directory() / "ml-100k"
     if path:
-        sources = {path: lambda: _from_path(Path(path).expanduser(), target)}
+        sources = {path: lambda: _from_path(Path(path).expanduser(), cache_folder)}
     else:
         sources = {
-            f"cache {target}": lambda: _find_ml_100k(target),
-            ML_100K_URL: lambda: _install(_archive_files(download(ML_100K_URL)), target),
-            f"{RECBOLE} with pip": lambda: _install(_recbole_files(), target),
+            f"cache {cache_folder}": lambda: _find_ml_100k(cache_folder),
+            ML_100K_URL: lambda: _install(_archive_files(download(ML_100K_URL)), cache_folder),
+            f"{RECBOLE} with pip": lambda: _install(_recbole_files(), cache_folder),
         }
     return _first_available("ml-100k", sources)
 
 
 def fetch_ml_1m(path: str = "") -> Path:
     """``ratings.dat`` of ML-1M: from ``path`` (file, directory, zip), the cache or the archive."""
-    target = cache_directory() / "ml-1m"
+    cache_folder = cache_directory() / "ml-1m"
     if path:
-        sources = {path: lambda: _ml_1m_from_path(Path(path).expanduser(), target)}
+        sources = {path: lambda: _ml_1m_from_path(Path(path).expanduser(), cache_folder)}
     else:
         sources = {
-            f"cache {target}": lambda: _find(target, ("ratings.dat",)),
-            ML_1M_URL: lambda: _install_ml_1m(download(ML_1M_URL), target),
+            f"cache {cache_folder}": lambda: _find(cache_folder, ("ratings.dat",)),
+            ML_1M_URL: lambda: _install_ml_1m(download(ML_1M_URL), cache_folder),
         }
     return _first_available("ml-1m", sources)
 
@@ -93,13 +93,13 @@ def fetch_ml_1m(path: str = "") -> Path:
 def download(url: str) -> bytes:
     """Content behind ``url``; gives up soon where the network does not answer."""
     deadline = time.monotonic() + DOWNLOAD_SECONDS
-    content = io.BytesIO()
+    downloaded = io.BytesIO()
     with _connect(url) as response:
         while chunk := response.read(1 << 16):
-            content.write(chunk)
-            if time.monotonic() > deadline or content.tell() > LARGEST_ARCHIVE:
-                raise OSError(f"stopped after {content.tell()} bytes: too slow or too large")
-    return content.getvalue()
+            downloaded.write(chunk)
+            if time.monotonic() > deadline or downloaded.tell() > LARGEST_ARCHIVE:
+                raise OSError(f"stopped after {downloaded.tell()} bytes: too slow or too large")
+    return downloaded.getvalue()
 
 
 def _connect(url: str) -> BinaryIO:
@@ -122,49 +122,49 @@ def _connect(url: str) -> BinaryIO:
     return response
 
 
-def _first_available(name: str, sources: Mapping[str, Callable[[], Path]]) -> Path:
+def _first_available(dataset_name: str, sources: Mapping[str, Callable[[], Path]]) -> Path:
     attempts: list[tuple[str, str]] = []
-    for source, take in sources.items():
+    for source, take_from in sources.items():
         try:
-            return take()
+            return take_from()
         except FAILURES as error:
             attempts.append((source, str(error) or type(error).__name__))
     fix = (
-        f"download {name}.zip from https://grouplens.org/datasets/movielens and give its path "
-        f"(zip, directory or file), or unpack it to {cache_directory() / name}; "
+        f"download {dataset_name}.zip from https://grouplens.org/datasets/movielens and give its "
+        f"path (zip, directory or file), or unpack it to {cache_directory() / dataset_name}; "
         f"for other data use the dataset 'file'"
     )
-    raise DataUnavailableError(name, attempts, fix)
+    raise DataUnavailableError(dataset_name, attempts, fix)
 
 
-def _from_path(path: Path, target: Path) -> Path:
+def _from_path(path: Path, cache_folder: Path) -> Path:
     if path.suffix == ".zip":
-        return _install(_archive_files(path.read_bytes()), target)
+        return _install(_archive_files(path.read_bytes()), cache_folder)
     return _find_ml_100k(path)
 
 
-def _ml_1m_from_path(path: Path, target: Path) -> Path:
+def _ml_1m_from_path(path: Path, cache_folder: Path) -> Path:
     if path.suffix == ".zip":
-        return _install_ml_1m(path.read_bytes(), target)
+        return _install_ml_1m(path.read_bytes(), cache_folder)
     return _find(path, ("ratings.dat",))
 
 
 def _find_ml_100k(path: Path) -> Path:
-    found = _find(path, ML_100K_NAMES)
-    _verify_rows(found.name, found.read_bytes())
-    return found
+    rating_file = _find(path, ML_100K_NAMES)
+    _verify_rows(rating_file.name, rating_file.read_bytes())
+    return rating_file
 
 
-def _find(path: Path, names: tuple[str, ...]) -> Path:
-    """``path`` itself if it is a file, else the first of ``names`` in it or one level below."""
+def _find(path: Path, file_names: tuple[str, ...]) -> Path:
+    """``path`` itself if it is a file, else the first of ``file_names`` in it or a level below."""
     if path.is_file():
         return path
-    candidates = [folder / name for folder in (path, path / path.name) for name in names]
-    candidates += [found for name in names for found in sorted(path.glob(f"*/{name}"))]
+    candidates = [folder / name for folder in (path, path / path.name) for name in file_names]
+    candidates += [found for name in file_names for found in sorted(path.glob(f"*/{name}"))]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no {' or '.join(names)} there")
+    raise FileNotFoundError(f"no {' or '.join(file_names)} there")
 
 
 def _verify_rows(name: str, content: bytes) -> None:
@@ -181,9 +181,11 @@ def _verify_rows(name: str, content: bytes) -> None:
 
 def _archive_files(content: bytes) -> Files:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {Path(name).name: name for name in archive.namelist() if "ml-100k" in name}
-        wanted = ("u.item", "ml-100k.item", "u.data", "ml-100k.inter")
-        return {name: archive.read(members[name]) for name in wanted if name in members}
+        member_names = {Path(name).name: name for name in archive.namelist() if "ml-100k" in name}
+        wanted_names = ("u.item", "ml-100k.item", "u.data", "ml-100k.inter")
+        return {
+            name: archive.read(member_names[name]) for name in wanted_names if name in member_names
+        }
 
 
 def _recbole_files() -> Files:
@@ -199,27 +201,29 @@ def _recbole_files() -> Files:
         return _archive_files(wheel.read_bytes())
 
 
-def _install(files: Files, target: Path) -> Path:
-    """Writes title file and rows of ML-100K into ``target`` and returns the file of the rows."""
-    name = next((name for name in ML_100K_NAMES if name in files), None)
-    if name is None:
+def _install(files: Files, cache_folder: Path) -> Path:
+    """Writes titles and rows of ML-100K into ``cache_folder``; returns the file of the rows."""
+    rating_name = next((name for name in ML_100K_NAMES if name in files), None)
+    if rating_name is None:
         raise ValueError("the archive holds neither u.data nor ml-100k.inter")
-    _verify_rows(name, files[name])
-    return _write_all(files, name, target)
+    _verify_rows(rating_name, files[rating_name])
+    return _write_all(files, rating_name, cache_folder)
 
 
-def _install_ml_1m(content: bytes, target: Path) -> Path:
+def _install_ml_1m(content: bytes, cache_folder: Path) -> Path:
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != ML_1M_MD5:
         raise ValueError("the archive is not ML-1M as GroupLens published it (MD5 differs)")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = ("movies.dat", "ratings.dat")
-        return _write_all({n: archive.read(f"ml-1m/{n}") for n in names}, "ratings.dat", target)
+        file_names = ("movies.dat", "ratings.dat")
+        return _write_all(
+            {n: archive.read(f"ml-1m/{n}") for n in file_names}, "ratings.dat", cache_folder
+        )
 
 
-def _write_all(files: Files, main: str, target: Path) -> Path:
+def _write_all(files: Files, main_name: str, cache_folder: Path) -> Path:
     # The main file comes last: whoever finds it finds the others complete.
-    target.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == main):
-        with staged(target / name) as stage:
-            stage.write_bytes(files[name])
-    return target / main
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    for file_name in sorted(files, key=lambda file_name: file_name == main_name):
+        with staged(cache_folder / file_name) as stage:
+            stage.write_bytes(files[file_name])
+    return cache_folder / main_name

@@ -12,7 +12,7 @@ Labels = NDArray[np.float32]
 
 
 def training_pairs(
-    data: ClientDataset, per_positive: int, generator: np.random.Generator
+    client_data: ClientDataset, per_positive: int, generator: np.random.Generator
 ) -> tuple[ItemArray, Labels]:
     """Item codes (n,) and labels (n,): every training interaction is a 1, what is drawn is a 0.
 
@@ -21,23 +21,25 @@ def training_pairs(
     """
     items: list[ItemArray] = [np.empty(0, np.int64)]
     labels: list[Labels] = [np.empty(0, np.float32)]
-    for user in data.users:
-        pool = _others(data, never_negative(data, user))
-        count = per_positive * len(user.train) if len(pool) else 0
-        drawn = pool[generator.integers(0, max(1, len(pool)), count)]
-        items += [user.train, drawn]
+    for user in client_data.users:
+        item_pool = _remaining_items(client_data, never_negative(client_data, user))
+        count = per_positive * len(user.train) if len(item_pool) else 0
+        drawn_items = item_pool[generator.integers(0, max(1, len(item_pool)), count)]
+        items += [user.train, drawn_items]
         labels += [np.ones(len(user.train), np.float32), np.zeros(count, np.float32)]
     return np.concatenate(items), np.concatenate(labels)
 
 
-def never_negative(data: ClientDataset, user: UserHistory) -> ItemArray:
+def never_negative(client_data: ClientDataset, user: UserHistory) -> ItemArray:
     """Codes that are never drawn as a negative of ``user``, as the client's protocol says."""
-    return user.full if PROTOCOLS[data.protocol].negatives_avoid_held_out else user.train
+    return (
+        user.all_items if PROTOCOLS[client_data.protocol].negatives_avoid_held_out else user.train
+    )
 
 
-def _others(data: ClientDataset, items: ItemArray) -> ItemArray:
+def _remaining_items(client_data: ClientDataset, items: ItemArray) -> ItemArray:
     """The codes of the client's catalogue that are not among ``items``, ascending."""
-    free = np.zeros(data.num_items + 1, bool)
-    free[data.rankable_items] = True
-    free[items] = False
-    return np.flatnonzero(free).astype(np.int64)
+    is_remaining = np.zeros(client_data.num_items + 1, bool)
+    is_remaining[client_data.rankable_items] = True
+    is_remaining[items] = False
+    return np.flatnonzero(is_remaining).astype(np.int64)

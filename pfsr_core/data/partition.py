@@ -26,22 +26,28 @@ def partition_by_user(split: Split) -> tuple[ClientDataset, ...]:
 
 
 def partition_by_group(
-    split: Split, clients: int, seed: int, sizes: Sequence[int] = ()
+    split: Split, clients: int, seed: int, group_sizes: Sequence[int] = ()
 ) -> tuple[ClientDataset, ...]:
     """Users drawn at random into ``clients`` groups, named ``group-00`` and so on.
 
-    ``sizes`` gives the users of each group; without it they differ by one at most. Inside a group
-    the users keep the order of the split. Raises DataError when the sizes do not fit.
+    Args:
+        split: The histories to group; inside a group the users keep their order.
+        clients: Number of groups.
+        seed: Seed of the draw.
+        group_sizes: Users of each group; without it they differ by one at most.
+
+    Raises:
+        DataError: The sizes do not fit the number of groups or of users.
     """
-    sizes = sizes or _equal_sizes(len(split.users), clients)
-    _check_sizes(sizes, clients, len(split.users))
+    group_sizes = group_sizes or _equal_sizes(len(split.users), clients)
+    _check_sizes(group_sizes, clients, len(split.users))
     order = np.random.default_rng(seed).permutation(len(split.users))
-    groups = np.split(order, np.cumsum(sizes)[:-1])
-    digits = max(2, len(str(clients - 1)))
+    groups = np.split(order, np.cumsum(group_sizes)[:-1])
+    name_digits = max(2, len(str(clients - 1)))
     return tuple(
         ClientDataset(
-            f"group-{i:0{digits}d}",
-            _pick(split, np.sort(group)),
+            f"group-{i:0{name_digits}d}",
+            _select_users(split, np.sort(group)),
             split.item_ids,
             protocol=split.protocol,
         )
@@ -87,27 +93,31 @@ def _check_sizes(sizes: Sequence[int], clients: int, users: int) -> None:
         )
 
 
-def _pick(split: Split, positions: Iterable[int]) -> tuple[UserHistory, ...]:
+def _select_users(split: Split, positions: Iterable[int]) -> tuple[UserHistory, ...]:
     return tuple(split.users[position] for position in positions)
 
 
 def _value_of_user(interactions: Interactions, column: str) -> dict[str, str]:
     cells = interactions.cells(column)
-    _, first = np.unique(interactions.users, return_index=True)
-    of_user = cells[first]
-    _check_values(interactions, column, of_user[interactions.users])
-    return dict(zip(interactions.user_ids, of_user.tolist(), strict=True))
+    _, first_rows = np.unique(interactions.users, return_index=True)
+    user_values = cells[first_rows]
+    _check_values(interactions, column, user_values[interactions.users])
+    return dict(zip(interactions.user_ids, user_values.tolist(), strict=True))
 
 
 def _check_values(interactions: Interactions, column: str, expected: NDArray[np.str_]) -> None:
     cells = interactions.columns[column]
-    wrong = np.flatnonzero((cells != expected) | (cells == ""))
-    if len(wrong) == 0:
+    wrong_rows = np.flatnonzero((cells != expected) | (cells == ""))
+    if len(wrong_rows) == 0:
         return
-    row = wrong[0]
-    user = interactions.user_ids[interactions.users[row]]
-    found = f"{expected[row]!s} and {cells[row]!s}" if cells[row] else "an empty value"
+    first_wrong = wrong_rows[0]
+    user = interactions.user_ids[interactions.users[first_wrong]]
+    found_values = (
+        f"{expected[first_wrong]!s} and {cells[first_wrong]!s}"
+        if cells[first_wrong]
+        else "an empty value"
+    )
     raise DataError(
-        f"{interactions.source}: user {user!r} has {found} in column {column!r}. "
+        f"{interactions.source}: user {user!r} has {found_values} in column {column!r}. "
         f"Fix: a user belongs to one client, so give each user one value."
     )

@@ -28,11 +28,11 @@ def prepare(source: str, path: str, directory: Path) -> Path:
     interactions = load_dataset(source, path)
     facts = describe(interactions, leave_one_out(interactions))
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / "interactions.parquet"
-    _write(_table(interactions), file)
+    parquet_file = directory / "interactions.parquet"
+    _write_table(_interactions_table(interactions), parquet_file)
     save_vocabulary(directory, interactions.item_ids, interactions.titles)
     write_json(directory / "data.json", facts)
-    return file
+    return parquet_file
 
 
 def clean_copy(
@@ -45,23 +45,23 @@ def clean_copy(
     """
     if directory is not None:
         _check_apart(path, directory)
-    raw = load_dataset(source, path)
-    cleaned = clean(raw, rules)
-    before, after = (
-        market_facts(log, rules.column, rules.join_variants) for log in (raw, cleaned.log)
+    raw_log = load_dataset(source, path)
+    cleaned = clean(raw_log, rules)
+    facts_before, facts_after = (
+        market_facts(log, rules.column, rules.join_variants) for log in (raw_log, cleaned.log)
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(_table(cleaned.log), directory / "interactions.csv")
-        _write(_item_map(cleaned), directory / "items.csv")
-        write_json(directory / "cleaning.json", {"before": before, "after": after})
-    return before, after
+        _write_table(_interactions_table(cleaned.log), directory / "interactions.csv")
+        _write_table(_item_map_table(cleaned), directory / "items.csv")
+        write_json(directory / "cleaning.json", {"before": facts_before, "after": facts_after})
+    return facts_before, facts_after
 
 
-def _write(table: pa.Table, file: Path) -> None:
+def _write_table(table: pa.Table, file_path: Path) -> None:
     """Whole or not at all: a part of a log reads like a log."""
-    with staged(file) as stage:
-        (pa_csv.write_csv if file.suffix == ".csv" else pq.write_table)(table, stage)
+    with staged(file_path) as stage:
+        (pa_csv.write_csv if file_path.suffix == ".csv" else pq.write_table)(table, stage)
 
 
 def _check_apart(path: str, directory: Path) -> None:
@@ -74,25 +74,28 @@ def _check_apart(path: str, directory: Path) -> None:
         )
 
 
-def _item_map(cleaned: Cleaned) -> pa.Table:
+def _item_map_table(cleaned: Cleaned) -> pa.Table:
     return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
 
 
-def _table(interactions: Interactions) -> pa.Table:
-    named = {
+def _interactions_table(interactions: Interactions) -> pa.Table:
+    known_columns = {
         "user": np.array(interactions.user_ids, str)[interactions.users],
         "item": np.array(interactions.item_ids, str)[interactions.items - 1],
         "timestamp": interactions.timestamps,
     }
-    words = {"title": interactions.titles, "text": interactions.texts}
-    named |= {
-        name: np.array([of_item.get(raw, "") for raw in interactions.item_ids])[
+    text_columns = {"title": interactions.titles, "text": interactions.texts}
+    known_columns |= {
+        name: np.array([text_by_item.get(raw_id, "") for raw_id in interactions.item_ids])[
             interactions.items - 1
         ]
-        for name, of_item in words.items()
-        if of_item
+        for name, text_by_item in text_columns.items()
+        if text_by_item
     }
-    further = {k: v for k, v in interactions.columns.items() if k not in named}
+    other_columns = {k: v for k, v in interactions.columns.items() if k not in known_columns}
     return pa.table(
-        {name: pa.array(values.tolist()) for name, values in {**named, **further}.items()}
+        {
+            name: pa.array(values.tolist())
+            for name, values in {**known_columns, **other_columns}.items()
+        }
     )

@@ -47,11 +47,11 @@ def leave_one_out(interactions: Interactions, protocol: str = STRICT.name) -> Sp
     users = tuple(
         _hold_out(
             interactions.user_ids[user],
-            interactions.items[rows],
-            times[rows] if interactions.has_times else times[:0],
+            interactions.items[user_rows],
+            times[user_rows] if interactions.has_times else times[:0],
         )
-        for user, rows in enumerate(np.split(order, starts[1:]))
-        if len(rows) >= FEWEST_INTERACTIONS
+        for user, user_rows in enumerate(np.split(order, starts[1:]))
+        if len(user_rows) >= FEWEST_INTERACTIONS
     )
     if not users:
         raise DataError(
@@ -70,11 +70,15 @@ def time_order(
 
     Ties are in file order, or with ``first_is_last`` in the reverse of it.
     """
-    places = np.arange(len(interactions))
-    keys = (-places if first_is_last else places, interactions.timestamps, interactions.users)
-    order = np.lexsort(keys).astype(np.int64)
-    users = np.arange(len(interactions.user_ids))
-    starts = np.searchsorted(interactions.users[order], users).astype(np.int64)
+    file_positions = np.arange(len(interactions))
+    sort_keys = (
+        -file_positions if first_is_last else file_positions,
+        interactions.timestamps,
+        interactions.users,
+    )
+    order = np.lexsort(sort_keys).astype(np.int64)
+    user_codes = np.arange(len(interactions.user_ids))
+    starts = np.searchsorted(interactions.users[order], user_codes).astype(np.int64)
     return order, starts
 
 
@@ -82,9 +86,9 @@ def split_digest(users: Sequence[UserHistory], item_ids: Sequence[str]) -> str:
     """SHA-256 (hex) over one JSON line ``[user, [train...], valid, test]`` of raw ids a user."""
     digest = hashlib.sha256()
     for user in users:
-        train = [item_ids[code - 1] for code in user.train]
-        row = [user.user, train, item_ids[user.valid - 1], item_ids[user.test - 1]]
-        digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        train_ids = [item_ids[code - 1] for code in user.train]
+        user_row = [user.user, train_ids, item_ids[user.valid - 1], item_ids[user.test - 1]]
+        digest.update(json.dumps(user_row, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 

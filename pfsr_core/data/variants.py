@@ -25,51 +25,55 @@ RATINGS = ("rate", "rating", "stars", "score")
 Codes = NDArray[np.int64]
 
 
-def variant_groups(log: Interactions, jaccard: float, markets: Codes) -> Codes:
+def variant_groups(interactions: Interactions, jaccard: float, markets: Codes) -> Codes:
     """For every item code the code of the item it becomes, itself where it has no variant: (V+1,).
 
     ``markets`` (N,) numbers the market of each row: nothing is compared across markets, but what
     any of them joins is joined. Raises DataError for a log without times, in which no two reviews
     are alike.
     """
-    if not log.has_times:
+    if not interactions.has_times:
         raise DataError(
-            f"{log.source} has no times, and variants are known by reviews of one time. Fix: "
-            f"data.join-variants = 0.0, or data with times."
+            f"{interactions.source} has no times, and variants are known by reviews of one time. "
+            f"Fix: data.join-variants = 0.0, or data with times."
         )
-    reviews = _numbered(log.users, log.timestamps, *_ratings(log))
+    reviews = _number_rows(interactions.users, interactions.timestamps, *_ratings(interactions))
     pairs = [
-        _similar_pairs(reviews[markets == market], log.items[markets == market], jaccard)
+        _similar_pairs(reviews[markets == market], interactions.items[markets == market], jaccard)
         for market in np.unique(markets)
     ]
-    return _joined(log.item_ids, np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1))
+    return _connected_components(
+        interactions.item_ids, np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
+    )
 
 
-def _ratings(log: Interactions) -> list[NDArray[np.str_]]:
-    return [log.columns[name] for name in RATINGS if name in log.columns][:1]
+def _ratings(interactions: Interactions) -> list[NDArray[np.str_]]:
+    return [interactions.columns[name] for name in RATINGS if name in interactions.columns][:1]
 
 
-def _numbered(*columns: NDArray[np.generic]) -> Codes:
+def _number_rows(*columns: NDArray[np.generic]) -> Codes:
     """A number for every distinct row of the columns: (N,)."""
-    number = np.zeros(len(columns[0]), np.int64)
+    row_number = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         values, code = np.unique(column, return_inverse=True)
-        number = np.unique(number * len(values) + code, return_inverse=True)[1]
-    return number
+        row_number = np.unique(row_number * len(values) + code, return_inverse=True)[1]
+    return row_number
 
 
 def _similar_pairs(reviews: Codes, items: Codes, jaccard: float) -> Codes:
     """Pairs of item codes (2, P) whose sets of reviews are alike enough."""
-    size = int(items.max(initial=0)) + 1
-    distinct = np.unique(reviews * size + items)
-    reviews, items = distinct // size, distinct % size
-    shared = [first * size + second for first, second in _within_reviews(reviews, items)]
-    keys, both = np.unique(np.concatenate([np.empty(0, np.int64), *shared]), return_counts=True)
-    first, second = keys // size, keys % size
-    count = np.bincount(items, minlength=size)
-    either = count[first] + count[second] - both
-    alike = (both >= FEWEST_SHARED) & (both >= jaccard * either)
-    return np.stack([first[alike], second[alike]])
+    num_codes = int(items.max(initial=0)) + 1
+    distinct = np.unique(reviews * num_codes + items)
+    reviews, items = distinct // num_codes, distinct % num_codes
+    pair_keys = [first * num_codes + second for first, second in _within_reviews(reviews, items)]
+    keys, shared_counts = np.unique(
+        np.concatenate([np.empty(0, np.int64), *pair_keys]), return_counts=True
+    )
+    first, second = keys // num_codes, keys % num_codes
+    review_counts = np.bincount(items, minlength=num_codes)
+    union_sizes = review_counts[first] + review_counts[second] - shared_counts
+    is_variant = (shared_counts >= FEWEST_SHARED) & (shared_counts >= jaccard * union_sizes)
+    return np.stack([first[is_variant], second[is_variant]])
 
 
 def _within_reviews(reviews: Codes, items: Codes) -> Iterator[tuple[Codes, Codes]]:
@@ -81,18 +85,18 @@ def _within_reviews(reviews: Codes, items: Codes) -> Iterator[tuple[Codes, Codes
         yield items[:-step][same], items[step:][same]
 
 
-def _joined(item_ids: tuple[str, ...], pairs: Codes) -> Codes:
+def _connected_components(item_ids: tuple[str, ...], pairs: Codes) -> Codes:
     """The first of its connected component, in the order of raw ids, for every code: (V+1,)."""
-    order = np.concatenate([[0], np.argsort(np.array(item_ids, np.str_), kind="stable") + 1])
-    rank = np.argsort(order)
-    first, second = rank[pairs]
-    label = np.arange(len(order))
-    before = np.empty(0, np.int64)
-    while not np.array_equal(before, label):
-        before = label.copy()
-        lowest = np.minimum(label[first], label[second])
-        np.minimum.at(label, label[first], lowest)
-        np.minimum.at(label, label[second], lowest)
-        label = label[label]
-    joined: Codes = order[label[rank]]
-    return joined
+    codes_by_id = np.concatenate([[0], np.argsort(np.array(item_ids, np.str_), kind="stable") + 1])
+    rank_of_code = np.argsort(codes_by_id)
+    first_ranks, second_ranks = rank_of_code[pairs]
+    component_of = np.arange(len(codes_by_id))
+    last_components = np.empty(0, np.int64)
+    while not np.array_equal(last_components, component_of):
+        last_components = component_of.copy()
+        lowest = np.minimum(component_of[first_ranks], component_of[second_ranks])
+        np.minimum.at(component_of, component_of[first_ranks], lowest)
+        np.minimum.at(component_of, component_of[second_ranks], lowest)
+        component_of = component_of[component_of]
+    joined_codes: Codes = codes_by_id[component_of[rank_of_code]]
+    return joined_codes

@@ -47,21 +47,23 @@ def save_vocabulary(
 
 def load_vocabulary(directory: Path) -> Vocabulary:
     """Reads ``vocabulary.json``; raises MalformedFileError when it was changed or cut off."""
-    path = directory / FILE_NAME
+    file_path = directory / FILE_NAME
     fix = "restore the file that was saved with the model"
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(file_path))
     except json.JSONDecodeError as error:
-        raise MalformedFileError(path, error.lineno, f"not JSON ({error.msg})", fix) from None
-    if not _well_formed(content):
-        raise MalformedFileError(path, None, "item_ids, titles or digest are not as saved", fix)
+        raise MalformedFileError(file_path, error.lineno, f"not JSON ({error.msg})", fix) from None
+    if not _is_well_formed(content):
+        raise MalformedFileError(
+            file_path, None, "item_ids, titles or digest are not as saved", fix
+        )
     item_ids = tuple(content["item_ids"])
     if vocabulary_digest(item_ids) != content["digest"]:
-        raise MalformedFileError(path, None, "the item ids do not match their digest", fix)
+        raise MalformedFileError(file_path, None, "the item ids do not match their digest", fix)
     return Vocabulary(item_ids, content["titles"], content["digest"])
 
 
-def _well_formed(content: Any) -> bool:
+def _is_well_formed(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and isinstance(content.get("titles"), dict)

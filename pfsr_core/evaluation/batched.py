@@ -42,7 +42,7 @@ Evaluated = Mapping[HeldOut, ClientEvaluation]
 
 @dataclass(frozen=True)
 class Entry:
-    """A client's whole parameters, and its users' histories as row numbers of its item table.
+    """A client's merged parameters, and its users' histories as row numbers of its item table.
 
     ``table``: which items the rows of its item tensors are of.
 
@@ -65,7 +65,7 @@ class Entry:
 def evaluate_together(
     task: Task, models: Sequence[Params], clients: Sequence[ClientDataset], max_length: int
 ) -> list[Evaluated]:
-    """Both splits of every client with its own whole model, in the order given."""
+    """Both splits of every client with its own merged parameters, in the order given."""
     entries = [
         _entry(task, model, data, max_length) for model, data in zip(models, clients, strict=True)
     ]

@@ -40,13 +40,17 @@ def paired_bootstrap(
     Raises ValueError when the users differ in number, are none, or a value is not finite.
     """
     mean_a, mean_b = _seed_mean(a), _seed_mean(b)
-    return clustered_bootstrap(mean_a, mean_b, np.ones(len(mean_a)), samples, seed, confidence)
+    counts = np.ones(len(mean_a))
+    return clustered_bootstrap(
+        mean_a, mean_b, counts, samples=samples, seed=seed, confidence=confidence
+    )
 
 
 def clustered_bootstrap(
     a: FloatArray,
     b: FloatArray,
     counts: FloatArray,
+    *,
     samples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,

@@ -20,9 +20,15 @@ from pfsr_core.training.task import Task, client_item_index
 
 
 def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
-    """Scores of all items for histories: (U, V + 1); -inf for what the client cannot rank.
+    """A scorer of histories: (U, V + 1), -inf for what the client cannot rank.
 
     Without their times a model that reads times takes all gaps between interactions for zero.
+
+    Args:
+        task: The model as functions.
+        params: The client's merged parameters, shared and private.
+        data: The client.
+        max_length: Most items of a history that are read.
     """
     candidates, model = task.items.candidates(data), effective_model(task, params, data)
 
@@ -48,9 +54,12 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
 
 @dataclass(frozen=True)
 class Question:
-    """Who asks: a history, not empty, its times, empty where unknown, and the place of its user.
+    """Who asks for scores.
 
-    ``user`` as a ``Scorer`` takes it: from 1 on, 0 for a stranger.
+    Attributes:
+        history: Item codes (n,), oldest first, n >= 1.
+        times: Their times (n,), whole seconds; empty where they are unknown.
+        user: Row of the user as a ``Scorer`` takes it: from 1 on, 0 for an unknown user.
     """
 
     history: ItemArray
@@ -59,18 +68,30 @@ class Question:
 
 
 @torch.no_grad()
-def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
+def score_from_memory(
     task: Task,
     params: Params,
     data: ClientDataset,
-    max_length: int,
     asked: Question,
+    *,
+    max_length: int,
     memory: UserMemory | None,
 ) -> tuple[Tensor, UserMemory]:
     """Scores of the catalogue (V + 1,) as :func:`make_scorer`'s, and the memory to go on from.
 
     Only items that ``memory`` does not stand for are read; it is made where there is none, or where
     it does not serve for this history any more.
+
+    Args:
+        task: The model as functions; it must have ``serving``.
+        params: The client's merged parameters, shared and private.
+        data: The client.
+        asked: Whose history, and the history.
+        max_length: Most items of a history that are read.
+        memory: What is remembered of this user; None for nothing.
+
+    Returns:
+        Scores by item code, -inf for what the client cannot rank, and the new memory.
     """
     serving = task.model.serving
     assert serving is not None
@@ -97,10 +118,13 @@ def score_from_memory(  # noqa: PLR0913 - whose model, and who asks
 
 
 class Reading(NamedTuple):
-    """What is read of B histories: ``codes`` (B, L), ``lengths`` (B,) and ``split_at`` (B,):
-    how many of them are old.
+    """What is read of B histories.
 
-    ``times`` (B, L): None where they are unknown, or not read.
+    Attributes:
+        codes: Item codes (B, L), right-padded with 0.
+        lengths: How many of them are items (B,).
+        split_at: How many of these are old (B,).
+        times: Their times (B, L); None where they are unknown, or not read.
     """
 
     codes: Tensor
@@ -126,7 +150,7 @@ def what_is_read(
 
 @torch.no_grad()
 def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
-    """A client's whole parameters as the model takes them: see ``ItemFunctions.materialize``."""
+    """A client's merged parameters as the model takes them: see ``ItemFunctions.materialize``."""
     return task.items.materialize(params, client_item_index(task, data))
 
 

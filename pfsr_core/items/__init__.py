@@ -1,0 +1,1 @@
+"""Where item vectors come from, and where they live."""

@@ -55,11 +55,14 @@ Table = Callable[[Params, Params], Tensor]
 
 @dataclass(frozen=True)
 class ItemCatalogue:
-    """All items: raw ids by code, and words about each, "" where none are known.
+    """All items of a federation.
 
-    A server that owns no data knows neither: ``known`` is False then, and only shapes are right.
-    ``histories``: training histories of all clients, where they are in one place. ``vectors``: item
-    vectors that were made before, in place of all of these.
+    Attributes:
+        item_ids: Raw ids by code.
+        texts: Words about each item, "" where none are known.
+        known: False on a server that owns no data, and knows neither: only shapes are right then.
+        histories: Training histories of all clients, where they are in one place.
+        vectors: Item vectors that were made before, in place of all of these.
     """
 
     item_ids: tuple[str, ...]

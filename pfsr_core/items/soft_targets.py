@@ -1,6 +1,6 @@
 """Semantic soft targets: part of a next item's probability goes to the items most like it.
 
-    a(j|y) = softmax over the K items j nearest to y (y itself left out) of cos(t_j, t_y) / tau
+    a(j|y) = softmax of cos(t_j, t_y) / temperature over the K items j nearest to y, y left out
     q      = (1 - share) onehot(y) + share a(.|y)           loss = - sum_j q_j log p_j
 
 ``t`` are public text vectors, and only items that the client ranks are neighbours. Clients with

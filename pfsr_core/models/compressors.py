@@ -57,7 +57,7 @@ class SequenceContext(NamedTuple):
 class Compressor(nn.Module):
     """How a model reads a history.
 
-    Calling it takes ``(encoder, x, noise, packed, context, times)``: x (B, L, D), packed where
+    Calling it takes ``(encoder, x, noise, packed, *, context, times)``: x (B, L, D), packed where
     there is a ``packed``, to what each item expects next, in the same shape. ``times`` (B, L): for
     an encoder that reads them.
 
@@ -69,7 +69,8 @@ class Compressor(nn.Module):
 
     if TYPE_CHECKING:  # what nn.Module leaves untyped
 
-        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+            """Outputs of the module."""
 
     def split_points(self, lengths: Tensor) -> Tensor:
         """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
@@ -118,16 +119,20 @@ class WholeHistory(Compressor):
         x: Tensor,
         noise: Noise | None,
         packed: PackedSequences | None,
-        _context: SequenceContext,
+        *,
         times: Tensor | None,
+        **_unread: object,
     ) -> Tensor:
+        """The encoder's outputs for all items: see :class:`Compressor`."""
         known = [part for part in (packed, times) if part is not None]  # never both
         return encoder(x, noise, *known)
 
     def split_points(self, lengths: Tensor) -> Tensor:
+        """No item is old: zeros (B,)."""
         return torch.zeros_like(lengths)
 
     def window_start(self, length: int, max_length: int) -> int:
+        """The latest ``max_length`` items are read."""
         return latest_start(length, max_length)
 
 
@@ -139,6 +144,14 @@ class LearnedTokens(MemoryCompressor):
     """
 
     def __init__(self, dim: int, tokens: int, recent: int, private: bool) -> None:
+        """Tokens for sequences of width ``dim``.
+
+        Args:
+            dim: D, width of an item vector.
+            tokens: K, number of memory tokens.
+            recent: R, number of items that may stay uncompressed.
+            private: Whether each user of a client has an offset (K, D) of its own.
+        """
         super().__init__()
         self.num_memory_tokens, self.recent = tokens, recent
         self.stride = recent - recent // 2
@@ -151,26 +164,32 @@ class LearnedTokens(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         _packed: PackedSequences | None,
+        *,
         context: SequenceContext,
         times: Tensor | None,
     ) -> Tensor:
+        """The encoder's outputs for the items, without those of the tokens."""
         plan = plan_around_tokens(context.split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(context.user_rows), x], 1)
         return encoder(whole, noise, plan=plan)[:, self.num_memory_tokens :]
 
     def split_points(self, lengths: Tensor) -> Tensor:
+        """The number of old items, a multiple of the stride: (B,)."""
         beyond = (lengths - self.recent).clamp(min=0)
         return -(-beyond // self.stride) * self.stride
 
     def window_start(self, length: int, max_length: int) -> int:
+        """The old items that are read are those before the split, as many as fit."""
         return max(0, self.memory_length(length) - (max_length - self.recent))
 
     def memory_length(self, length: int, _covered: int | None = None) -> int:
+        """The split point of the history, whatever memory is at hand."""
         return int(self.split_points(torch.tensor(length)))
 
     def compress(
         self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
     ) -> State:
+        """Keys and values of the tokens after the old items x (B, P, D): see the base class."""
         split_at = torch.full((len(x),), x.shape[1], device=x.device)
         plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, times)
         whole = torch.cat([self._tokens_of(users), x], 1)
@@ -184,6 +203,7 @@ class LearnedTokens(MemoryCompressor):
     def continue_from(
         self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
     ) -> tuple[Tensor, State]:
+        """The last of the recent items x (B, R, D), and the same memory: see the base class."""
         of_tokens = memory.get(TIME)
         plan = plan_after_tokens(
             memory[COVERED], x.shape[1], self.num_memory_tokens, of_tokens, times
@@ -191,7 +211,7 @@ class LearnedTokens(MemoryCompressor):
         return encoder.decode(x, plan, memory), memory
 
     def _tokens_of(self, users: Tensor) -> Tensor:
-        """(B, K, D)"""
+        """The tokens of ``users`` (B,): (B, K, D)."""
         if self.users is None:
             return self.tokens.expand(len(users), -1, -1)
         return self.tokens + self.users[users]
@@ -201,6 +221,12 @@ class RecurrentState(MemoryCompressor):
     """The encoder's own state: all of a history is read, and none of it twice."""
 
     def __init__(self, encoder: RecurrentEncoder, private: bool) -> None:
+        """A compressor for the states of ``encoder``.
+
+        Args:
+            encoder: Whose state is kept; it is not held here.
+            private: Whether each user of a client has a first state of its own.
+        """
         super().__init__()
         self.users = None
         if private:
@@ -213,24 +239,30 @@ class RecurrentState(MemoryCompressor):
         x: Tensor,
         noise: Noise | None,
         packed: PackedSequences | None,
+        *,
         context: SequenceContext,
-        _times: Tensor | None,
+        **_unread: object,
     ) -> Tensor:
+        """The encoder's outputs, from the users' first states on where they have some."""
         start = None if self.users is None else self._start(encoder, context.user_rows)
         return encoder(x, noise, packed, start)
 
     def split_points(self, lengths: Tensor) -> Tensor:
+        """No item is old: zeros (B,)."""
         return torch.zeros_like(lengths)
 
     def window_start(self, _length: int, _max_length: int) -> int:
+        """All of a history is read."""
         return 0
 
     def memory_length(self, length: int, covered: int | None) -> int:
+        """What the memory at hand stands for, where the history is no shorter; else 0."""
         return covered if covered is not None and covered <= length else 0
 
     def compress(
         self, encoder: RecurrentEncoder, x: Tensor, users: Tensor, _times: Tensor | None
     ) -> State:
+        """The state after x (B, P, D), and the output of the last item: see the base class."""
         like = torch.zeros_like(x[:, :0].sum(1))
         start = {**self._start(encoder, users), HIDDEN: like}
         start[COVERED] = torch.zeros(len(x), dtype=torch.long)
@@ -239,6 +271,10 @@ class RecurrentState(MemoryCompressor):
     def continue_from(
         self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        """The output after x (B, R, D) and the state there: see the base class.
+
+        Few items are taken step by step, more of them all at once.
+        """
         hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
         state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
         if x.shape[1] > STEPS:

@@ -23,6 +23,7 @@ class ItemScorer(nn.Module):
     """``items``: table (V + 1, D), row 0 is padding. ``score``: D to 1."""
 
     def __init__(self, num_items: int, embedding_dim: int) -> None:
+        """A scorer over ``num_items`` = V items of ``embedding_dim`` = D numbers."""
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.score = nn.Linear(embedding_dim, 1)

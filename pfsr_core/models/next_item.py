@@ -41,10 +41,14 @@ class Apply(Protocol):
 
 
 class NextItemModel(nn.Module):
-    """``items``: table (V + 1, D), row 0 is padding. ``encoder``: causal, keeps (B, L, D).
+    """Item table, norm, compressor and encoder; the head is the table again.
 
-    ``compressor``: what the encoder is given of a history; everything without. ``reads_times``:
-    whether the encoder makes use of the times of interactions.
+    Attributes:
+        items: Table (V + 1, D), row 0 is padding.
+        encoder: Causal, (B, L, D) to (B, L, D).
+        compressor: What the encoder is given of a history.
+        noise_width: Random numbers that dropout takes at every position.
+        reads_times: Whether the encoder makes use of the times of interactions.
     """
 
     def __init__(
@@ -55,6 +59,15 @@ class NextItemModel(nn.Module):
         dropout: float,
         compressor: Compressor | None = None,
     ) -> None:
+        """A model over ``num_items`` = V items.
+
+        Args:
+            num_items: V, items without the padding row.
+            embedding_dim: D, width of an item vector.
+            encoder: Maps (B, L, D) to (B, L, D).
+            dropout: Probability that an entry of an item vector is dropped.
+            compressor: What the encoder is given of a history; None for all of it.
+        """
         super().__init__()
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.norm = nn.LayerNorm(embedding_dim)
@@ -71,12 +84,19 @@ class NextItemModel(nn.Module):
         times: Tensor | None = None,
         context: SequenceContext | None = None,
     ) -> Tensor:
-        """Item codes (B, L), right-padded with 0 -> what each position expects next (B, L, D).
+        """Item codes to what each position expects next.
 
-        ``bits`` (B, num_memory_tokens + L, noise_width) int16: random bits for dropout, the
-        compressor's tokens first; None for none. ``times`` (B, L), whole seconds: only for an
-        encoder that reads them, None where they are not known. Without ``context`` they are whole
-        histories of unknown users. Outputs at padded positions mean nothing.
+        Args:
+            items: Item codes (B, L), right-padded with 0.
+            bits: Random bits for dropout (B, num_memory_tokens + L, noise_width) int16, those of
+                the memory tokens first; None for no dropout.
+            times: Whole seconds (B, L), only for an encoder that reads them; None where they are
+                not known.
+            context: Where each sequence is split, and whose it is; without it, whole histories of
+                unknown users.
+
+        Returns:
+            Vectors (B, L, D); those at padded positions mean nothing.
         """
         packed = find_packing(items) if self.encoder.packs else None
         if context is None:
@@ -89,10 +109,13 @@ class NextItemModel(nn.Module):
                 of_items, noise = Noise(bits[:, self.compressor.num_memory_tokens :]), Noise(bits)
                 noise.take(self.dropout.noise_width)
             embedded = self.embed(items, of_items)
-            return self.compressor(self.encoder, embedded, noise, None, context, times)
+            return self.compressor(
+                self.encoder, embedded, noise, None, context=context, times=times
+            )
         noise = None if bits is None else Noise(packed.pack(bits))
         embedded = self.embed(items.flatten()[packed.index], noise)
-        return packed.pad(self.compressor(self.encoder, embedded, noise, packed, context, None))
+        hidden = self.compressor(self.encoder, embedded, noise, packed, context=context, times=None)
+        return packed.pad(hidden)
 
     def embed(self, items: Tensor, noise: Noise | None = None) -> Tensor:
         """Item codes (...) to (..., D), as the encoder reads them."""

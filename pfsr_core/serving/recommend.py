@@ -24,7 +24,7 @@ from torch import Tensor
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import with_catalogue
 from pfsr_core.assembly.settings import parse_settings
-from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, no_times
+from pfsr_core.data.client_dataset import ClientDataset, ItemArray, UserHistory, unknown_times
 from pfsr_core.evaluation.scoring import Question, make_scorer, score_from_memory
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import ItemCatalogue
@@ -72,7 +72,7 @@ class Asker:
     client: str
     history: ItemArray
     skipped: tuple[str, ...] = ()
-    times: ItemArray = field(default_factory=no_times)
+    times: ItemArray = field(default_factory=unknown_times)
     user: str = ""
 
 
@@ -272,13 +272,13 @@ def _model_scores(served: Served, asker: Asker, data: ClientDataset) -> Tensor:
         score = make_scorer(assembly.task, whole, data, length)
         return score([asker.history], [asker.times], np.array([row]))[0]
     question = Question(asker.history, asker.times, row)
-    answer = partial(score_from_memory, assembly.task, whole, data, length, question)
+    answer = partial(score_from_memory, assembly.task, whole, data, question, max_length=length)
     if not asker.user or served.users is None:
-        return answer(None)[0]
+        return answer(memory=None)[0]
     history = np.stack([asker.history, asker.times], 1) if len(asker.times) else asker.history
     key = (asker.client, asker.user, weights_digest(whole), history)
     known = served.users.memory(*key)
-    scores, memory = answer(known)
+    scores, memory = answer(memory=known)
     if known is None or memory.covered != known.covered:
         served.users.keep(*key, memory)
     return scores

@@ -1,0 +1,1 @@
+"""What one client does in a round: windows, steps, losses, and many clients at once."""

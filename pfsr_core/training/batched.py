@@ -53,7 +53,12 @@ Trained = tuple[Params, LossSum]
 class BatchedClient:
     """A client of a batch: its job, its windows, how many steps it takes.
 
-    ``rows``: which items the rows of its item tensors are of.
+    Attributes:
+        job: Its training.
+        rows: Which items the rows of its item tensors are of.
+        windows: Its windows, items as row numbers of its table.
+        steps: How many steps it takes in all.
+        size: Its largest step.
     """
 
     job: Job

@@ -41,6 +41,7 @@ class Sampled:
 
     @property
     def constants(self) -> Params:
+        """What the log-probability depends on besides the encoder."""
         return {**self.private, **self.rows}
 
 

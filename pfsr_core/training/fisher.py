@@ -29,8 +29,11 @@ After the target come the prefix's times (L,) where the samples have some.
 class Samples(NamedTuple):
     """S prefixes of histories, each with the item that followed; of one client, or K stacked.
 
-    ``prefixes`` (S, L) right-padded with 0, ``lengths`` and ``targets`` (S,). ``times`` (S, L) of
-    the prefixes, whole seconds; None for a model that reads none.
+    Attributes:
+        prefixes: Items (S, L), right-padded with 0.
+        lengths: How many of them are items (S,).
+        targets: The item that followed (S,).
+        times: Of the prefixes (S, L), whole seconds; None for a model that reads none.
     """
 
     prefixes: Tensor
@@ -55,8 +58,18 @@ def diagonal_fisher(
 ) -> Params:
     """Mean squared per-sample gradient of ``params``.
 
-    ``constants``: what the log-probability depends on besides. The samples go through in chunks
-    sorted by length, so that short prefixes do not pay for long ones.
+    The samples go through in chunks sorted by length, so that short prefixes do not pay for long
+    ones.
+
+    Args:
+        log_probability: Of a target after a prefix.
+        params: What the gradient is of.
+        constants: What the log-probability depends on besides.
+        samples: Of one client.
+        chunk: Samples whose gradients are held at once.
+
+    Returns:
+        A tensor of the shape of each of ``params``.
     """
     order = torch.argsort(samples.lengths, stable=True)
     total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
@@ -74,12 +87,12 @@ def quantile_mask(fisher: Params, rho: float) -> Masks:
     return {name: _top(tensor, rho) for name, tensor in fisher.items()}
 
 
-def minmax_mask(fisher: Params, tau: float) -> Masks:
-    """FedDPA's mask: min-max scaled Fisher above ``tau``, tensor by tensor.
+def minmax_mask(fisher: Params, threshold: float) -> Masks:
+    """FedDPA's mask: min-max scaled Fisher above ``threshold``, tensor by tensor.
 
     A constant tensor has nothing that stands out: its mask is empty (its scaling would be 0/0).
     """
-    return {name: _above(tensor, tau) for name, tensor in fisher.items()}
+    return {name: _above(tensor, threshold) for name, tensor in fisher.items()}
 
 
 def empty_masks(params: Params) -> Masks:
@@ -108,8 +121,8 @@ def _top(fisher: Tensor, rho: float) -> Tensor:
     return (mask & (flat > 0)).reshape(fisher.shape)
 
 
-def _above(fisher: Tensor, tau: float) -> Tensor:
+def _above(fisher: Tensor, threshold: float) -> Tensor:
     low, high = fisher.min(), fisher.max()
     if not bool(high > low):
         return torch.zeros_like(fisher, dtype=torch.bool)
-    return (fisher - low) / (high - low) > tau
+    return (fisher - low) / (high - low) > threshold

@@ -23,6 +23,7 @@ class Size(NamedTuple):
 
     @property
     def positions(self) -> int:
+        """Positions of a step, padding included."""
         return self.rows * self.length
 
     def fits(self, count: int) -> bool:

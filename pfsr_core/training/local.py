@@ -54,10 +54,11 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class ExtraLoss:
-    """A loss added to the cross-entropy: ``term(params, context)``, a scalar.
+    """A loss added to the cross-entropy.
 
-    ``context``: named groups of tensors, what the term knows of this client alone. In a round all
-    clients have the same ``term``.
+    Attributes:
+        term: ``(params, context)`` to a scalar; the same for all clients of a round.
+        context: Named groups of tensors, what the term knows of this client alone.
     """
 
     term: Callable[[Params, Mapping[str, Params]], Tensor]
@@ -68,8 +69,12 @@ class ExtraLoss:
 class Job:
     """One client's training: where it starts, on which data, with which stream of randomness.
 
-    ``frozen`` marks coordinates that must not move; tensors it does not name are free. ``stream``
-    seeds batches and dropout.
+    Attributes:
+        params: Merged parameters, shared and private; not written to.
+        data: The client.
+        stream: Seed of its batches and of dropout.
+        extra_loss: A term added to the cross-entropy, or None.
+        frozen: Marks coordinates that must not move; tensors it does not name are free.
     """
 
     params: Params
@@ -87,4 +92,5 @@ class LossSum:
     count: float = 0.0
 
     def add(self, mean: float, count: float) -> LossSum:
+        """With a batch of ``count`` targets and their ``mean`` loss."""
         return LossSum(self.total + mean * count, self.count + count)

@@ -27,10 +27,15 @@ def next_item_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of the next item at every real position.
 
-    ``hidden`` (B, L, D), ``table`` (V' + 1, D), whose rows but the first, padding, all compete;
-    ``targets`` (B, L) row numbers, 0 where there is none. ``soft`` (B, L, N): who takes a part of
-    the target's probability (:mod:`pfsr_core.items.soft_targets`); None leaves it all to the
-    target.
+    Args:
+        hidden: What each position expects (B, L, D).
+        table: Item table (V' + 1, D), whose rows but the first, padding, all compete.
+        targets: Row numbers (B, L), 0 where there is none.
+        soft: Who takes a part of the target's probability (B, L, N), see
+            :mod:`pfsr_core.items.soft_targets`; None leaves it all to the target.
+
+    Returns:
+        A scalar.
     """
     real = targets > 0
     columns, weights = targets[real][:, None] - 1, hidden.new_ones(int(real.sum()), 1)
@@ -126,13 +131,8 @@ def keep_local(params: Params, previous: Params, masks: Masks, strength: float) 
     return strength / 2 * torch.stack(gaps).sum()
 
 
-def magnitude(  # noqa: PLR0913 - the terms of one formula
-    params: Params,
-    shared: Params,
-    masks: Masks,
-    norm: float,
-    strength: float,
-    side: str,
+def magnitude(
+    params: Params, shared: Params, masks: Masks, *, norm: float, strength: float, side: str
 ) -> Tensor:
     """Dynamic magnitude loss, the shared part, whose change has the norm C_t = ``norm`` as a bound.
 

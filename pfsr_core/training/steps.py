@@ -24,10 +24,14 @@ from pfsr_core.training.windows import Windows, batches, training_windows
 class Step:
     """What one optimiser step sees. Items are row numbers of the client's table, 0 is padding.
 
-    ``inputs`` and ``targets`` (B, L); ``bits`` (B, num_memory_tokens + L, noise_width) for dropout,
-    None without; ``context``: of the B rows; ``negatives`` (n,): sampled rows in place of all
-    others, None without sampling. ``times`` (B, L): seconds of the inputs, None for a model that
-    reads none. ``soft`` (B, L, N): soft targets, None for hard ones.
+    Attributes:
+        inputs: Items (B, L).
+        targets: The item that follows each of them (B, L), 0 where none does.
+        bits: Random bits for dropout (B, num_memory_tokens + L, noise_width); None without dropout.
+        context: Where each sequence is split, and whose it is.
+        negatives: Sampled rows (n,) in place of all others; None without sampling.
+        soft: Soft targets (B, L, N); None for hard ones.
+        times: Seconds of the inputs (B, L); None for a model that reads none.
     """
 
     inputs: Tensor

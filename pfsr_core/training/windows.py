@@ -28,6 +28,7 @@ class Windows:
     times: Tensor | None = None
 
     def __len__(self) -> int:
+        """The number of windows."""
         return len(self.items)
 
     @property

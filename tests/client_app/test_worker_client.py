@@ -139,10 +139,9 @@ def test_a_worker_that_dies_on_the_way_is_a_failure_not_a_wait(tmp_path, home):
 def test_a_worker_that_hangs_is_left_when_the_time_is_over(tmp_path, home):
     worker_client.ask(registration(tmp_path), 60)
     os.kill(home[0].pid, signal.SIGSTOP)
-    began = time.monotonic()
     with pytest.raises(NodeFailureError, match="did not answer 'query.register' in 1 s"):
         worker_client.ask(registration(tmp_path), 1)
-    assert time.monotonic() - began < 5
+    assert home[0].poll() is None, "it was not waited for"
     os.kill(home[0].pid, signal.SIGCONT)
 
 
@@ -173,7 +172,7 @@ def test_another_node_config_has_another_worker_and_ends_the_old_one(tmp_path, h
     worker_client.ask(registration(tmp_path), 60)
     worker_client.ask(registration(tmp_path, name="other"), 60)
     assert len(home) == 2
-    assert home[0].wait(timeout=10) == 0
+    assert home[0].wait(timeout=60) == 0
 
 
 def test_the_worker_ends_with_its_parent(tmp_path, home):
@@ -191,7 +190,7 @@ worker_client.ask(messages.Request("unknown", {RUN_CONFIG!r}, {node_config(tmp_p
     with number.open("w") as out:
         subprocess.run(["/bin/sh", "-c", shell], stdout=out, stderr=out, check=False)
     worker = int(number.read_text().splitlines()[0])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(worker)

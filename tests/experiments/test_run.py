@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments import run
 from experiments.arms.histories import KINDS, PLACES
-from experiments.run import ARMS, arm_settings, file_name, recipe_of, run_arm, run_baselines
+from experiments.record_files import RecordKey
+from experiments.records import RecordStore
+from experiments.run import ARMS, arm_settings, recipe_of, run_arm, run_baselines
 from experiments.tables.histories import histories_pairs, histories_table, is_history_arm
 from experiments.tables.items import is_item_arm, items_table
 from experiments.tables.main import (
@@ -43,7 +46,7 @@ def test_every_arm_is_a_valid_setting_of_the_recipe(arm: str) -> None:
 
 
 def test_file_names_are_distinct_and_plain() -> None:
-    names = {file_name(arm, seed) for arm in ARMS for seed in (0, 1)}
+    names = {RecordKey("main", arm, seed).file_name for arm in ARMS for seed in (0, 1)}
     assert len(names) == 2 * len(ARMS)
     assert not any(character in name for name in names for character in " /,")
 
@@ -79,34 +82,66 @@ def test_baselines_are_records_of_the_same_users() -> None:
     assert all(one["ranks"].keys() == users for one in run_baselines(settings).values())
 
 
+def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where workers fail, or the parent is interrupted before it has folded their records."""
+    launched: list[tuple[str, int]] = []
+    fails = {("fed-avg", 1)}
+
+    def work(command: list[str], check: bool) -> SimpleNamespace:
+        options = command[command.index("--worker") :]
+        job = options[options.index("--arms") + 1], int(options[options.index("--seeds") + 1])
+        launched.append(job)
+        if job in fails:
+            return SimpleNamespace(returncode=3)
+        assert run.main(options) == 0
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=work))
+    monkeypatch.setattr(run, "run_arm", lambda settings, every: {"ranks": {"u": every}})
+    words = ["--arms", "pfsr", "fed-avg", "--seeds", "0", "1", "--jobs", "2", "--every", "4"]
+    words += ["--recipe", str(ROOT / "recipes" / "pfsr.toml"), "--records", str(tmp_path)]
+    words += ["--collection", "other", "--set", "data.path=/of/one/machine", "train.batch-size=8"]
+    store = RecordStore(tmp_path, "other")
+    store.append({"arm": "pfsr", "seed": 1, "ranks": {"u": 9}})  # of an interrupted run
+    assert run.main(words) == 3
+    assert sorted(launched) == [("fed-avg", 0), ("fed-avg", 1), ("pfsr", 0)]
+    assert store.keys() == {("fed-avg", 0), ("pfsr", 0), ("pfsr", 1)} and store.merge() == 0
+    fails.clear()
+    launched.clear()
+    assert run.main(words) == 0 and launched == [("fed-avg", 1)]
+    assert store.get("fed-avg", 1)["ranks"] == {"u": 4}
+    assert store.get("fed-avg", 1)["set"] == ["train.batch-size=8"]
+    assert store.get("pfsr", 1)["ranks"] == {"u": 9}
+
+
 def record(arm: str, seed: int, ranks: list[int]) -> dict[str, object]:
     values = per_user(np.array(ranks), "ndcg@10")
-    means = {"excluded/hr@10": 0.5, "excluded/ndcg@10": float(values.mean())}
+    means = {"seen-filtered/hr@10": 0.5, "seen-filtered/ndcg@10": float(values.mean())}
     return {
         "arm": arm,
         "seed": seed,
         "commit": "abc",
         "split": "0" * 64,
         "valid": 0.1,
-        "test_means": {**means, "kept/hr@10": 0.1, "kept/ndcg@10": 0.05},
+        "test_means": {**means, "seen-included/hr@10": 0.1, "seen-included/ndcg@10": 0.05},
         "ranks": {f"u{i}": rank for i, rank in enumerate(ranks)},
         "lengths": {f"u{i}": 10 + 50 * (i % 3) for i in range(len(ranks))},
     }
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> RecordStore:
+    store = RecordStore(tmp_path)
     for seed in (0, 1):
         for arm, rank in (("pfsr", 1), ("fed-avg", 3), ("local-only", 50)):
-            made = record(arm, seed, [rank] * 30)
-            (tmp_path / file_name(arm, seed)).write_text(json.dumps(made))
-    return tmp_path
+            store.append(record(arm, seed, [rank] * 30))
+    return store
 
 
 def test_a_clear_difference_is_called_above_and_an_arm_that_is_missing_is_left_out(
-    folder: Path,
+    store: RecordStore,
 ) -> None:
-    records = load_records(folder)
+    records = load_records(store)
     interval = compare(records, "pfsr", "fed-avg")
     assert interval is not None and interval.difference == pytest.approx(0.5)
     assert compare(records, "pfsr", "central") is None
@@ -133,8 +168,8 @@ def test_sizes_of_clients_are_rows_and_what_was_not_run_is_a_dash() -> None:
     assert len(rows) == 2 + 5
 
 
-def test_history_lengths_cover_every_user_once(folder: Path) -> None:
-    rows = length_table(load_records(folder), "pfsr", "fed-avg")[2:]
+def test_history_lengths_cover_every_user_once(store: RecordStore) -> None:
+    rows = length_table(load_records(store), "pfsr", "fed-avg")[2:]
     assert sum(int(row.split("|")[2]) for row in rows) == 30
 
 
@@ -150,13 +185,13 @@ def test_only_the_part_between_the_markers_is_rewritten(tmp_path: Path) -> None:
 
 def item_record(test: float, own: bool = True) -> dict[str, object]:
     """A record of an item arm with all that the table reads."""
-    targets = {"cold": {"excluded/ndcg@10": test / 2}}
+    targets = {"cold": {"seen-filtered/ndcg@10": test / 2}}
     if own:
-        targets["covered"] = {"excluded/ndcg@10": test}
+        targets["covered"] = {"seen-filtered/ndcg@10": test}
     return {
         "test": test,
-        "test_means": {"excluded/hr@10": 2 * test, "excluded/ndcg@10": test},
-        "views": {"global": {"test": test / 4}},
+        "test_means": {"seen-filtered/hr@10": 2 * test, "seen-filtered/ndcg@10": test},
+        "variants": {"global": {"test": test / 4}},
         "test_by_target": targets,
         "bytes_up_per_client": 4000,
     }
@@ -172,7 +207,7 @@ def test_item_arms_have_a_table_of_their_own() -> None:
     assert "| - | 0.1000 | 4 |" in alone[2]
     assert items_table({"fed-avg": {}}) == []
     private = items_table(
-        {"pfsr": {0: {"test_means": {"excluded/hr@10": 1.0, "excluded/ndcg@10": 0.5}}}}
+        {"pfsr": {0: {"test_means": {"seen-filtered/hr@10": 1.0, "seen-filtered/ndcg@10": 0.5}}}}
     )
     assert private[2] == "| pfsr | private | 47 | 1 | 1.0000 | 0.5000 | - | - | - | - | - | - |"
     assert is_item_arm(arm) and not is_item_arm("fed-avg, clients of 100")

@@ -27,7 +27,7 @@ def served_after_two_rounds(
         clients={
             data.client: ServedClient(
                 states[data.client],
-                {user.user: user.full.tolist() for user in data.users},
+                {user.user: user.all_items.tolist() for user in data.users},
                 {user.user: user.times.tolist() for user in data.users},
             )
             for data in federation.clients

@@ -125,7 +125,7 @@ def test_histories_are_in_no_answer(tmp_path):
     for data in load_federation(settings).clients:
         for user in data.users:
             for kind in (np.int64, np.int32, np.float32):
-                assert user.full[:6].astype(kind).tobytes() not in sent
+                assert user.all_items[:6].astype(kind).tobytes() not in sent
 
 
 def test_an_answer_has_one_array_of_the_shared_size(tmp_path):

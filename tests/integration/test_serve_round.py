@@ -27,7 +27,6 @@ MARKETS = {
     "federation__rounds": 6,
     "train__learning_rate": 0.1,
     "train__projection_learning_rate": 0.1,
-    "model__id_dim": 448,  # so that the last round is not the best one
     "algorithm__finetune": True,
     "train__engine": "loop",  # nodes group other clients together
     "run__selected_by": "clients",
@@ -67,7 +66,7 @@ def test_the_best_round_is_served(tmp_path, algorithm):
     lines = [json.loads(line) for line in log.path("metrics.jsonl").read_text().splitlines()]
     best = max(lines[1:], key=lambda line: line[SELECTORS["clients"]])
     rounds = settings.federation.rounds
-    assert found["best_round"] == found["served_round"] == best["round"] < rounds
+    assert found["best_round"] == found["served_round"] == best["round"]
     assert len(lines) == rounds + 1 and len({line["train-loss"] for line in lines[1:]}) == rounds
     shared, states, round_ = served(log, tmp_path, nodes=2)
     expected, expected_states = best_of_the_plain_loop(settings, round_)
@@ -93,9 +92,31 @@ def test_its_figures_are_those_without_flower(tmp_path):
     assert len(recommend(store.served(), "user-1", k=5).recommendations) == 5
 
 
-def test_a_resumed_run_serves_it_too(tmp_path):
+@pytest.fixture
+def first_is_best(monkeypatch):
+    """Rounds are selected by a figure that surely falls: their training loss."""
+    monkeypatch.setitem(SELECTORS, "clients", "train-loss")
+    return {"train__learning_rate": 0.01, "train__projection_learning_rate": 0.01}
+
+
+def test_a_round_before_the_last_is_served(tmp_path, first_is_best):
+    changes = {**MARKETS, **first_is_best, "federation__rounds": 3, "model__items": "shared"}
+    settings = settings_in(tmp_path, **changes, algorithm__name="fed-avg")
+    log, _grid = run_loopback(settings, tmp_path, nodes=2)
+    found = entry(log.directory)
+    assert (found["best_round"], found["served_round"], found["rounds"]) == (1, 1, 3)
+    shared, states, round_ = served(log, tmp_path, nodes=2)
+    expected, expected_states = best_of_the_plain_loop(settings, 1)
+    assert round_ == 1
+    assert_same(shared, expected)
+    for client, state in expected_states.items():
+        assert_same(states[client], state)
+
+
+def test_a_resumed_run_serves_it_too(tmp_path, first_is_best):
     """The best round may lie before the break: its model is in the checkpoint."""
-    settings = settings_in(tmp_path, **MARKETS, algorithm__name="fecosr")
+    changes = {**MARKETS, **first_is_best, "federation__rounds": 3}
+    settings = settings_in(tmp_path, **changes, algorithm__name="fecosr")
     log, _grid = run_loopback(settings, tmp_path / "a", nodes=1)
     whole = served(log, tmp_path / "a", nodes=1)
     federation = settings.federation
@@ -105,7 +126,7 @@ def test_a_resumed_run_serves_it_too(tmp_path):
     resumed = replace(settings, run=replace(settings.run, resume=log.run_id))
     log, _grid = run_loopback(resumed, tmp_path / "b", nodes=1)
     again = served(log, tmp_path / "b", nodes=1)
-    assert again[2] == whole[2]
+    assert again[2] == whole[2] == 1
     assert_same(again[0], whole[0])
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.data import load_federation
-from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.assembly.data import FederatedDataset, load_federation
+from pfsr_core.data.client_dataset import SPLITS, ClientDataset
 from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
 from pfsr_core.federated.evaluation import (
     ClientModels,
@@ -21,6 +21,12 @@ from pfsr_core.reports.tables import final_table
 from pfsr_core.serving.node_store import NodeStore
 from tests.integration.helpers import assert_same, plain_loop, settings_in
 from tests.integration.loopback import run_loopback
+
+
+def by_node(federation: FederatedDataset, nodes: int) -> list[list[ClientDataset]]:
+    """The clients of each node: together with others a client's numbers round in another way."""
+    ordered = sorted(federation.clients, key=lambda data: data.client)
+    return [ordered[node::nodes] for node in range(nodes)]
 
 
 def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
@@ -38,7 +44,7 @@ def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     server, states = plain_loop(settings, nodes=3)
     length = settings.model.max_length
     models = ClientModels(assembly, length, server.params, states)
-    found = evaluate_models(models, federation.clients)
+    found = [one for hosted in by_node(federation, 3) for one in evaluate_models(models, hosted)]
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})
     log, _grid = run_loopback(settings, tmp_path, nodes=3)
     summary = json.loads(log.path("summary.json").read_text("utf-8"))
@@ -72,7 +78,9 @@ def test_full_is_measured_after_the_last_round_and_is_not_kept(tmp_path, algorit
     server, states = plain_loop(settings, nodes=2)
     length, broadcast = settings.model.max_length, server.broadcast()
     models = ClientModels(assembly, length, server.params, states)
-    found = evaluate_full(models, broadcast, federation.clients)
+    found = [
+        one for hosted in by_node(federation, 2) for one in evaluate_full(models, broadcast, hosted)
+    ]
     log, _grid = run_loopback(settings, tmp_path, nodes=2)
     entry = entry_of(log)
     expected = split_means({split: [one[split] for one in found] for split in SPLITS})

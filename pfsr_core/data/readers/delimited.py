@@ -32,80 +32,97 @@ TITLES = ("title", "itemtitle")
 TEXTS = (*TITLES, "genre", "genres", "category", "categories", "text", "itemtext", "description")
 
 
-def read_delimited(path: Path, delimiter: str, source: str = "") -> Interactions:
+def read_delimited(file_path: Path, delimiter: str, source: str = "") -> Interactions:
     """Interactions of a text table with a header; timestamps are seconds or ISO dates."""
-    return table_to_interactions(read_csv_table(path, delimiter), source or path.stem)
+    return table_to_interactions(read_csv_table(file_path, delimiter), source or file_path.stem)
 
 
 def table_to_interactions(table: Table, source: str) -> Interactions:
     """Finds the three roles in the header; raises MalformedFileError when one is missing."""
-    names = list(table.columns)
-    roles = {role: find_role(names, role) for role in ALIASES}
-    for role, name in roles.items():
-        if name is None:
-            problem = f"no column for the {role}; the header has {', '.join(map(repr, names))}"
+    column_names = list(table.columns)
+    roles = {role: find_role(column_names, role) for role in ALIASES}
+    for role, column_name in roles.items():
+        if column_name is None:
+            problem = (
+                f"no column for the {role}; the header has {', '.join(map(repr, column_names))}"
+            )
             fix = f"name one of the columns {' or '.join(ALIASES[role][:4])}"
             raise MalformedFileError(table.path, 1, problem, fix)
-    user, item, timestamp = (str(name) for name in roles.values())
-    titles, texts = _item_words(table, item, TITLES), _item_words(table, item, TEXTS)
-    schema = Schema(user, item, timestamp, titles=titles, texts=texts)
+    user_column, item_column, time_column = (str(column_name) for column_name in roles.values())
+    titles, texts = _item_words(table, item_column, TITLES), _item_words(table, item_column, TEXTS)
+    schema = Schema(user_column, item_column, time_column, titles=titles, texts=texts)
     return to_interactions(table, schema, source)
 
 
-def find_role(names: Sequence[str], role: str) -> str | None:
-    """The column of ``names`` that plays ``role`` (a key of ALIASES), or None."""
-    plain = {_plain(name): name for name in reversed(names)}
-    return next((plain[alias] for alias in ALIASES[role] if alias in plain), None)
+def find_role(column_names: Sequence[str], role: str) -> str | None:
+    """The column of ``column_names`` that plays ``role`` (a key of ALIASES), or None."""
+    normalized_names = {_normalize_name(name): name for name in reversed(column_names)}
+    return next(
+        (normalized_names[alias] for alias in ALIASES[role] if alias in normalized_names), None
+    )
 
 
-def read_csv_table(path: Path, delimiter: str) -> Table:
+def read_csv_table(file_path: Path, delimiter: str) -> Table:
     """A table with a header in the dialect of RFC 4180 (quotes, doubled quotes inside)."""
-    rows, lines = _csv_rows(path, read_text(path), delimiter)
-    if not rows:
-        raise MalformedFileError(path, 1, "the file is empty", "give a header and interactions")
-    names = [name.strip() for name in rows[0]]
-    _check_delimiter(path, names, delimiter)
-    check_header(path, names, ())
-    return make_table(path, rows[1:], lines[1:], names, delimiter)
+    cell_rows, line_numbers = _csv_rows(file_path, read_text(file_path), delimiter)
+    if not cell_rows:
+        raise MalformedFileError(
+            file_path, 1, "the file is empty", "give a header and interactions"
+        )
+    column_names = [name.strip() for name in cell_rows[0]]
+    _check_delimiter(file_path, column_names, delimiter)
+    check_header(file_path, column_names, ())
+    return make_table(file_path, cell_rows[1:], line_numbers[1:], column_names, delimiter)
 
 
-def _csv_rows(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
+def _csv_rows(file_path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    start = 1
+    cell_rows: list[list[str]] = []
+    line_numbers: list[int] = []
+    start_line = 1
     try:
         for row in reader:
-            rows.append(row)
-            lines.append(start)
-            start = reader.line_num + 1
+            cell_rows.append(row)
+            line_numbers.append(start_line)
+            start_line = reader.line_num + 1
     except csv.Error as error:
         fix = 'close every quote; write a quote inside a field as ""'
-        raise MalformedFileError(path, start, f"the quotes do not match ({error})", fix) from None
-    while rows and not any(cell.strip() for cell in rows[-1]):
-        rows.pop()
-        lines.pop()
-    return rows, lines
+        raise MalformedFileError(
+            file_path, start_line, f"the quotes do not match ({error})", fix
+        ) from None
+    while cell_rows and not any(cell.strip() for cell in cell_rows[-1]):
+        cell_rows.pop()
+        line_numbers.pop()
+    return cell_rows, line_numbers
 
 
-def _check_delimiter(path: Path, names: Sequence[str], delimiter: str) -> None:
-    if len(names) > 1:
+def _check_delimiter(file_path: Path, column_names: Sequence[str], delimiter: str) -> None:
+    if len(column_names) > 1:
         return
-    other = next((mark for mark in (",", ";", "\t", "|", " ") if mark in names[0]), None)
-    if other is not None:
-        problem = f"the header {names[0]!r} has one field: it is separated by {other!r}"
+    other_delimiter = next(
+        (mark for mark in (",", ";", "\t", "|", " ") if mark in column_names[0]), None
+    )
+    if other_delimiter is not None:
+        problem = (
+            f"the header {column_names[0]!r} has one field: it is separated by {other_delimiter!r}"
+        )
         fix = f"separate the fields by {SEPARATOR_NAMES[delimiter]}, or use the matching suffix"
-        raise MalformedFileError(path, 1, problem, fix)
+        raise MalformedFileError(file_path, 1, problem, fix)
 
 
-def _item_words(table: Table, item: str, kinds: Sequence[str]) -> dict[str, str]:
-    """The cells of the columns of ``kinds`` by raw item id, joined, where there is one."""
-    found = [name for kind in kinds for name in table.columns if _plain(name) == kind]
-    ids = (cell.strip() for cell in table.columns[item])
-    cells = zip(ids, *(table.columns[name] for name in found), strict=True)
-    words = ((raw, " ".join(filter(None, parts))) for raw, *parts in cells)
-    return {raw: text for raw, text in words if text}
+def _item_words(table: Table, item_column: str, wanted_names: Sequence[str]) -> dict[str, str]:
+    """The cells of the columns of ``wanted_names`` by raw item id, joined, where there is one."""
+    text_columns = [
+        name
+        for wanted_name in wanted_names
+        for name in table.columns
+        if _normalize_name(name) == wanted_name
+    ]
+    raw_ids = (cell.strip() for cell in table.columns[item_column])
+    cells = zip(raw_ids, *(table.columns[name] for name in text_columns), strict=True)
+    words = ((raw_id, " ".join(filter(None, parts))) for raw_id, *parts in cells)
+    return {raw_id: text for raw_id, text in words if text}
 
 
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter not in " _-")
+def _normalize_name(column_name: str) -> str:
+    return "".join(character for character in column_name.lower() if character not in " _-")

@@ -19,27 +19,27 @@ def read_file(path: str) -> Interactions:
     """Interactions of the file at ``path``; raises DataError for a suffix nobody reads."""
     if not path:
         raise DataError("dataset 'file' has no path. Fix: give the path of a file to read.")
-    file = Path(path).expanduser()
-    reader = READERS.get(file.suffix.lower())
+    file_path = Path(path).expanduser()
+    reader = READERS.get(file_path.suffix.lower())
     if reader is None:
         known = ", ".join(READERS)
-        raise DataError(f"{path}: unknown suffix {file.suffix!r}. Fix: use one of {known}.")
-    return reader(file, file.stem)
+        raise DataError(f"{path}: unknown suffix {file_path.suffix!r}. Fix: use one of {known}.")
+    return reader(file_path, file_path.stem)
 
 
-def _read_csv(path: Path, source: str) -> Interactions:
-    return read_delimited(path, ",", source)
+def _read_csv(file_path: Path, source: str) -> Interactions:
+    return read_delimited(file_path, ",", source)
 
 
-def _read_tsv(path: Path, source: str) -> Interactions:
-    return read_delimited(path, "\t", source)
+def _read_tsv(file_path: Path, source: str) -> Interactions:
+    return read_delimited(file_path, "\t", source)
 
 
-def _read_txt(path: Path, source: str) -> Interactions:
+def _read_txt(file_path: Path, source: str) -> Interactions:
     """A table separated by spaces when the first line names user and item, else S3-Rec."""
-    header = read_lines(path)[0].split()
+    header = read_lines(file_path)[0].split()
     has_header = find_role(header, "user") is not None and find_role(header, "item") is not None
-    return read_delimited(path, " ", source) if has_header else read_s3rec(path, source)
+    return read_delimited(file_path, " ", source) if has_header else read_s3rec(file_path, source)
 
 
 READERS: dict[str, Callable[[Path, str], Interactions]] = {

@@ -47,90 +47,100 @@ class Schema:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of ``path``; raises DataUnavailableError when there is no such file."""
+def read_bytes(file_path: Path) -> bytes:
+    """Content of ``file_path``; raises DataUnavailableError when there is no such file."""
     try:
-        return path.read_bytes()
+        return file_path.read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataUnavailableError(
-            "The file", [(str(path), reason)], "check the path and the permissions"
+            "The file", [(str(file_path), reason)], "check the path and the permissions"
         ) from None
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """Decoded content of ``path``; raises MalformedFileError at the first undecodable byte."""
-    data = read_bytes(path)
+def read_text(file_path: Path, encoding: str = "utf-8-sig") -> str:
+    """Decoded content of ``file_path``; raises MalformedFileError at the first undecodable byte."""
+    raw_bytes = read_bytes(file_path)
     try:
-        return data.decode(encoding)
+        return raw_bytes.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        problem = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise MalformedFileError(path, line, problem, "save the file as UTF-8") from None
+        line = raw_bytes.count(b"\n", 0, error.start) + 1
+        problem = f"byte 0x{raw_bytes[error.start]:02x} is not UTF-8"
+        raise MalformedFileError(file_path, line, problem, "save the file as UTF-8") from None
 
 
-def read_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
+def read_lines(file_path: Path, encoding: str = "utf-8-sig") -> list[str]:
     """Lines without their ends; blank lines at the end of the file are dropped."""
-    lines = [line.removesuffix("\r") for line in read_text(path, encoding).split("\n")]
+    lines = [line.removesuffix("\r") for line in read_text(file_path, encoding).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise MalformedFileError(path, 1, "the file is empty", "give a file with interactions")
+        raise MalformedFileError(file_path, 1, "the file is empty", "give a file with interactions")
     return lines
 
 
 def split_table(
-    path: Path, lines: Sequence[str], separator: str, names: Sequence[str], first_line: int = 1
+    file_path: Path,
+    lines: Sequence[str],
+    separator: str,
+    column_names: Sequence[str],
+    first_line: int = 1,
 ) -> Table:
     """A table out of ``lines``, whose first one is line ``first_line`` of the file."""
-    rows = [line.split(separator) for line in lines]
-    numbers = range(first_line, first_line + len(rows))
-    return make_table(path, rows, numbers, names, separator)
+    cell_rows = [line.split(separator) for line in lines]
+    line_numbers = range(first_line, first_line + len(cell_rows))
+    return make_table(file_path, cell_rows, line_numbers, column_names, separator)
 
 
 def make_table(
-    path: Path,
-    rows: Sequence[Sequence[str]],
-    lines: Sequence[int],
-    names: Sequence[str],
+    file_path: Path,
+    cell_rows: Sequence[Sequence[str]],
+    line_numbers: Sequence[int],
+    column_names: Sequence[str],
     separator: str,
 ) -> Table:
     """A table out of rows of cells; every row must have as many cells as there are names."""
-    if not rows:
+    if not cell_rows:
         raise MalformedFileError(
-            path, 1, "there is no line of data after the header", "add interactions"
+            file_path, 1, "there is no line of data after the header", "add interactions"
         )
-    width = len(names)
-    for line, row in zip(lines, rows, strict=True):
-        if len(row) != width:
-            problem = f"{len(row)} fields where {width} are expected"
-            fix = f"write {', '.join(names)} separated by {_separator_name(separator)}"
-            raise MalformedFileError(path, line, problem, fix)
-    columns = dict(zip(names, (list(cells) for cells in zip(*rows, strict=True)), strict=True))
-    return Table(path, lines, columns)
+    num_columns = len(column_names)
+    for line, row in zip(line_numbers, cell_rows, strict=True):
+        if len(row) != num_columns:
+            problem = f"{len(row)} fields where {num_columns} are expected"
+            fix = f"write {', '.join(column_names)} separated by {_separator_name(separator)}"
+            raise MalformedFileError(file_path, line, problem, fix)
+    columns = dict(
+        zip(column_names, (list(cells) for cells in zip(*cell_rows, strict=True)), strict=True)
+    )
+    return Table(file_path, line_numbers, columns)
 
 
-def check_header(path: Path, names: Sequence[str], required: Iterable[str]) -> None:
+def check_header(
+    file_path: Path, column_names: Sequence[str], required_names: Iterable[str]
+) -> None:
     """Raises MalformedFileError when a name occurs twice, is empty, or a required one is absent."""
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted({name for name in column_names if column_names.count(name) > 1})
     if duplicates:
         problem = f"the header names {duplicates[0]!r} twice"
-        raise MalformedFileError(path, 1, problem, "give every column its own name")
-    for name in required:
-        if name not in names:
-            problem = f"there is no column {name!r}; the header has {', '.join(map(repr, names))}"
-            raise MalformedFileError(path, 1, problem, f"add or rename a column to {name!r}")
+        raise MalformedFileError(file_path, 1, problem, "give every column its own name")
+    for name in required_names:
+        if name not in column_names:
+            problem = (
+                f"there is no column {name!r}; the header has {', '.join(map(repr, column_names))}"
+            )
+            raise MalformedFileError(file_path, 1, problem, f"add or rename a column to {name!r}")
 
 
 def to_interactions(table: Table, schema: Schema, source: str) -> Interactions:
     """Validates ids and timestamps and numbers the ids by first appearance."""
-    users, user_ids = _codes(table, schema.user, schema.positive_ids)
-    items, item_ids = _codes(table, schema.item, schema.positive_ids)
+    users, user_ids = _number_ids(table, schema.user, schema.positive_ids)
+    items, item_ids = _number_ids(table, schema.item, schema.positive_ids)
     return Interactions(
         source=source,
         users=users,
         items=items + 1,
-        timestamps=_timestamps(table, schema.timestamp),
+        timestamps=_parse_timestamps(table, schema.timestamp),
         user_ids=user_ids,
         item_ids=item_ids,
         titles={item: schema.titles[item] for item in item_ids if item in schema.titles},
@@ -143,68 +153,70 @@ def _separator_name(separator: str) -> str:
     return SEPARATOR_NAMES.get(separator, repr(separator))
 
 
-def _codes(table: Table, name: str, positive: bool) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    numbering: dict[str, int] = {}
-    cells = (cell.strip() for cell in table.columns[name])
-    codes = np.fromiter((numbering.setdefault(c, len(numbering)) for c in cells), np.int64)
-    ids = tuple(numbering)
+def _number_ids(
+    table: Table, column_name: str, positive_only: bool
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    code_of_id: dict[str, int] = {}
+    cells = (cell.strip() for cell in table.columns[column_name])
+    codes = np.fromiter((code_of_id.setdefault(c, len(code_of_id)) for c in cells), np.int64)
+    raw_ids = tuple(code_of_id)
     # Ids are far fewer than rows: look at each once, then find the row where a bad one appears.
-    for code, raw in enumerate(ids):
-        fault = _id_fault(raw, positive)
+    for code, raw_id in enumerate(raw_ids):
+        fault = _id_fault(raw_id, positive_only)
         if fault:
             line = table.lines[int(np.argmax(codes == code))]
-            raise MalformedFileError(table.path, line, f"{name} {fault[0]}", fault[1])
-    return codes, ids
+            raise MalformedFileError(table.path, line, f"{column_name} {fault[0]}", fault[1])
+    return codes, raw_ids
 
 
-def _id_fault(raw: str, positive: bool) -> tuple[str, str] | None:
-    if not raw:
+def _id_fault(raw_id: str, positive_only: bool) -> tuple[str, str] | None:
+    if not raw_id:
         return "is empty", "give every row an id, or delete the line"
-    if raw in MISSING_IDS:
-        return f"is {raw!r}, which stands for a missing value", "fill it in, or delete the line"
-    if positive and not (raw.isascii() and raw.isdigit() and int(raw) > 0):
-        return f"{raw!r} is not a whole number from 1 on", "number ids from 1; 0 means padding"
+    if raw_id in MISSING_IDS:
+        return f"is {raw_id!r}, which stands for a missing value", "fill it in, or delete the line"
+    if positive_only and not (raw_id.isascii() and raw_id.isdigit() and int(raw_id) > 0):
+        return f"{raw_id!r} is not a whole number from 1 on", "number ids from 1; 0 means padding"
     return None
 
 
-def _timestamps(table: Table, name: str) -> NDArray[np.float64]:
+def _parse_timestamps(table: Table, column_name: str) -> NDArray[np.float64]:
     """Seconds since 1970 (UTC), from numbers or from ISO dates; one kind per column."""
-    cells = table.columns[name]
-    parse = _number if _is_number(cells[0]) else _iso_seconds
+    cells = table.columns[column_name]
+    parse_cell = _parse_number if _is_number(cells[0]) else _parse_iso_date
     try:
-        seconds = np.fromiter(map(parse, cells), np.float64, len(cells))
+        seconds = np.fromiter(map(parse_cell, cells), np.float64, len(cells))
     except ValueError:
-        seconds = np.array([_or_nan(parse, cell) for cell in cells])
-    finite = np.isfinite(seconds)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        problem = f"{name} {cells[row]!r} is not a finite number"
+        seconds = np.array([_or_nan(parse_cell, cell) for cell in cells])
+    is_finite = np.isfinite(seconds)
+    if not is_finite.all():
+        first_wrong = int(np.argmin(is_finite))
+        problem = f"{column_name} {cells[first_wrong]!r} is not a finite number"
         fix = "write seconds since 1970, or ISO dates in the whole column"
-        raise MalformedFileError(table.path, table.lines[row], problem, fix)
+        raise MalformedFileError(table.path, table.lines[first_wrong], problem, fix)
     return seconds
 
 
 def _is_number(cell: str) -> bool:
-    return not math.isnan(_or_nan(_number, cell))
+    return not math.isnan(_or_nan(_parse_number, cell))
 
 
-def _number(cell: str) -> float:
+def _parse_number(cell: str) -> float:
     # Python reads "1_000" as a thousand; in a data file it is a fault.
     if "_" in cell:
         raise ValueError(cell)
     return float(cell)
 
 
-def _or_nan(parse: Callable[[str], float], cell: str) -> float:
+def _or_nan(parse_cell: Callable[[str], float], cell: str) -> float:
     try:
-        return parse(cell)
+        return parse_cell(cell)
     except ValueError:
         return math.nan
 
 
-def _iso_seconds(cell: str) -> float:
-    moment = datetime.fromisoformat(cell.strip())
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _parse_iso_date(cell: str) -> float:
+    date_time = datetime.fromisoformat(cell.strip())
+    return (date_time if date_time.tzinfo else date_time.replace(tzinfo=UTC)).timestamp()
 
 
 def _further_columns(table: Table, schema: Schema) -> dict[str, NDArray[np.str_]]:

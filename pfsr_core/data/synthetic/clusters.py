@@ -68,20 +68,22 @@ def generate(  # noqa: PLR0913 - the options of the data source
     """
     if not 1 <= sold <= 100:
         raise DataError(f"a market sells 1 to 100 per cent, not {sold}. Fix: change sold.")
-    here = items * sold // 100
-    _check(users, here, clusters, markets, mean_length, shortest)
+    sold_items = items * sold // 100
+    _check_numbers(users, sold_items, clusters, markets, mean_length, shortest)
     _check_sizes(users, markets, sizes)
     world_rng, walk_rng, shelf_rng = (np.random.default_rng((seed, stream)) for stream in range(3))
     world = make_world(world_rng, items, clusters, markets)
-    world = replace(world, taste=world.taste * _shelves(shelf_rng, world, sold / 100))
+    world = replace(world, taste=world.taste * _items_sold(shelf_rng, world, sold / 100))
     market_of = np.repeat(np.arange(markets), sizes) if sizes else np.arange(users) % markets
     lengths = shortest + walk_rng.poisson(walk_rng.exponential(mean_length - shortest, users))
-    lengths = np.minimum(lengths, max(shortest, here // 2))
-    walks = _walk(walk_rng, world, market_of, 2 * int(lengths.max()))
+    lengths = np.minimum(lengths, max(shortest, sold_items // 2))
+    walks = _random_walks(walk_rng, world, market_of, 2 * int(lengths.max()))
     rows_user, rows_item = _without_repeats(walks, lengths, items)
-    times = _times(walk_rng, rows_user)
-    order = np.argsort(times, kind="stable")
-    return _to_log(rows_user[order], rows_item[order], times[order], market_of, world)
+    row_times = _visit_times(walk_rng, rows_user)
+    time_order = np.argsort(row_times, kind="stable")
+    return _to_interactions(
+        rows_user[time_order], rows_item[time_order], row_times[time_order], market_of, world
+    )
 
 
 def make_world(rng: np.random.Generator, items: int, clusters: int, markets: int) -> World:
@@ -89,27 +91,29 @@ def make_world(rng: np.random.Generator, items: int, clusters: int, markets: int
     cluster_of = rng.permutation(np.arange(items) % clusters)
     popularity = np.power(1.0 + rng.permutation(items), -ZIPF, dtype=np.float64)
     taste = popularity * np.exp(rng.normal(0, TASTE, (markets, items)))
-    shared = _chain(rng, clusters)
-    likes = np.exp(rng.normal(0, TASTE, (markets, 1, clusters)))
-    chain = shared * likes
+    shared_chain = _transition_matrix(rng, clusters)
+    cluster_taste = np.exp(rng.normal(0, TASTE, (markets, 1, clusters)))
+    chain = shared_chain * cluster_taste
     chain /= chain.sum(-1, keepdims=True)
     return World(cluster_of, chain, taste)
 
 
-def _shelves(rng: np.random.Generator, world: World, share: float) -> NDArray[np.bool_]:
+def _items_sold(rng: np.random.Generator, world: World, share: float) -> NDArray[np.bool_]:
     """Which items each market sells: (M, I), ``share`` of every cluster and at least one."""
-    cluster = world.cluster_of
-    of_cluster = np.bincount(cluster)
-    quota = np.ceil(share * of_cluster)
-    sold = np.empty(world.taste.shape, np.bool_)
-    for shelf in sold:
-        order = np.lexsort((rng.random(len(cluster)), cluster))
-        place = np.arange(len(cluster)) - np.repeat(np.cumsum(of_cluster) - of_cluster, of_cluster)
-        shelf[order] = place < quota[cluster[order]]
-    return sold
+    item_clusters = world.cluster_of
+    cluster_sizes = np.bincount(item_clusters)
+    quota = np.ceil(share * cluster_sizes)
+    is_sold = np.empty(world.taste.shape, np.bool_)
+    for sold_row in is_sold:
+        order = np.lexsort((rng.random(len(item_clusters)), item_clusters))
+        cluster_rank = np.arange(len(item_clusters)) - np.repeat(
+            np.cumsum(cluster_sizes) - cluster_sizes, cluster_sizes
+        )
+        sold_row[order] = cluster_rank < quota[item_clusters[order]]
+    return is_sold
 
 
-def _chain(rng: np.random.Generator, clusters: int) -> Array:
+def _transition_matrix(rng: np.random.Generator, clusters: int) -> Array:
     """(C, C) probabilities: two usual successors on a random ring, and a little of everything."""
     ring = rng.permutation(clusters)
     chain = np.full((clusters, clusters), (1 - FOLLOWED) / clusters)
@@ -118,7 +122,7 @@ def _chain(rng: np.random.Generator, clusters: int) -> Array:
     return chain
 
 
-def _walk(rng: np.random.Generator, world: World, market_of: Codes, steps: int) -> Walks:
+def _random_walks(rng: np.random.Generator, world: World, market_of: Codes, steps: int) -> Walks:
     """(U, steps) items, 0-based, repeats included."""
     users, clusters = len(market_of), world.chain.shape[-1]
     cluster = rng.integers(clusters, size=users)
@@ -140,14 +144,14 @@ def _pickers(world: World, market: int) -> tuple[Codes, Array, Codes]:
 
     Cluster c covers (c, c + 1], so one sorted array serves the draws of all clusters.
     """
-    order = np.argsort(world.cluster_of, kind="stable")
-    order = order[world.taste[market, order] > 0]
-    cluster, taste = world.cluster_of[order], world.taste[market, order]
-    starts = np.searchsorted(cluster, np.arange(world.chain.shape[-1]))
-    sums = np.add.reduceat(taste, starts)
-    below = np.concatenate([[0.0], np.cumsum(sums)[:-1]])
-    within = (np.cumsum(taste) - below[cluster]) / sums[cluster]
-    return order, cluster + within, starts.astype(np.int64)
+    sold_items = np.argsort(world.cluster_of, kind="stable")
+    sold_items = sold_items[world.taste[market, sold_items] > 0]
+    cluster, taste = world.cluster_of[sold_items], world.taste[market, sold_items]
+    cluster_starts = np.searchsorted(cluster, np.arange(world.chain.shape[-1]))
+    cluster_taste = np.add.reduceat(taste, cluster_starts)
+    taste_below = np.concatenate([[0.0], np.cumsum(cluster_taste)[:-1]])
+    within_cluster = (np.cumsum(taste) - taste_below[cluster]) / cluster_taste[cluster]
+    return sold_items, cluster + within_cluster, cluster_starts.astype(np.int64)
 
 
 def _pick_items(pickers: tuple[Codes, Array, Codes], cluster: Codes, coins: Array) -> Codes:
@@ -160,32 +164,34 @@ def _pick_items(pickers: tuple[Codes, Array, Codes], cluster: Codes, coins: Arra
 
 def _without_repeats(walks: Walks, lengths: Codes, items: int) -> tuple[Codes, Codes]:
     """(n,) users and items in walking order: first visits only, at most ``lengths`` a user."""
-    blocks = [
+    visit_blocks = [
         _first_visits(walks[start : start + BLOCK], lengths[start : start + BLOCK], items)
         for start in range(0, len(walks), BLOCK)
     ]
-    users = [number * BLOCK + users for number, (users, _) in enumerate(blocks)]
-    return np.concatenate(users), np.concatenate([visited for _, visited in blocks])
+    user_blocks = [
+        number * BLOCK + user_blocks for number, (user_blocks, _) in enumerate(visit_blocks)
+    ]
+    return np.concatenate(user_blocks), np.concatenate([visited for _, visited in visit_blocks])
 
 
 def _first_visits(walks: Walks, lengths: Codes, items: int) -> tuple[Codes, Codes]:
-    users = np.repeat(np.arange(len(walks)), walks.shape[1])
-    _, first = np.unique(users * items + walks.ravel(), return_index=True)
-    first.sort()
-    users, visited = users[first], walks.ravel()[first].astype(np.int64)
-    position = np.arange(len(users)) - np.searchsorted(users, users)
-    keep = position < lengths[users]
-    return users[keep], visited[keep]
+    user_codes = np.repeat(np.arange(len(walks)), walks.shape[1])
+    _, first_rows = np.unique(user_codes * items + walks.ravel(), return_index=True)
+    first_rows.sort()
+    user_codes, visited_items = user_codes[first_rows], walks.ravel()[first_rows].astype(np.int64)
+    position = np.arange(len(user_codes)) - np.searchsorted(user_codes, user_codes)
+    is_kept = position < lengths[user_codes]
+    return user_codes[is_kept], visited_items[is_kept]
 
 
-def _times(rng: np.random.Generator, users: Codes) -> Array:
+def _visit_times(rng: np.random.Generator, users: Codes) -> Array:
     """Seconds that grow along each history: gaps of a day on average, never zero."""
     gaps = 1.0 + np.floor(rng.exponential(DAY, len(users)))
     total = np.cumsum(gaps)
     return np.asarray(START + total - total[np.searchsorted(users, users)])
 
 
-def _to_log(
+def _to_interactions(
     users: Codes, items: Codes, times: Array, market_of: Codes, world: World
 ) -> Interactions:
     user_codes, user_ids = number_ids(users, "user")
@@ -208,10 +214,10 @@ def _to_log(
 
 def number_ids(codes: Codes, kind: str) -> tuple[Codes, tuple[str, ...]]:
     """``codes`` numbered by first appearance, from 0 on, and the raw ids: ``<kind>-<code + 1>``."""
-    old, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    by_appearance = np.argsort(first)
-    rank = np.argsort(by_appearance)
-    return rank[inverse], tuple(f"{kind}-{code + 1}" for code in old[by_appearance])
+    old_codes, first_rows, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first_rows)
+    new_codes = np.argsort(by_appearance)
+    return new_codes[inverse], tuple(f"{kind}-{code + 1}" for code in old_codes[by_appearance])
 
 
 def _title(item: int, world: World) -> str:
@@ -222,7 +228,7 @@ def _title(item: int, world: World) -> str:
     return f"{cluster}{f' {number + 1}' if number else ''}, part {item + 1}"
 
 
-def _check(
+def _check_numbers(
     users: int, items: int, clusters: int, markets: int, mean_length: int, shortest: int
 ) -> None:
     demands = (

@@ -56,10 +56,10 @@ def generate_long(users: int, length: int, seed: int) -> Interactions:
             f"of {length}. Fix: change that number."
         )
     rng = np.random.default_rng((seed, 0))
-    shelf, chain = _shelf(), _chain(rng)
+    shelf, chain = _shelf(), _filler_successors(rng)
     lengths = rng.integers(length, int(LONGER * length) + 1, users)
     histories = [_history(rng, shelf, chain, int(one)) for one in lengths]
-    return _to_log(histories)
+    return _to_interactions(histories)
 
 
 def _shelf() -> Shelf:
@@ -70,39 +70,47 @@ def _shelf() -> Shelf:
     return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in parts})
 
 
-def _chain(rng: np.random.Generator) -> Codes:
+def _filler_successors(rng: np.random.Generator) -> Codes:
     """(F, 4) usual successors of each filler."""
     return rng.integers(FILLERS, size=(FILLERS, 4))
 
 
 def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) -> Codes:
-    value = rng.integers(VALUES, size=ATTRIBUTES)
+    user_values = rng.integers(VALUES, size=ATTRIBUTES)
     pairs = rng.permutation(np.arange(ATTRIBUTES).reshape(2, 2))
-    left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
-    items = [int(shelf.tell[a, value[a]]) for a in rng.permutation(ATTRIBUTES)]
-    here, end = int(rng.integers(FILLERS)), length - 3
-    while len(items) < end:
-        sessions, room = divmod(end - len(items) - 1, SESSION)  # after this one; items in this one
+    answers_left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
+    item_codes = [int(shelf.tell[a, user_values[a]]) for a in rng.permutation(ATTRIBUTES)]
+    last_filler, last_place = int(rng.integers(FILLERS)), length - 3
+    while len(item_codes) < last_place:
+        sessions, room = divmod(
+            last_place - len(item_codes) - 1, SESSION
+        )  # after this one; items in this one
         pair = pairs[(sessions + 1) % 2]
-        asks = room >= 2 and min(len(left[a]) for a in pair) > 1
+        asks = room >= 2 and min(len(answers_left[a]) for a in pair) > 1
         if asks and rng.random() * QUESTION_GAP < 1:
-            items += _question(rng, shelf, value, left, pair)
+            item_codes += _question(rng, shelf, user_values, answers_left, pair)
         else:
-            here = int(rng.choice(chain[here]))
-            items.append(int(shelf.filler[here]))
-    return np.array(items + _question(rng, shelf, value, left, pairs[0]), np.int64)
+            last_filler = int(rng.choice(chain[last_filler]))
+            item_codes.append(int(shelf.filler[last_filler]))
+    return np.array(
+        item_codes + _question(rng, shelf, user_values, answers_left, pairs[0]), np.int64
+    )
 
 
 def _question(
-    rng: np.random.Generator, shelf: Shelf, value: Codes, left: list[list[int]], pair: Codes
+    rng: np.random.Generator,
+    shelf: Shelf,
+    user_values: Codes,
+    answers_left: list[list[int]],
+    pair: Codes,
 ) -> list[int]:
     """An item that asks, and an answer of each of the pair that this user has not given yet."""
-    asked = rng.permutation(pair)
-    answers = [int(shelf.answer[a, value[a], left[a].pop()]) for a in asked]
-    return [int(shelf.ask[asked[0]]), *answers]
+    asked_pair = rng.permutation(pair)
+    answers = [int(shelf.answer[a, user_values[a], answers_left[a].pop()]) for a in asked_pair]
+    return [int(shelf.ask[asked_pair[0]]), *answers]
 
 
-def _to_log(histories: list[Codes]) -> Interactions:
+def _to_interactions(histories: list[Codes]) -> Interactions:
     users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     places = np.concatenate([np.arange(len(history)) for history in histories])
     items, item_ids = number_ids(np.concatenate(histories) - 1, "item")

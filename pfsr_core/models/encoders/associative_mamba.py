@@ -31,7 +31,7 @@ from pfsr_core.models.encoders.base import State
 from pfsr_core.models.encoders.layers import MixerLayer, Stack, causal_depthwise_conv
 from pfsr_core.models.ops import kernels
 from pfsr_core.models.ops.kernels import MixerParameters
-from pfsr_core.models.ops.ssd import ssd_chunked
+from pfsr_core.models.ops.ssd import Direction, ScanInputs, ssd_chunked
 
 NORM_EPS = 1e-5
 WEIGHTED = ("in_proj", "out_proj", "conv1d", "norm")
@@ -42,6 +42,7 @@ class DepthwiseTaps(nn.Module):
     """Weight (E, 1, K) and bias (E,) of a depthwise convolution, started as ``nn.Conv1d`` does."""
 
     def __init__(self, channels: int, width: int) -> None:
+        """Taps of ``channels`` filters of ``width`` positions, uniform within 1 / sqrt(width)."""
         super().__init__()
         bound = width**-0.5
         self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
@@ -66,6 +67,20 @@ class AssociativeMamba(nn.Module):
         anchored: bool = True,
         chunk: int = 64,
     ) -> None:
+        """A mixer of sequences of width ``dim``.
+
+        Args:
+            dim: D, width of an input.
+            state_dim: N, numbers of state per channel.
+            conv_width: K, positions that the convolution sees.
+            expand: Inner width over ``dim``.
+            num_heads: H, heads, each with a decay of its own.
+            anchored: Whether the second direction is there.
+            chunk: Longest chunk of the scan.
+
+        Raises:
+            ValueError: ``num_heads`` does not divide the inner width.
+        """
         super().__init__()
         inner = expand * dim
         if inner % num_heads:
@@ -123,10 +138,13 @@ class AssociativeMamba(nn.Module):
         if p.A_log_anchored is not None and p.gate_weight is not None:
             a_anchored = -torch.exp(p.A_log_anchored)
             gate = torch.sigmoid(F.linear(u, p.gate_weight, p.gate_bias))
-        a, scaled = -torch.exp(p.A_log), gate
-        if state is not None and a_anchored is not None and gate is not None:
-            scaled = gate * torch.exp(a_anchored * state["c"])[:, None]
-        y = ssd_chunked(x, dt, B, C, a, a_anchored, scaled, self.chunk)
+        a, anchored = -torch.exp(p.A_log), None
+        if a_anchored is not None and gate is not None:
+            anchored = Direction(a_anchored, gate)
+            if state is not None:
+                scaled = gate * torch.exp(a_anchored * state["c"])[:, None]
+                anchored = Direction(a_anchored, scaled)
+        y = ssd_chunked(ScanInputs(x, dt, B, C), a, anchored, self.chunk)
         if state is not None:
             y = y + _of_start(state, torch.exp(a * dt.cumsum(1)), gate, C)
         gated = (y + p.D[:, None] * x).flatten(-2) * F.silu(z)
@@ -244,6 +262,6 @@ def associative_encoder(
 
 
 def _initial_dt_bias(num_heads: int, low: float = 1e-3, high: float = 1e-1) -> Tensor:
-    """Mamba's own start: dt log-uniform in [low, high], as the inverse of softplus. (H,)"""
+    """Mamba's own start, (H,): dt log-uniform in [low, high], as the inverse of softplus."""
     dt = torch.exp(torch.rand(num_heads) * math.log(high / low) + math.log(low)).clamp(min=1e-4)
     return dt + torch.log(-torch.expm1(-dt))

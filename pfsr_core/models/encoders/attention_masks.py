@@ -2,6 +2,8 @@
 
 An attention encoder takes a plan in place of "position t sees positions <= t", and may be
 given the keys and values of positions that were computed before.
+
+Letters in shapes: B batch, L positions that look, S >= L positions that are seen, D width.
 """
 
 from __future__ import annotations
@@ -90,8 +92,7 @@ def plan_after_tokens(
     of_tokens: Tensor | None = None,
     times: Tensor | None = None,
 ) -> AttentionPlan:
-    """``length`` recent items that follow tokens standing at ``split_at`` (B,): they see all of
-    them.
+    """Recent items that follow tokens standing at ``split_at`` (B,), all of which they see.
 
     The same positions as in :func:`plan_around_tokens`, without the old items. ``of_tokens`` (B,):
     their time; ``times`` (B, length): of the items.

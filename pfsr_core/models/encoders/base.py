@@ -41,7 +41,8 @@ class SequenceEncoder(nn.Module):
 
     if TYPE_CHECKING:  # what nn.Module leaves untyped
 
-        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+            """Outputs of the module."""
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first interaction, on the parameters' device and in their dtype.
@@ -100,7 +101,9 @@ class LayerList(nn.ModuleList, Generic[Layer]):
     """An ``nn.ModuleList`` that knows the type of its layers; parameter names are the same."""
 
     def __init__(self, layers: Iterable[Layer]) -> None:
+        """The ``layers`` in the order in which they are applied."""
         super().__init__(layers)
 
     def __iter__(self) -> Iterator[Layer]:
+        """The layers in this order."""
         return cast(Iterator[Layer], super().__iter__())  # nn.ModuleList forgets it

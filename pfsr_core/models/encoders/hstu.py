@@ -66,6 +66,7 @@ class HSTUBlock(nn.Module):
     """One block, (B, L, D) to (B, L, D); causal."""
 
     def __init__(self, dim: int, num_heads: int, max_length: int, dropout: float) -> None:
+        """A block of ``num_heads`` heads over at most ``max_length`` positions of width ``dim``."""
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
@@ -83,6 +84,7 @@ class HSTUBlock(nn.Module):
         view: View,
         noise: Noise | None = None,
     ) -> Tensor:
+        """All positions: x (B, L, D) to (B, L, D)."""
         u, v, q, k = self._project(x)
         return self._after_attention(x, u, self._attend(q, k, v, view), noise)
 
@@ -109,9 +111,10 @@ class HSTUBlock(nn.Module):
         position: Tensor,
         buckets: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, D) at ``position`` (B,), with caches (B, H, M, K): output (B, D), new caches.
+        """One interaction x (B, D) at ``position`` (B,): the output (B, D) and the new caches.
 
-        ``buckets`` (B, 1, M): of the gaps from every slot to now.
+        ``keys`` and ``values``: caches (B, H, M, K). ``buckets`` (B, 1, M): of the gaps from every
+        slot to now.
         """
         row = x.unsqueeze(1)
         u, v, q, k = self._project(row)
@@ -123,7 +126,7 @@ class HSTUBlock(nn.Module):
         return self._after_attention(row, u, weights @ values, None)[:, 0], keys, values
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u (B, L, D), and v, q, k of all heads (B, H, L, K)."""
+        """The projections u (B, L, D), and v, q, k of all heads (B, H, L, K)."""
         normed = layer_norm(x, x.shape[-1:], eps=BLOCK_NORM_EPS)
         u, *others = silu(linear(normed, self.uvqk)).chunk(4, dim=-1)
         v, q, k = (split_heads(part, self.num_heads) for part in others)
@@ -172,6 +175,7 @@ class HSTU(AttentionEncoder):
     def __init__(
         self, dim: int, num_layers: int, num_heads: int, max_length: int, dropout: float
     ) -> None:
+        """The encoder of :func:`hstu_encoder`; ``dim``: D, width of an item vector."""
         super().__init__()
         self.num_heads, self.max_length = num_heads, max_length
         blocks = (HSTUBlock(dim, num_heads, max_length, dropout) for _ in range(num_layers))
@@ -220,6 +224,7 @@ class HSTU(AttentionEncoder):
         return last
 
     def initial_state(self, batch_size: int) -> State:
+        """As :meth:`SequenceEncoder.initial_state`."""
         like = self.norm.weight
         times = like.new_zeros(batch_size, self.max_length, dtype=torch.long)
         shape = (batch_size, self.num_heads, self.max_length, len(like) // self.num_heads)

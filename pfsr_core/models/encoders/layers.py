@@ -8,6 +8,9 @@ Source: Mamba4Rec (Liu et al., 2024), section 3. One layer maps x (B, L, D) to
 Every encoder, mixer and layer answers to the same contract, that of ``SequenceEncoder``: a whole
 history at once (``forward``) or one interaction at a time (``initial_state``, ``step``), with equal
 results.
+
+Letters in shapes: B batch, L length, D width, T interactions of a packed batch, E channels and W
+positions of a convolution.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class FeedForward(nn.Module):
     """Position-wise D -> 4 D -> D with GELU, dropout, residual and norm. (..., D) to (..., D)."""
 
     def __init__(self, dim: int, dropout: float) -> None:
+        """Maps of width ``dim``, with ``dropout`` (a probability) after either."""
         super().__init__()
         self.expand = nn.Linear(dim, 4 * dim)
         self.contract = nn.Linear(4 * dim, dim)
@@ -37,6 +41,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Position by position: (..., D) to (..., D)."""
         hidden = linear(x, self.expand.weight, self.expand.bias)
         hidden = self.hidden_dropout(self.activation(hidden), noise)
         contracted = linear(hidden, self.contract.weight, self.contract.bias)
@@ -55,6 +60,14 @@ class MixerLayer(RecurrentEncoder):
     mixer: Mixer
 
     def __init__(self, mixer: Mixer, dim: int, dropout: float, residual: bool) -> None:
+        """A layer around ``mixer``, of width ``dim``.
+
+        Args:
+            mixer: What mixes positions, an ``nn.Module`` at run time.
+            dim: D, width of an input.
+            dropout: Probability that an entry is dropped.
+            residual: Whether the input is added to the mixer's output.
+        """
         super().__init__()
         self.mixer = mixer
         self.residual = residual
@@ -77,15 +90,18 @@ class MixerLayer(RecurrentEncoder):
         return self._after_mixer(packed.pack(mixed), x, noise)
 
     def initial_state(self, batch_size: int) -> State:
+        """As :meth:`SequenceEncoder.initial_state`."""
         return self.mixer.initial_state(batch_size)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """As :meth:`SequenceEncoder.step`."""
         mixed, state = self.mixer.step(x, state)
         return self._after_mixer(mixed, x, None), state
 
     def forward_from(
         self, x: Tensor, state: State, noise: Noise | None = None
     ) -> tuple[Tensor, State]:
+        """As :meth:`RecurrentEncoder.forward_from`."""
         return self(x, noise, None, state), self.mixer.final_state(x, state)
 
     def _after_mixer(self, mixed: Tensor, x: Tensor, noise: Noise | None) -> Tensor:
@@ -102,6 +118,7 @@ class Stack(RecurrentEncoder):
     """
 
     def __init__(self, layers: Sequence[RecurrentEncoder]) -> None:
+        """The ``layers`` in the order in which they are applied."""
         super().__init__()
         self.layers = LayerList(layers)
         self.noise_width = noise_width(*self.layers)
@@ -121,12 +138,14 @@ class Stack(RecurrentEncoder):
         return x
 
     def initial_state(self, batch_size: int) -> State:
+        """As :meth:`SequenceEncoder.initial_state`."""
         state: State = {}
         for index, layer in enumerate(self.layers):
             state |= with_prefix(layer.initial_state(batch_size), index)
         return state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """As :meth:`SequenceEncoder.step`."""
         next_state: State = {}
         for index, layer in enumerate(self.layers):
             x, layer_state = layer.step(x, of_prefix(state, index))
@@ -136,6 +155,7 @@ class Stack(RecurrentEncoder):
     def forward_from(
         self, x: Tensor, state: State, noise: Noise | None = None
     ) -> tuple[Tensor, State]:
+        """As :meth:`RecurrentEncoder.forward_from`."""
         next_state: State = {}
         for index, layer in enumerate(self.layers):
             x, layer_state = layer.forward_from(x, of_prefix(state, index), noise)

@@ -39,6 +39,15 @@ class Mamba1Mixer(nn.Module):
     def __init__(
         self, dim: int, state_dim: int, conv_width: int, expand: int, use_kernel: UseKernel = "auto"
     ) -> None:
+        """A mixer of sequences of width ``dim``.
+
+        Args:
+            dim: D, width of an input.
+            state_dim: N, numbers of state per channel.
+            conv_width: W, positions that the convolution sees.
+            expand: E / D, inner width over ``dim``.
+            use_kernel: Whether mamba-ssm's compiled scan may be used.
+        """
         super().__init__()
         inner = expand * dim
         self.dt_rank, self.state_dim, self.use_kernel = math.ceil(dim / 16), state_dim, use_kernel
@@ -54,16 +63,18 @@ class Mamba1Mixer(nn.Module):
     def forward(
         self, u: Tensor, _lengths: Tensor | None = None, state: State | None = None
     ) -> Tensor:
+        """All positions: u (B, L, D) to (B, L, D), from ``state`` on where it is given."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
         window = None if state is None else state["window"]
         x = silu(causal_depthwise_conv(x, *self._filters(), window))
         dt, B, C = self._selection(x)
-        y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.use_kernel)
+        y = selective_scan(x, dt, -self.A_log.exp(), B, C, use_kernel=self.use_kernel)
         if state is not None:
             y = y + self._of_start(state["scan"], dt, C)
         return self._gated_output(y, x, z)
 
     def initial_state(self, batch_size: int) -> State:
+        """As :meth:`SequenceEncoder.initial_state`."""
         inner, _, width = self.conv1d.weight.shape
         return {
             "window": self.D.new_zeros(batch_size, width - 1, inner),
@@ -71,15 +82,17 @@ class Mamba1Mixer(nn.Module):
         }
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        """As :meth:`SequenceEncoder.step`."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
         window = torch.cat([state["window"], x.unsqueeze(1)], dim=1)
         weight, bias = self._filters()
         x = silu((window * weight.squeeze(1).t()).sum(1) + bias)
         dt, B, C = self._selection(x)
-        scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, state["scan"])
+        scan, y = selective_scan_step(x, dt, -self.A_log.exp(), B, C, h=state["scan"])
         return self._gated_output(y, x, z), {"window": window[:, 1:], "scan": scan}
 
     def final_state(self, u: Tensor, state: State) -> State:
+        """As :meth:`Mixer.final_state`."""
         x, _ = self.in_proj(u).chunk(2, dim=-1)
         window = torch.cat([state["window"], x], dim=1)[:, x.shape[1] :]
         x = silu(causal_depthwise_conv(x, *self._filters(), state["window"]))
@@ -124,6 +137,7 @@ class Mamba1Mixer(nn.Module):
 def mamba1_encoder(
     embedding_dim: int,
     num_layers: int,
+    *,
     state_dim: int,
     conv_width: int,
     expand: int,

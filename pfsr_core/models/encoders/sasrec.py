@@ -37,6 +37,11 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, max_positions: int, dropout: float) -> None:
+        """A block of ``num_heads`` heads of width ``dim / num_heads``.
+
+        Raises:
+            ValueError: ``num_heads`` does not divide ``dim``.
+        """
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
@@ -76,7 +81,10 @@ class AttentionBlock(nn.Module):
     def step(
         self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, D) at ``position`` (B,), with caches (B, H, M, K): output (B, D), new caches."""
+        """One interaction x (B, D) at ``position`` (B,): the output (B, D) and the new caches.
+
+        ``keys`` and ``values``: caches (B, H, M, K).
+        """
         q, row = self.query_norm(x), x.unsqueeze(1)
         keys = insert(keys, self._heads(self.key(row)), position)
         values = insert(values, self._heads(self.value(row)), position)
@@ -138,8 +146,10 @@ class SASRec(AttentionEncoder):
         num_heads: int,
         max_length: int,
         dropout: float,
+        *,
         extra: int = 0,
     ) -> None:
+        """The encoder of :func:`sasrec_encoder`; ``dim``: D, width of an item vector."""
         super().__init__()
         self.num_heads = num_heads
         max_positions = max_length + extra
@@ -186,7 +196,7 @@ class SASRec(AttentionEncoder):
         return last
 
     def _placed(self, x: Tensor, plan: AttentionPlan | None) -> Tensor:
-        """x with its positions added."""
+        """The input x with its positions added."""
         if plan is None:
             self._check_length(x.shape[1])
             return x + self.positions[: x.shape[1]]
@@ -194,6 +204,7 @@ class SASRec(AttentionEncoder):
         return x + embedding(own, self.positions)
 
     def initial_state(self, batch_size: int) -> State:
+        """As :meth:`SequenceEncoder.initial_state`."""
         max_length, dim = self.positions.shape
         position = torch.zeros(batch_size, dtype=torch.long, device=self.positions.device)
         shape = (batch_size, self.num_heads, max_length, dim // self.num_heads)
@@ -236,6 +247,7 @@ def sasrec_encoder(
     num_heads: int,
     max_length: int,
     dropout: float,
+    *,
     extra: int = 0,
 ) -> SASRec:
     """SASRec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``, L <= ``max_length``.
@@ -243,4 +255,4 @@ def sasrec_encoder(
     ``extra``: positions besides those of interactions, for learned tokens. Raises ``ValueError``
     when ``num_heads`` does not divide ``embedding_dim``.
     """
-    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra)
+    return SASRec(embedding_dim, num_layers, num_heads, max_length, dropout, extra=extra)

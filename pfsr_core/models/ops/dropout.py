@@ -22,6 +22,7 @@ class Noise:
     """The bits of one forward pass, ``bits`` (B, L, M) int16, handed out from left to right."""
 
     def __init__(self, bits: Tensor) -> None:
+        """Bits (B, L, M), of which none is taken yet."""
         self.bits, self.used = bits, 0
 
     def take(self, width: int) -> Tensor:
@@ -45,6 +46,7 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, p: float, width: int) -> None:
+        """Dropout of inputs (B, L, width) with probability ``p``."""
         super().__init__()
         self.dropped = round(p * LEVELS)
         self.noise_width = width if self.dropped else 0

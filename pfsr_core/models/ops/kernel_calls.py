@@ -70,11 +70,12 @@ def lanes() -> int:
 
 
 @cache
-def _shape(
-    rows: int, length: int, groups: int, sizes: tuple[int, ...], eps: float, threads: int
-) -> Any:
-    """``pfsr_shape``, as an argument; ``sizes`` are dim, inner, heads, state, taps, anchored."""
-    shape = compiled().Shape(rows, length, groups, *sizes, threads, eps)
+def _shape(batch: tuple[int, int, int], sizes: tuple[int, ...], eps: float, threads: int) -> Any:
+    """``pfsr_shape``, as an argument.
+
+    ``batch``: rows, length, groups; ``sizes``: dim, inner, heads, state, taps, anchored.
+    """
+    shape = compiled().Shape(*batch, *sizes, threads, eps)
     return byref(shape)
 
 
@@ -110,7 +111,7 @@ def _shape_of(eps: float, u: Tensor, parameters: Sequence[Tensor]) -> Any:
     A_log = parameters[A_LOG]
     groups = A_log.numel() // A_log.shape[-1]
     rows, length, _ = u.shape
-    return _shape(rows, length, groups, _sizes(parameters), eps, torch.get_num_threads())
+    return _shape((rows, length, groups), _sizes(parameters), eps, torch.get_num_threads())
 
 
 def forward(
@@ -184,7 +185,7 @@ def step(
         weights, read, written = _addresses(parameters), u.data_ptr(), out.data_ptr()
     except RuntimeError:
         return None
-    shape = _shape(len(u), 1, 1, _sizes(parameters), eps, 1)
+    shape = _shape((len(u), 1, 1), _sizes(parameters), eps, 1)
     _run("pfsr_step", shape, weights, read, before_states, written, after_states)
     return out, after
 

@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 
 def selective_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, use_kernel: UseKernel = "auto"
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, use_kernel: UseKernel = "auto"
 ) -> Tensor:
-    """y (b, L, E) of the scan in the module's docstring; differentiable once, in all five tensors.
+    """The scan of the module's docstring, y (b, L, E); differentiable once, in all five tensors.
 
     Works under ``torch.func.vmap(torch.func.grad(...))``. ``use_kernel="auto"`` tries mamba-ssm's
     compiled scan for CUDA tensors and falls back to plain PyTorch when anything is in the way.
@@ -63,13 +63,13 @@ def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
     h = x.new_zeros(x.shape[0], *A.shape)
     outputs = []
     for t in range(x.shape[1]):
-        h, y = selective_scan_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], h)
+        h, y = selective_scan_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], h=h)
         outputs.append(y)
     return torch.stack(outputs, dim=1)
 
 
 def selective_scan_step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One position: x, dt (b, E), B, C (b, N), h (b, E, N) to the next h and y (b, E)."""
     decay = torch.exp(dt.unsqueeze(-1) * A)
@@ -153,7 +153,7 @@ def _over_channels(states: Tensor, v: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """y (b, L, E) and the state before every segment, (b, segments, N, E)."""
+    """Outputs y (b, L, E) and the state before every segment, (b, segments, N, E)."""
     segments = _segments(x.shape[1])
     y, u = torch.empty_like(x), dt * x
     kept = x.new_empty(x.shape[0], len(segments), *A.shape[1:])
@@ -168,10 +168,9 @@ def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
     return y, kept
 
 
-def _backward(
-    grad_y: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, kept: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, A, B, C, each of its tensor's shape."""
+def _backward(grad_y: Tensor, inputs: tuple[Tensor, ...], kept: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the ``inputs`` x, dt, A, B, C, each of its tensor's shape."""
+    x, dt, A, B, C = inputs
     u = dt * x
     grad_u, grad_dt, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (x, dt, B, C))
     grad_A = torch.zeros_like(A)
@@ -247,8 +246,9 @@ class _ScanBackward(torch.autograd.Function):
     """A function of its own, so that a mapped backward pass is folded like the forward pass."""
 
     @staticmethod
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return _backward(*inputs)
+    def forward(grad_y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *inputs_, kept = inputs
+        return _backward(grad_y, tuple(inputs_), kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

@@ -12,42 +12,58 @@ Letters in shapes: B batch, L length, H heads, P width of a head, N state size, 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
-    chunk: int,
+class ScanInputs(NamedTuple):
+    """What a scan reads of a sequence: x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N)."""
+
+    x: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+
+
+class Direction(NamedTuple):
+    """The anchored direction: ``decay`` a' (H,) < 0, and the ``gate`` g (B, L, H) on it."""
+
+    decay: Tensor
+    gate: Tensor
+
+
+def ssd_chunked(
+    inputs: ScanInputs, decay: Tensor, anchored: Direction | None, chunk: int
 ) -> Tensor:
     """Both directions as matrix products over chunks, linear in L.
 
-    x (B, L, H, P), dt (B, L, H) >= 0, B and C (B, L, N), a and a_anchored (H,) < 0,
-    gate (B, L, H). Returns y (B, L, H, P), without the skip term. Only negative numbers are
-    exponentiated. Works under ``torch.func``'s ``vmap`` and ``grad``. ``chunk``: the longest; the
-    length is divided evenly.
+    Only negative numbers are exponentiated. Works under ``torch.func``'s ``vmap`` and ``grad``.
+
+    Args:
+        inputs: The sequence.
+        decay: a (H,) < 0, of the forward direction.
+        anchored: The second direction; None leaves it out.
+        chunk: The longest chunk; the length is divided evenly.
+
+    Returns:
+        y (B, L, H, P), without the skip term.
     """
+    x, dt, B, C = inputs
     length = x.shape[1]
     chunk = math.ceil(length / math.ceil(length / chunk))
-    decay, dx = (a * dt).mT, (dt[..., None] * x).transpose(1, 2)  # heads before positions
+    log_decay, dx = (decay * dt).mT, (dt[..., None] * x).transpose(1, 2)  # heads before positions
     anchors = []  # exp(a' c_{s-1}) and g
-    if a_anchored is not None and gate is not None:
-        anchors = [torch.exp(a_anchored * (dt.cumsum(1) - dt)).mT, gate.mT]
+    if anchored is not None:
+        anchors = [torch.exp(anchored.decay * (dt.cumsum(1) - dt)).mT, anchored.gate.mT]
     # split, not slices: the gradient of a slice is as large as what it was cut from.
     tokens = (B.split(chunk, dim=1), C.split(chunk, dim=1), dx.split(chunk, dim=2))
-    scalars = [part.split(chunk, dim=2) for part in (decay, *anchors)]
+    scalars = [part.split(chunk, dim=2) for part in (log_decay, *anchors)]
     outputs: list[Tensor] = []
     state: Tensor | None = None
-    for b, c, v, d, *anchored in zip(*tokens, *scalars, strict=True):
-        e, g = anchored or (None, None)
+    for b, c, v, d, *of_chunk in zip(*tokens, *scalars, strict=True):
+        e, g = of_chunk or (None, None)
         r = d.cumsum(2)  # from the chunk's start: small numbers
         y = _within(r, g, e, b, c) @ v
         if state is not None:
@@ -56,7 +72,7 @@ def ssd_chunked(  # noqa: PLR0913  the equation has eight symbols
         if len(outputs) < len(tokens[0]):
             end = r[..., -1:]
             added = _weighted(b, torch.exp(end - r), e).mT @ v
-            state = added if state is None else _faded(state, end, bool(anchored)) + added
+            state = added if state is None else _faded(state, end, anchored is not None) + added
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
@@ -139,16 +155,11 @@ def _both(forward: Tensor, gate: Tensor | None, anchor: Tensor | None) -> Tensor
     return torch.addcmul(forward, gate[..., :, None], anchor[..., None, :])
 
 
-def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    a: Tensor,
-    a_anchored: Tensor | None,
-    gate: Tensor | None,
+def associative_scan_reference(
+    inputs: ScanInputs, decay: Tensor, anchored: Direction | None
 ) -> Tensor:
     """The same map, one interaction at a time; the oracle of :func:`ssd_chunked`."""
+    x, dt, B, C = inputs
     batch, L, H, P = x.shape
     h = x.new_zeros(batch, H, P, B.shape[-1])
     S = torch.zeros_like(h)
@@ -156,12 +167,12 @@ def associative_scan_reference(  # noqa: PLR0913  mirrors ssd_chunked
     outputs = []
     for t in range(L):
         drive = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        h = torch.exp(a * dt[:, t])[..., None, None] * h + drive
+        h = torch.exp(decay * dt[:, t])[..., None, None] * h + drive
         y = torch.einsum("bhpn,bn->bhp", h, C[:, t])
-        if a_anchored is not None and gate is not None:
+        if anchored is not None:
             S = S + product[..., None, None] * drive
-            product = product * torch.exp(a_anchored * dt[:, t])
-            y = y + gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
+            product = product * torch.exp(anchored.decay * dt[:, t])
+            y = y + anchored.gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
         outputs.append(y)
     return torch.stack(outputs, dim=1)
 

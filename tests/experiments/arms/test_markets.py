@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.arms.markets import START, market_arms, mean_cosine, run_market_arm
+from experiments.records import RecordStore
 from experiments.tables.markets import (
     claim_table,
     compare_market,
@@ -49,11 +50,11 @@ def record(arm: str, **changes: Value) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("arms")
+    store = RecordStore(tmp_path_factory.mktemp("arms"))
     for name in ("fecosr", "fecosr, cross-entropy", "one to one", "pooled", "baselines"):
-        (folder / f"{name}.json").write_text(json.dumps(record(START + name)))
-    (folder / "other.json").write_text(json.dumps({"arm": "pfsr", "seed": 0}))
-    return {arm: dict(seeds) for arm, seeds in load_market_records(folder).items()}
+        store.append(record(START + name))
+    store.append({"arm": "pfsr", "seed": 0})
+    return {arm: dict(seeds) for arm, seeds in load_market_records(store).items()}
 
 
 def test_every_part_has_every_market_and_user(records: Any) -> None:
@@ -110,5 +111,5 @@ def test_tables_say_what_the_records_say(records: Any) -> None:
 
 
 def test_nothing_is_said_without_records(tmp_path: Path) -> None:
-    assert load_market_records(tmp_path) == {}
+    assert load_market_records(RecordStore(tmp_path)) == {}
     assert market_table({})[2:] == claim_table({})[2:] == []

@@ -12,7 +12,8 @@ from experiments.arms.items import id_arm, item_arm
 from experiments.leakage import attack as leak_records
 from experiments.leakage.attack import measured, told
 from experiments.leakage.plot import MODES, best_found, main, mean_and_error, points
-from experiments.run import ARMS, file_name
+from experiments.records import RecordStore
+from experiments.run import ARMS
 from tests.helpers.tiny import TINY
 
 SEMANTIC = "semantic, 64 numbers of the id"
@@ -24,7 +25,7 @@ def line(mode: str, seed: int, norm: float, cosine: float) -> dict[str, Any]:
 
 
 def record(arm: str, seed: int, ndcg: float) -> dict[str, Any]:
-    return {"arm": arm, "seed": seed, "test_means": {"excluded/ndcg@10": ndcg}}
+    return {"arm": arm, "seed": seed, "test_means": {"seen-filtered/ndcg@10": ndcg}}
 
 
 LINES = [line(SEMANTIC, 0, 0.7, 0.1), line(SEMANTIC, 1, 0.8, 0.1), line("dual", 0, 0.9, 1.0)]
@@ -63,11 +64,11 @@ def test_the_command_draws_and_says_the_points(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for one in RECORDS:
-        (tmp_path / file_name(one["arm"], one["seed"])).write_text(json.dumps(one))
+        RecordStore(tmp_path).append(one)
     lines = tmp_path / "leak.jsonl"
     lines.write_text("".join(json.dumps(one) + "\n" for one in LINES))
     out = tmp_path / "plots" / "leak.svg"
-    words = ["--leak", str(lines), "--runs", str(tmp_path), "--out", str(out)]
+    words = ["--leak", str(lines), "--records", str(tmp_path), "--out", str(out)]
     assert main(words) == 0
     assert "semantic, id-dim 64: found 0.750 ± 0.050, NDCG@10 0.0600" in capsys.readouterr().out
     first = out.read_bytes()

@@ -104,10 +104,11 @@ def test_same_seed_same_bytes(name: str, items: str) -> None:
 
 @pytest.mark.parametrize("nodes", [2, 5, 6])
 def test_the_number_of_nodes_changes_only_the_order_of_summation(name: str, nodes: int) -> None:
+    """In one round: the next one's training makes more of any difference than a bound could say."""
     _, federation, assembly = tiny_world(algorithm__name=name)
-    one, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1)
-    many, _ = simulation.run(assembly.algorithm, federation.clients, rounds=2, seed=1, nodes=nodes)
-    torch.testing.assert_close(many.params, one.params, rtol=1e-4, atol=1e-5)
+    one, _ = simulation.run(assembly.algorithm, federation.clients, rounds=1, seed=1)
+    many, _ = simulation.run(assembly.algorithm, federation.clients, rounds=1, seed=1, nodes=nodes)
+    torch.testing.assert_close(many.params, one.params, rtol=1e-6, atol=1e-6)
 
 
 def test_it_learns(name: str, items: str) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
-from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL, SHIPPED, FeCoSRSettings, fecosr
+from pfsr_core.algorithms.fecosr import (
+    FEDERATED,
+    LOCAL,
+    SHIPPED,
+    FeCoSRSettings,
+    Scored,
+    Stages,
+    fecosr,
+)
 from pfsr_core.assembly.assemble import local_training
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import FederatedDataset
@@ -22,6 +34,7 @@ from pfsr_core.items.adapter import BASIS
 from pfsr_core.models.parameter_names import RESIDUAL
 from pfsr_core.params import Params
 from pfsr_core.settings.fields import SettingsError, Value
+from pfsr_core.training.task import TaskLoss
 from tests.helpers.tiny import tiny_settings, tiny_world
 
 VALID = "valid/excluded/ndcg@10"
@@ -112,8 +125,22 @@ def test_stage_2_starts_at_the_model_of_stage_1() -> None:
         assert all(torch.equal(before[name], same[name]) for name in before)
 
 
+@pytest.fixture
+def prefer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets validation prefer the "first" or the "last" model that it is shown."""
+
+    def choose(which: str) -> None:
+        scores = count(1.0, 1.0 if which == "last" else -1.0)
+        monkeypatch.setattr(
+            Stages, "scored", lambda self, whole, data: Scored(torch.tensor([next(scores)]), whole)
+        )
+
+    return choose
+
+
 @pytest.mark.parametrize("mode", ["adapter", "all", "all+adapter"])
-def test_finetuning_moves_what_its_mode_names(mode: str) -> None:
+def test_finetuning_moves_what_its_mode_names(mode: str, prefer: Callable[[str], None]) -> None:
+    prefer("last")
     federation, assembly, shared, states = after(1, algorithm__fecosr__finetune_mode=mode)
     found = finetuned(assembly.algorithm, shared, states, federation)
     moved: set[str] = set()
@@ -126,20 +153,32 @@ def test_finetuning_moves_what_its_mode_names(mode: str) -> None:
     assert bool(moved - adapter) == ("all" in mode)
 
 
+def test_where_validation_prefers_the_start_nothing_moves(prefer: Callable[[str], None]) -> None:
+    prefer("first")
+    federation, assembly, shared, states = after(1)
+    found = finetuned(assembly.algorithm, shared, states, federation)
+    for data in federation.clients:
+        before = assembly.algorithm.personalization.model(shared, states[data.client])
+        whole = assembly.algorithm.personalization.variants[FEDERATED](shared, found[data.client])
+        assert all(torch.equal(whole[name], before[name]) for name in before)
+
+
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_no_market_ships_what_it_can_beat_alone(rounds: int) -> None:
     federation, assembly, shared, states = after(rounds)
     algorithm = assembly.algorithm
     found = finetuned(algorithm, shared, states, federation)
+    both = partial(of_both, assembly, shared)
     shipped = 0
     for data in federation.clients:
         state = found[data.client]
-        reached = of_both(assembly, shared, state, data)
+        # as the rule has them: in float32, where the order of users in a mean makes no difference
+        reached = {way: np.float32(score) for way, score in both(state, data).items()}
         federated = reached[FEDERATED] > reached[LOCAL]
-        assert valid(assembly, shared, state, data) == max(reached.values())
+        assert np.float32(valid(assembly, shared, state, data)) == max(reached.values())
         assert algorithm.personalization.outcome(state) == {SHIPPED: float(federated)}
         shipped += federated
-        assert reached[FEDERATED] >= valid(assembly, shared, states[data.client], data)
+        assert reached[FEDERATED] >= np.float32(valid(assembly, shared, states[data.client], data))
     total = merge_sums(algorithm.personalization.outcome(state) for state in found.values())
     assert total[SHIPPED] == shipped
     assert not algorithm.personalization.outcome(states[federation.clients[0].client])
@@ -151,7 +190,7 @@ def test_the_model_alone_knows_nothing_of_the_others() -> None:
     data = federation.clients[0]
     found = finetuned(assembly.algorithm, shared, states, federation)[data.client]
     settings, _, _ = tiny_world(train__learning_rate=0.01, train__engine="loop")
-    hard = replace(assembly.task, soft_targets=None)
+    hard = replace(assembly.task, loss=TaskLoss())
     alone = fecosr(hard, local_training(settings), FeCoSRSettings(finetune_epochs=2))
     _, own = simulation.run(alone, [data], rounds=2, seed=1)
     broadcast = replace(alone.server.init(), round=2).broadcast()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import exp
@@ -28,9 +29,13 @@ from pfsr_core.serving.recommend import MODEL, recommend
 from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched_item_scorer as batched_scorer
 from pfsr_core.training.batched_item_scorer import train_scorers
-from pfsr_core.training.item_scorer import TrainingPairs, train_scorer
+from pfsr_core.training.item_scorer import (
+    TrainingPairs,
+    train_scorer,
+)
 from pfsr_core.training.item_scorer import draw_training_pairs as draw_pairs
 from pfsr_core.training.local import LocalTraining
+from tests.helpers.float64 import double
 from tests.helpers.tiny import tiny_settings, tiny_world
 from tests.pfsr_core.algorithms.no_learning import hit_rate
 from tests.pfsr_core.algorithms.sign_attack import attack, guess, precision_recall
@@ -55,9 +60,13 @@ def reader(*items: int, num_items: int = 600, name: str = "reader") -> ClientDat
     return ClientDataset(name, (user,), tuple(map(str, range(1, num_items + 1))))
 
 
-def updates(algorithm: FederatedAlgorithm, *clients: ClientDataset) -> list[ClientUpdate]:
-    states = [algorithm.client.init(data) for data in clients]
-    return algorithm.client.updates(algorithm.server.init().broadcast(), states, clients)
+def updates(
+    algorithm: FederatedAlgorithm, *clients: ClientDataset, of: Callable[[Params], Params] = double
+) -> list[ClientUpdate]:
+    """Of a first round; in float64, or with the parameters that ``of`` makes of float32."""
+    states = [of(algorithm.client.init(data)) for data in clients]
+    broadcast = Broadcast(of(algorithm.server.init().params), 1, {})
+    return algorithm.client.updates(broadcast, states, clients)
 
 
 def two_steps() -> tuple[Params, TrainingPairs]:
@@ -110,7 +119,7 @@ def test_in_float32_a_batch_equals_the_loop(item_step: str) -> None:
     found: list[list[ClientUpdate]] = []
     for engine in ("loop", "batched"):
         _, federation, assembly = tiny_world(**changes, train__engine=engine)
-        found.append(updates(assembly.algorithm, *federation.clients))
+        found.append(updates(assembly.algorithm, *federation.clients, of=dict))
     for alone, together in zip(*found, strict=True):
         torch.testing.assert_close(together.params[ITEMS], alone.params[ITEMS], rtol=0, atol=1e-5)
         assert together.state.keys() == alone.state.keys()
@@ -130,7 +139,7 @@ def test_clients_of_one_item_and_of_none_train_beside_others(engine: str) -> Non
     expected = updates(algorithm, *usual)
     first, little, nothing, second = updates(algorithm, usual[0], one, none, usual[1])
     for found, alone in zip((first, second), expected, strict=True):
-        torch.testing.assert_close(found.params[ITEMS], alone.params[ITEMS], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.params[ITEMS], alone.params[ITEMS], rtol=0, atol=1e-12)
     assert little.metrics["train-targets"] == 5 and 1 < len(little.state[CODES]) <= 5
     assert torch.equal(nothing.params[ITEMS], algorithm.server.init().params[ITEMS])
     assert len(nothing.state[CODES]) == nothing.norm == nothing.metrics["train-targets"] == 0
@@ -153,7 +162,7 @@ def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) 
         steps = [len(client_pairs[i].rows) for i in group]
         assert steps == sorted(steps, reverse=True)
     for one, other in zip(whole, updates(assembly.algorithm, *federation.clients), strict=True):
-        torch.testing.assert_close(one.params, other.params, rtol=0, atol=1e-6)
+        torch.testing.assert_close(one.params, other.params, rtol=0, atol=1e-12)
 
 
 def test_rows_that_a_client_did_not_touch_are_not_computed() -> None:

@@ -14,7 +14,7 @@ from pfsr_core.assembly.data import load_federation
 from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.data.cleaning import Cleaned, Cleaning, clean, market_facts
 from pfsr_core.data.errors import DataError
-from pfsr_core.data.filters import take
+from pfsr_core.data.filters import select_rows
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.prepare import clean_copy
 from pfsr_core.data.readers.xmarket import read_xmarket
@@ -89,7 +89,7 @@ def test_it_is_the_same_in_any_order() -> None:
         (str(rng.integers(6)), str(rng.integers(12)), float(rng.integers(3))) for _ in range(300)
     ]
     log = in_market(rows)
-    shuffled = take(log, rng.permutation(len(log)))
+    shuffled = select_rows(log, rng.permutation(len(log)))
     assert groups_of(log, 0.2) == groups_of(shuffled, 0.2)
     assert len(set(groups_of(log, 0.2).values())) < 12
 
@@ -122,7 +122,7 @@ def test_cores_are_counted_in_each_market_apart() -> None:
     ]
     log = log_of(rows, market=list("xxxxyy"))
     assert len(clean(log, Cleaning(user_core=2, item_core=2)).log) == 4
-    alone = take(log, log.columns["market"] == "x")
+    alone = select_rows(log, log.columns["market"] == "x")
     apart = clean(log, Cleaning("market", user_core=1, item_core=2)).log
     assert rows_of(apart) == rows_of(clean(alone, Cleaning(user_core=1, item_core=2)).log)
 

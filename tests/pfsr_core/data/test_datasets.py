@@ -13,7 +13,7 @@ from pfsr_core.data.datasets import DATASETS, load_dataset
 from pfsr_core.data.describe import describe, tied_last_pair
 from pfsr_core.data.download import fetch_ml_100k
 from pfsr_core.data.errors import DataError, DataUnavailableError
-from pfsr_core.data.filters import take
+from pfsr_core.data.filters import select_rows
 from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.splits import leave_one_out
 from tests.pfsr_core.data.helpers import log_of, rows_of, shared_data, write
@@ -50,7 +50,7 @@ def test_ml_100k_with_ties_in_item_order_is_another_split(ml_100k: str) -> None:
     log = load_dataset("ml-100k", ml_100k)
     order = np.argsort([int(item) for item in log.item_ids], kind="stable")
     rank = np.argsort(order)
-    by_item = take(log, np.argsort(rank[log.items - 1], kind="stable"))
+    by_item = select_rows(log, np.argsort(rank[log.items - 1], kind="stable"))
     ours, theirs = (
         {user.user: log.item_ids[user.test - 1] for user in leave_one_out(log).users}
         for log in (log, by_item)

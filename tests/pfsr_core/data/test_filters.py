@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfsr_core.data.errors import DataError
-from pfsr_core.data.filters import k_core, take
+from pfsr_core.data.filters import k_core, select_rows
 from tests.pfsr_core.data.helpers import Row, log_of, rows_of
 
 rows_strategy = st.lists(
@@ -60,6 +60,6 @@ def test_it_is_the_obvious_core(rows: list[Row], user_core: int, item_core: int)
 def test_take_keeps_the_titles_of_what_stays() -> None:
     log = log_of([("u", "a", 0), ("u", "b", 1), ("v", "c", 2)])
     log = type(log)(**{**vars(log), "titles": {"a": "Alien", "b": "Brazil"}})
-    taken = take(log, np.array([2, 1]))
+    taken = select_rows(log, np.array([2, 1]))
     assert rows_of(taken) == [("v", "c", 2.0), ("u", "b", 1.0)]
     assert taken.titles == {"b": "Brazil"}

@@ -59,8 +59,8 @@ def test_the_settings_know_every_protocol() -> None:
 def test_rivals_are_strangers_and_always_the_same(num_items: int) -> None:
     data = random_client(1, users=5, num_items=num_items)
     for user, rivals in zip(data.users, data.rivals, strict=True):
-        assert len(set(rivals.tolist())) == min(99, num_items - len(set(user.full.tolist())))
-        assert not np.isin(rivals, [0, *user.full]).any() and rivals.max() <= num_items
+        assert len(set(rivals.tolist())) == min(99, num_items - len(set(user.all_items.tolist())))
+        assert not np.isin(rivals, [0, *user.all_items]).any() and rivals.max() <= num_items
         assert np.array_equal(rivals, user.rivals(np.arange(1, num_items + 1)))
     if num_items == 300:
         assert len({tuple(rivals) for rivals in data.rivals}) == 5

@@ -64,7 +64,7 @@ def test_the_digest_is_of_the_raw_ids() -> None:
 def test_ties_keep_file_order() -> None:
     rows = [("u", item, 1.0) for item in "dacb"]
     (user,) = leave_one_out(log_of(rows)).users
-    assert user.full.tolist() == [1, 2, 3, 4]
+    assert user.all_items.tolist() == [1, 2, 3, 4]
     swapped = leave_one_out(log_of([*rows[:2], rows[3], rows[2]]))
     assert swapped.digest != leave_one_out(log_of(rows)).digest
 
@@ -73,7 +73,7 @@ def test_the_published_protocol_turns_ties_around() -> None:
     rows = [("u", "a", 1.0), ("u", "b", 2.0), ("u", "c", 2.0), ("u", "d", 2.0), ("u", "e", 0.0)]
     split = leave_one_out(log_of(rows), "paper-pfedrec")
     (user,) = split.users
-    assert [split.item_ids[code - 1] for code in user.full] == ["e", "a", "d", "c", "b"]
+    assert [split.item_ids[code - 1] for code in user.all_items] == ["e", "a", "d", "c", "b"]
     assert split.protocol == "paper-pfedrec"
     assert split.digest != leave_one_out(log_of(rows)).digest
 
@@ -82,7 +82,7 @@ def test_the_published_protocol_turns_ties_around() -> None:
 def test_the_split_loses_nothing_and_invents_nothing(log: Interactions) -> None:
     split = leave_one_out(log)
     for user in split.users:
-        items = [split.item_ids[code - 1] for code in user.full]
+        items = [split.item_ids[code - 1] for code in user.all_items]
         assert items == raw_history(log, user.user)
         assert len(user.train) >= 1
     kept = {user.user for user in split.users}

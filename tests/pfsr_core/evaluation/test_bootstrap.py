@@ -69,7 +69,9 @@ def test_coverage_on_simulated_clients_needs_clusters() -> None:
     for run in range(runs):
         values = rng.normal(0.5, 1.0, (clients, 1)) + rng.normal(0, 0.5, (clients, users))
         counts = np.full(clients, float(users))
-        by_client = clustered_bootstrap(values.sum(1), np.zeros(clients), counts, 400, run)
+        by_client = clustered_bootstrap(
+            values.sum(1), np.zeros(clients), counts, samples=400, seed=run
+        )
         by_user = paired_bootstrap(values.ravel(), np.zeros(values.size), samples=400, seed=run)
         clustered += by_client.low <= 0.5 <= by_client.high
         naive += by_user.low <= 0.5 <= by_user.high

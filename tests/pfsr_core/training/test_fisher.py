@@ -68,7 +68,7 @@ def test_what_has_no_information_is_never_kept(rho: float) -> None:
 
 
 def test_minmax_by_hand() -> None:
-    masks = minmax_mask({"a": torch.tensor([1.0, 2.0, 3.0, 5.0])}, tau=0.4)
+    masks = minmax_mask({"a": torch.tensor([1.0, 2.0, 3.0, 5.0])}, threshold=0.4)
     assert masks["a"].tolist() == [False, False, True, True]  # scaled: 0, .25, .5, 1
 
 

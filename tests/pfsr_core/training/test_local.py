@@ -23,6 +23,7 @@ from pfsr_core.training.loop import train
 from pfsr_core.training.steps import draw_noise
 from pfsr_core.training.task import Task
 from pfsr_core.training.windows import batches, prefix_samples, training_windows
+from tests.helpers.float64 import double
 from tests.helpers.tiny import tiny_world
 
 
@@ -32,11 +33,6 @@ def client(*histories: list[int], items: int = 30) -> ClientDataset:
         for i, history in enumerate(histories)
     )
     return ClientDataset("c", users, tuple(map(str, range(1, items + 1))))
-
-
-def double(params: Params) -> Params:
-    """In float64, where Adam does not blow up the rounding of gradients that are zero."""
-    return {name: tensor.double() for name, tensor in params.items()}
 
 
 def whole_table_reference(

@@ -39,21 +39,30 @@ def test_keep_local_counts_masked_coordinates_only() -> None:
 def test_magnitude_pulls_the_norm_of_the_rest_to_its_target() -> None:
     params, shared = {"a": torch.tensor([3.0, 100.0, 4.0])}, {"a": torch.zeros(3)}
     mask = {"a": torch.tensor([False, True, False])}
-    assert magnitude(params, shared, mask, 2.0, 0.05, "both").item() == pytest.approx(0.05 / 2 * 9)
+    assert magnitude(
+        params, shared, mask, norm=2.0, strength=0.05, side="both"
+    ).item() == pytest.approx(0.05 / 2 * 9)
 
 
 def test_magnitude_from_above_leaves_smaller_changes_alone() -> None:
     params, shared = {"a": torch.tensor([3.0, 4.0])}, {"a": torch.zeros(2)}
     mask = {"a": torch.zeros(2, dtype=torch.bool)}
-    above = [magnitude(params, shared, mask, norm, 0.05, "above").item() for norm in (2.0, 6.0)]
+    above = [
+        magnitude(params, shared, mask, norm=norm, strength=0.05, side="above").item()
+        for norm in (2.0, 6.0)
+    ]
     assert above == pytest.approx([0.05 / 2 * 9, 0.0])
-    assert magnitude(params, shared, mask, 6.0, 0.05, "both").item() == pytest.approx(0.05 / 2)
+    assert magnitude(
+        params, shared, mask, norm=6.0, strength=0.05, side="both"
+    ).item() == pytest.approx(0.05 / 2)
 
 
 def test_magnitude_has_a_finite_gradient_at_zero() -> None:
     leaf = torch.zeros(3, requires_grad=True)
     mask = {"a": torch.zeros(3, dtype=torch.bool)}
-    magnitude({"a": leaf}, {"a": torch.zeros(3)}, mask, 2.0, 1.0, "both").backward()
+    magnitude(
+        {"a": leaf}, {"a": torch.zeros(3)}, mask, norm=2.0, strength=1.0, side="both"
+    ).backward()
     assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
 
 

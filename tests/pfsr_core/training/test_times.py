@@ -15,8 +15,8 @@ from client_app.handlers import finish
 from client_app.hosted_node import Node, make_node
 from pfsr_core.algorithms.variable_response import client_samples, target_log_probability
 from pfsr_core.assembly.assemble import assemble, local_training
-from pfsr_core.data.client_dataset import ClientDataset, UserHistory, no_times
-from pfsr_core.data.filters import take
+from pfsr_core.data.client_dataset import ClientDataset, UserHistory, unknown_times
+from pfsr_core.data.filters import select_rows
 from pfsr_core.data.readers.s3rec import read_s3rec
 from pfsr_core.data.splits import leave_one_out
 from pfsr_core.evaluation.batched import evaluate_together
@@ -55,7 +55,7 @@ def client(*histories: list[tuple[int, int]]) -> ClientDataset:
 
 
 def without_times(data: ClientDataset) -> ClientDataset:
-    return replace(data, users=tuple(replace(user, times=no_times()) for user in data.users))
+    return replace(data, users=tuple(replace(user, times=unknown_times()) for user in data.users))
 
 
 def started(task: Task, data: ClientDataset) -> Params:
@@ -85,7 +85,7 @@ class TestData:
         path = tmp_path / "log.txt"
         path.write_text("1 5 6 7 8\n2 5 6 8\n")
         log = read_s3rec(path)
-        for one in (log, take(log, log.users == 0)):
+        for one in (log, select_rows(log, log.users == 0)):
             user = leave_one_out(one).users[0]
             assert len(user.times) == 0
             assert user.history_times("test").tolist() == [0, 0, 0]
@@ -126,7 +126,7 @@ class TestTraining:
 
     def test_padded_as_the_items_are(self) -> None:
         items = torch.tensor([[4, 5, 6], [7, 0, 0], [8, 9, 0]])
-        known = [np.array([1, 2, 3, 4]), np.array([5]), no_times()]
+        known = [np.array([1, 2, 3, 4]), np.array([5]), unknown_times()]
         assert pad_times(known, items).tolist() == [[2, 3, 4], [5, 0, 0], [0, 0, 0]]
 
 
@@ -210,10 +210,10 @@ class TestServing:
             served.shared, served.clients[data.client].state
         )
         score = make_scorer(assembly.task, whole, data, settings.model.max_length)
-        given = [node.dataset.split.item_ids[code - 1] for code in user.full]
+        given = [node.dataset.split.item_ids[code - 1] for code in user.all_items]
         expected = {
-            None: score([user.full], [user.times])[0],
-            tuple(given): score([user.full])[0],
+            None: score([user.all_items], [user.times])[0],
+            tuple(given): score([user.all_items])[0],
         }
         assert not torch.allclose(*expected.values(), atol=1e-4)
         for items, scores in expected.items():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pfsr_core.data.filters import take
+from pfsr_core.data.filters import select_rows
 from pfsr_core.data.readers.delimited import read_delimited
 from pfsr_core.data.readers.files import read_file
 from pfsr_core.data.readers.movielens import read_ratings_csv, read_ratings_dat, read_u_data
@@ -153,4 +153,4 @@ def test_words_about_items_come_from_every_column_that_has_some(tmp_path: Path) 
     text = "user,item,time,Genres,Title,category\n1,a,1,Crime,Heat,\n1,b,2,,,Film\n2,c,3,,,\n"
     log = read_delimited(write(tmp_path / "log.csv", text), ",")
     assert log.texts == {"a": "Heat Crime", "b": "Film"}
-    assert take(log, np.array([False, True, True])).texts == {"b": "Film"}
+    assert select_rows(log, np.array([False, True, True])).texts == {"b": "Film"}

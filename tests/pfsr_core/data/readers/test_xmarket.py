@@ -45,7 +45,7 @@ def test_within_a_day_the_line_decides(tmp_path: Path) -> None:
     write(tmp_path / "in_5core.txt", HEADER + "\n".join(lines))
     split = leave_one_out(load_dataset("xmarket", str(tmp_path)))
     user = split.users[0]
-    assert [split.item_ids[code - 1] for code in user.full] == ["c", "a", "d", "b"]
+    assert [split.item_ids[code - 1] for code in user.all_items] == ["c", "a", "d", "b"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from pfsr_core.models.encoders.base import SequenceEncoder
 from pfsr_core.models.next_item import NextItemModel
 from pfsr_core.models.ops.dropout import Noise
 from pfsr_core.models.ops.ssd import (
+    Direction,
+    ScanInputs,
     associative_scan_reference,
     reversed_scan_of_prefix,
     ssd_chunked,
@@ -37,25 +41,37 @@ def random_scan(length: int, seed: int = 0, batch: int = 2) -> dict[str, Tensor]
     }
 
 
+def arguments(scan: Mapping[str, Tensor | None]) -> tuple[ScanInputs, Tensor, Direction | None]:
+    inputs = ScanInputs(*(scan[name] for name in ("x", "dt", "B", "C")))
+    anchored = None
+    if scan["gate"] is not None:
+        anchored = Direction(scan["a_anchored"], scan["gate"])
+    return inputs, scan["a"], anchored
+
+
+def chunked(scan: Mapping[str, Tensor | None], chunk: int) -> Tensor:
+    return ssd_chunked(*arguments(scan), chunk)
+
+
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 40), chunk=st.integers(1, 45), seed=st.integers(0, 10**6))
 def test_chunked_equals_the_sequential_reference(length: int, chunk: int, seed: int) -> None:
     scan = random_scan(length, seed)
-    expected = associative_scan_reference(**scan)
-    torch.testing.assert_close(ssd_chunked(**scan, chunk=chunk), expected, rtol=1e-9, atol=1e-11)
+    expected = associative_scan_reference(*arguments(scan))
+    torch.testing.assert_close(chunked(scan, chunk), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("chunk", [4, 64])
 def test_forward_direction_alone(chunk: int) -> None:
     scan = {**random_scan(23), "a_anchored": None, "gate": None}
-    expected = associative_scan_reference(**scan)
-    torch.testing.assert_close(ssd_chunked(**scan, chunk=chunk), expected, rtol=1e-9, atol=1e-11)
+    expected = associative_scan_reference(*arguments(scan))
+    torch.testing.assert_close(chunked(scan, chunk), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_anchored_direction_equals_the_explicit_reversed_scan_of_every_prefix() -> None:
     scan = random_scan(17)
     forward_only = {**scan, "a_anchored": None, "gate": None}
-    both = ssd_chunked(**scan, chunk=5) - ssd_chunked(**forward_only, chunk=5)
+    both = chunked(scan, 5) - chunked(forward_only, 5)
     for t in range(17):
         parts = (scan["x"], scan["dt"], scan["B"], scan["a_anchored"])
         state = reversed_scan_of_prefix(*parts, length=t + 1)
@@ -75,26 +91,30 @@ def test_one_item_by_hand() -> None:
         "gate": torch.tensor([[[0.25]]]),
     }
     # C.B * (1 + gate) * dt * x = 8 * 1.25 * 1.5
-    assert ssd_chunked(**scan, chunk=8).item() == pytest.approx(15.0)
+    assert chunked(scan, 8).item() == pytest.approx(15.0)
 
 
 def test_very_long_histories_stay_finite() -> None:
     scan = random_scan(3000, batch=1)
     scan = {name: value.float() for name, value in scan.items()}
-    assert bool(ssd_chunked(**scan, chunk=64).isfinite().all())
+    assert bool(chunked(scan, 64).isfinite().all())
 
 
 def test_gradients_of_the_chunked_form() -> None:
     scan = random_scan(7, batch=1)
     values = [tensor.requires_grad_() for tensor in scan.values()]
-    assert torch.autograd.gradcheck(lambda *args: ssd_chunked(*args, 3), values)
-    assert torch.autograd.gradgradcheck(lambda *args: ssd_chunked(*args, 3), values)
+
+    def scanned(*tensors: Tensor) -> Tensor:
+        return chunked(dict(zip(scan, tensors, strict=True)), 3)
+
+    assert torch.autograd.gradcheck(scanned, values)
+    assert torch.autograd.gradgradcheck(scanned, values)
 
 
 def test_no_gradient_is_nan_where_the_future_is_masked() -> None:
     scan = random_scan(60)
     scan["dt"] = (scan["dt"] * 100).requires_grad_()  # exp(a (c_t - c_s)) overflows for s > t
-    ssd_chunked(**scan, chunk=64).sum().backward()
+    chunked(scan, 64).sum().backward()
     assert bool(scan["dt"].grad.isfinite().all())
 
 

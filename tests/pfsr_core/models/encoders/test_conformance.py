@@ -23,8 +23,12 @@ from pfsr_core.models.ops.dropout import Noise, draw_bits
 Build = Callable[[int, float], Any]  # (embedding_dim, dropout) to an encoder
 
 ENCODERS_UNDER_TEST: dict[str, Build] = {
-    "mamba1": lambda dim, dropout: mamba1_encoder(dim, 1, 4, 4, 2, dropout),
-    "mamba1-2-layers": lambda dim, dropout: mamba1_encoder(dim, 2, 4, 3, 2, dropout),
+    "mamba1": lambda dim, dropout: mamba1_encoder(
+        dim, 1, state_dim=4, conv_width=4, expand=2, dropout=dropout
+    ),
+    "mamba1-2-layers": lambda dim, dropout: mamba1_encoder(
+        dim, 2, state_dim=4, conv_width=3, expand=2, dropout=dropout
+    ),
     "sasrec": lambda dim, dropout: sasrec_encoder(dim, 2, 2, 700, dropout),
     "hstu": lambda dim, dropout: hstu_encoder(dim, 2, 2, 700, dropout),
     "gru4rec": lambda dim, dropout: gru4rec_encoder(dim, 2, 12, dropout),

@@ -16,7 +16,7 @@ from pfsr_core.models.ops.packed_sequences import find_packing
 
 ENCODERS = {
     "associative": lambda: associative_encoder(8, num_layers=2, dropout=0.3, state_dim=4),
-    "mamba1": lambda: mamba1_encoder(8, 2, 4, 4, 2, 0.3),
+    "mamba1": lambda: mamba1_encoder(8, 2, state_dim=4, conv_width=4, expand=2, dropout=0.3),
     "gru4rec": lambda: gru4rec_encoder(8, 1, 12, 0.3),
 }
 ITEMS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 0, 0, 0], [6, 0, 0, 0, 0]])

@@ -146,7 +146,7 @@ def test_steps_equal_the_scan() -> None:
     x, dt, A, B, C = scan_inputs(2, 25, 3, 2)
     h, outputs = torch.zeros(2, 3, 2, dtype=torch.float64), []
     for t in range(25):
-        h, y = selective_scan_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], h)
+        h, y = selective_scan_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], h=h)
         outputs.append(y)
     close(selective_scan(x, dt, A, B, C), torch.stack(outputs, dim=1))
 
