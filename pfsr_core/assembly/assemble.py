@@ -27,15 +27,18 @@ def local_training(settings: Settings) -> LocalTraining:
     return LocalTraining(settings.train, settings.model.max_length, settings.run.seed)
 
 
-def make_algorithm(settings: Settings, task: Task) -> FederatedAlgorithm:
-    """The algorithm that ``settings`` name, over ``task``."""
-    name = settings.algorithm.name
-    return ALGORITHMS[name].build(
+def make_algorithm(task: Task, settings: Settings) -> FederatedAlgorithm:
+    """The algorithm that ``settings`` name, over a task."""
+    chosen = settings.algorithm
+    algorithm = ALGORITHMS[chosen.name].build(
         task,
         local_training(settings),
-        settings.algorithm.own.get(name),
-        Averaging(server_optimizer(settings.algorithm.server), settings.algorithm.weight_power),
+        chosen.own.get(chosen.name),
+        Averaging(server_optimizer(chosen.server), chosen.weight_power),
     )
+    if chosen.max_row_change:
+        return with_row_clipping(algorithm, chosen.max_row_change)
+    return algorithm
 
 
 def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> Assembly:
@@ -52,9 +55,7 @@ def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> As
         task = spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
     else:
         task = task_of_mode(settings, catalogue, mode)
-    algorithm = make_algorithm(settings, task)
-    if settings.algorithm.max_row_change:
-        algorithm = with_row_clipping(algorithm, settings.algorithm.max_row_change)
+    algorithm = make_algorithm(task, settings)
     nobody = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
     shapes = shapes_of({**task.partition.init_shared(), **nobody})
     for rows in mode.params.private & set(ROW_NAMES):

@@ -58,6 +58,25 @@ def test_every_recipe_is_valid(path):
     assert settings.algorithm.name in ALGORITHMS
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_flower_takes_every_recipe_as_a_run_config(path):
+    """Nested tables are flattened, and no key is one that the app does not list."""
+    from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
+
+    fused = fuse_dicts(flatten_dict(flower()["config"]), parse_config_args([str(path)]))
+    assert parse_settings(fused) == parse_settings(load_recipe(path))
+
+
+def test_flower_takes_nested_keys_on_its_command_line():
+    from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
+
+    words = ['algorithm.pfsr.rho=0.5 algorithm.server.optimizer="adam"']
+    fused = fuse_dicts(flatten_dict(flower()["config"]), parse_config_args(words))
+    settings = parse_settings(fused)
+    assert settings.algorithm.own["pfsr"].rho == 0.5
+    assert settings.algorithm.server.optimizer == "adam"
+
+
 def test_there_is_a_recipe_for_every_algorithm():
     named = {parse_settings(load_recipe(path)).algorithm.name for path in RECIPES}
     assert named == set(ALGORITHMS)

@@ -159,7 +159,7 @@ def test_where_validation_prefers_the_start_nothing_moves(prefer: Callable[[str]
     found = finetuned(assembly.algorithm, shared, states, federation)
     for data in federation.clients:
         before = assembly.algorithm.personalization.model(shared, states[data.client])
-        whole = assembly.algorithm.views[FEDERATED](shared, found[data.client])
+        whole = assembly.algorithm.personalization.variants[FEDERATED](shared, found[data.client])
         assert all(torch.equal(whole[name], before[name]) for name in before)
 
 

@@ -78,7 +78,7 @@ def updates(engine: str, rounds: int = 2, **changes: Value) -> list[list[ClientU
     """Rounds of all the clients in float64, each from the state that the one before it left."""
     chosen = {**SMALL_STEPS, **changes, "train__engine": engine}
     settings, federation, assembly = tiny_world(**chosen)
-    algorithm = make_algorithm(settings, without_noise(assembly.task))
+    algorithm = make_algorithm(without_noise(assembly.task), settings)
     clients = some_clients(federation.clients)
     states = [double(algorithm.client.init(data)) for data in clients]
     shared, signals, done = double(algorithm.server.init().params), {"target-norm": 0.01}, []
