@@ -3,8 +3,8 @@
 Example:
     >>> import pfsr
     >>> log = pfsr.datasets.load("synthetic", "users=50,items=80")
-    >>> sorted(log.columns)[:3]
-    ['cluster', 'item', 'market']
+    >>> list(log.columns)
+    ['user', 'item', 'timestamp', 'title', 'text', 'market']
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import random
 import subprocess
@@ -272,3 +274,9 @@ def test_datasets_by_name() -> None:
     assert {"ml-100k", "file", "synthetic"} <= set(pfsr.datasets.names())
     with pytest.raises(pfsr.DataError, match="unknown dataset 'netflix'"):
         pfsr.datasets.load("netflix")
+
+
+@pytest.mark.parametrize("name", ["pfsr.fitting", "pfsr.datasets"])
+def test_the_examples_of_the_docstrings_hold(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0 and found.failed == 0
