@@ -203,6 +203,8 @@ def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
             if instruction.finetune:
                 outcomes.extend(_outcomes(assembly, states))
             for data in portion:
+                state = state_of(assembly.algorithm, states, data)
+                yield data.client, served_client(assembly, data, state)
 
     if instruction.install:
         node.store.install(_served_model(work), served_clients())

@@ -26,8 +26,8 @@ POLL_SECONDS = 0.02
 def ask(request: Request, seconds: float) -> Answer:
     """The worker's answer. Raises NodeFailureError with its reason, or when it died on the way.
 
-    After ``seconds`` the answer has no reader any more. The worker ends then, so that work that hangs
-    does not keep the node from the next message.
+    After ``seconds`` the answer has no reader any more. The worker ends then, so that work that
+    hangs does not keep the node from the next message.
     """
     with _connection(_socket(request)) as connection:
         try:

@@ -1,7 +1,7 @@
 """How nodes become members: asked once to register, admitted when they answer.
 
 Nobody waits for one node: the registration message stays on its way while rounds go on, and a late
-node takes part from the round after its answer. A node that was refused is asked again after a while.
+node takes part from the round after its answer. A refused node is asked again after a while.
 """
 
 from __future__ import annotations

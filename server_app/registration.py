@@ -14,7 +14,7 @@ from server_app.roster import ClientFacts, FederationError, Member, Roster
 
 
 def read_registration(node: int, content: RecordDict) -> Member:
-    """The member that a node registers as. Raises ProtocolError when its answer is no registration."""
+    """The member that a node registers as. Raises ProtocolError on any other answer."""
     try:
         facts: Mapping[str, Any] = content.config_records[FACTS]
         metrics = content.metric_records[METRICS]

@@ -6,7 +6,7 @@ The steps of :meth:`PersonalizedStrategy.run_round_with_retries`, in their order
     choose clients       by names, seed and round alone, whichever nodes host them
     configure_train      an instruction for each node that hosts one of them
     exchange             messages out, replies in, until the deadline (:mod:`server_app.messaging`)
-    judge replies        each alone; a bad one is dropped with its reason (:mod:`server_app.replies`)
+    judge replies        each alone; a bad one is dropped (:mod:`server_app.replies`)
     aggregate_train      the mean of the others, and the algorithm's ``server_update``
     save round           metrics line, best model, checkpoint (:mod:`server_app.checkpoints`)
 
@@ -143,7 +143,7 @@ class Attempt:
 
 
 class PersonalizedStrategy(Strategy):
-    """The rounds of one algorithm; between two of them everything is in ``roster`` and ``progress``.
+    """The rounds of one algorithm, whose state is ``roster`` and ``progress``.
 
     Attributes:
         training: the algorithm and its run.
@@ -315,7 +315,11 @@ class PersonalizedStrategy(Strategy):
         return metrics
 
     def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self,
+        server_round: int,  # noqa: ARG002 - of Flower's interface; the round is in ``progress``
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
     ) -> Iterable[Message]:
         """A message for each connected node, to evaluate all its clients and to train none.
 
@@ -330,7 +334,9 @@ class PersonalizedStrategy(Strategy):
         return messages
 
     def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
+        self,
+        server_round: int,  # noqa: ARG002 - of Flower's interface; the round is in ``progress``
+        replies: Iterable[Message],
     ) -> MetricRecord | None:
         """Means over all users of the usable replies, which may make the last round the best.
 

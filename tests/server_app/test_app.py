@@ -30,7 +30,7 @@ def flowers_log():
 
 
 def end_as_flower_does(config, errors):
-    """Runs the app, and logs what it raises as the processes of a deployment and a simulation do."""
+    """Runs the app, and logs what it raises as Flower's processes do."""
     with pytest.raises(errors) as raised:
         app(LoopbackGrid(config, []), Context(1, 1, {}, RecordDict(), config))
     log(logging.ERROR, "%s raised an exception", "ServerApp", exc_info=raised.value)
