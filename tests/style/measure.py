@@ -5,7 +5,7 @@ Run ``python -m tests.style.measure`` for the report. :mod:`tests.style.test_bar
 present figures there. It is a report and a ratchet, no gate on taste.
 
 Definitions:
-    function length    lines from ``def`` to the last statement, the docstring not counted
+    function length    lines from ``def`` to the last statement, docstring included
     bound names        parameters, assignment and loop targets, every place where one is bound;
                        ``self``, ``cls`` and names of underscores alone aside
     two words          at least one inner underscore (``user_rows``) or inner capital (``UserRows``)
@@ -43,13 +43,8 @@ def functions_of(tree: ast.AST) -> list[Function]:
 
 
 def function_length(function: Function) -> int:
-    """Lines from ``def`` to the end without the docstring."""
-    end = function.end_lineno or function.lineno
-    length = end - function.lineno + 1
-    first = function.body[0]
-    if ast.get_docstring(function) is not None and first.end_lineno is not None:
-        length -= first.end_lineno - first.lineno + 1
-    return length
+    """Lines from ``def`` to the last statement."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
 def bound_names(tree: ast.AST) -> list[str]:

@@ -39,9 +39,9 @@ def test_no_figure_is_worse_than_recorded(figures, name):
         assert size <= recorded, listed
 
 
-def test_lengths_leave_out_the_docstring():
-    tree = ast.parse('def one(a):\n    """Says\n    much."""\n    return a\n')
-    assert measure.function_length(measure.functions_of(tree)[0]) == 2
+def test_a_function_is_as_long_as_its_lines():
+    tree = ast.parse("@cached\ndef one(a):\n    b = a\n\n    return b\n")
+    assert measure.function_length(measure.functions_of(tree)[0]) == 4
 
 
 def test_names_are_counted_where_they_are_bound():
