@@ -6,8 +6,8 @@ One arm and seed is one process and one record, see :mod:`experiments.records`; 
 already is not computed again, so a long table can be made in pieces, and an interrupted one goes on
 where it stopped. Every record names its commit: remove the records that a change makes stale. The
 round is chosen on validation NDCG@10; test figures are those of that round.
-``python -m experiments.tables.main`` turns the records into a table with paired bootstrap
-intervals.
+``python -m experiments.tables`` turns the records into the tables of docs/results, with paired
+bootstrap intervals.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.arms.items import ID_DIMS, PRIVATE, id_arm, item_arm
 from experiments.records import RECORDS, RecordStore
-from experiments.tables.main import Records, load_records
+from experiments.tables.comparison import Records, load_records
 from pfsr_core.reports.style import COLOURS, GREY, save_figure
 
 if TYPE_CHECKING:
