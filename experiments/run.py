@@ -163,6 +163,7 @@ def recipe_of(arm: str) -> Path:
 
 
 def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
+    """The settings of a recipe with what the arm changes."""
     return parse_settings({**recipe, **ARMS[arm], "run.seed": seed})
 
 
@@ -239,6 +240,7 @@ def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: the arms and seeds without a record, each in a process of its own."""
     options = _options(argv)
     store = RecordStore(options.records, options.collection)
     if options.worker:

@@ -179,6 +179,7 @@ def told(line: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: measures every item mode at every seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--clients", type=int, default=50, help="clients of one user to attack")

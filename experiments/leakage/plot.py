@@ -186,6 +186,7 @@ def _references(axes: Axes, records: Records, chance: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: draws the picture and prints its points."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "--leak", type=Path, default=LEAKAGE, help="records of experiments.leakage.attack"

@@ -31,6 +31,7 @@ class Part(NamedTuple):
     report: Callable[[Iterable[Record]], str]
 
     def __str__(self) -> str:
+        """Page and name."""
         return f"{self.page}: {self.name}"
 
     @property
