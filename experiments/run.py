@@ -300,8 +300,8 @@ def _work(options: argparse.Namespace) -> dict[str, Any]:
         result = run_market_arm(arm, arm_settings(arm, seed, recipe), options.every)
     else:
         result = run_arm(arm_settings(arm, seed, recipe), options.every)
-    told = [one for one in options.set if not one.startswith("data.path=")]  # a path of one machine
-    facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": told}
+    changed = [one for one in options.set if not one.startswith("data.path=")]  # of one machine
+    facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": changed}
     return {**facts, "cpu_seconds": time.process_time() - started, **result}
 
 
