@@ -79,9 +79,9 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-ablation: setup ## The ablation table of docs/results.md: hours on two cores, resumable
+ablation: setup ## The tables of docs/results/: hours on two cores, resumable
 	$(BIN)/python -m experiments.run --seeds $(SEEDS) --jobs $(JOBS)
-	$(BIN)/python -m experiments.tables.main --out docs/results.md
+	$(BIN)/python -m experiments.tables
 	$(BIN)/python -m experiments.leakage.plot
 
 bench: setup ## Time ours against peers: docs/performance.md and its plots, ten to twelve minutes

@@ -40,7 +40,7 @@ def measure() -> Iterator[Measurement]:
 
 
 def paths() -> list[str]:
-    """ "kernel" where the compiled one is installed, and "plain"."""
+    """The paths to time: "plain", and "kernel" where the compiled one is installed."""
     return ["kernel", "plain"] if kernels.compiled() else ["plain"]
 
 
@@ -99,8 +99,10 @@ def roofline(path: str) -> Measurement:
 
 
 def step_flops(length: int, chunk: int = 64) -> float:
-    """Floating point operations of a training step: projections and the dual form, forward and
-    twice that backward. Elementwise work is not counted."""
+    """Floating point operations of a training step.
+
+    Projections and the dual form, forward and twice that backward; elementwise work is not counted.
+    """
     block = AssociativeMamba(DIM)
     inner, state = block.inner, block.state_dim
     projections = 2 * DIM * (2 * inner + 2 * state + 2 * block.num_heads) + 2 * inner * DIM

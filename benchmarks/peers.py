@@ -58,7 +58,11 @@ def step_by_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tens
 
 
 def mambapy_scan() -> Scan:
-    """mambapy's parallel scan. Raises MissingPeerError where the package is not installed."""
+    """The parallel scan of mambapy.
+
+    Raises:
+        MissingPeerError: The package is not installed.
+    """
     try:
         module = importlib.import_module("mambapy.pscan")
     except ImportError:
@@ -76,11 +80,13 @@ class Attention(nn.Module):
     """Causal multi-head attention with its four projections: (B, L, D) to (B, L, D)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
+        """Makes projections of random weights for ``num_heads`` heads over ``dim`` features."""
         super().__init__()
         self.num_heads = num_heads
         self.projection, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attends from each place to itself and the places before it."""
         parts = self.projection(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -75,5 +75,6 @@ def steps(block: AssociativeMamba, state: State) -> Work:
 
 
 def repeat(work: Work) -> None:
+    """Does the work CALLS times."""
     for _ in range(CALLS):
         work()

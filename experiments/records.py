@@ -54,6 +54,7 @@ class RecordStore:
     """
 
     def __init__(self, directory: Path = RECORDS, collection: str = MAIN) -> None:
+        """Reads nothing yet."""
         self.directory = directory
         self.collection = collection
 

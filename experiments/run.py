@@ -6,8 +6,8 @@ One arm and seed is one process and one record, see :mod:`experiments.records`; 
 already is not computed again, so a long table can be made in pieces, and an interrupted one goes on
 where it stopped. Every record names its commit: remove the records that a change makes stale. The
 round is chosen on validation NDCG@10; test figures are those of that round.
-``python -m experiments.tables.main`` turns the records into a table with paired bootstrap
-intervals.
+``python -m experiments.tables`` turns the records into the tables of docs/results, with paired
+bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -166,6 +166,7 @@ def recipe_of(arm: str) -> Path:
 
 
 def arm_settings(arm: str, seed: int, recipe: Mapping[str, Value]) -> Settings:
+    """The settings of a recipe with what the arm changes."""
     return parse_settings({**recipe, **ARMS[arm], "run.seed": seed})
 
 
@@ -242,6 +243,7 @@ def _by_user(evaluations: Sequence[ClientEvaluation]) -> dict[str, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: the arms and seeds without a record, each in a process of its own."""
     options = _options(argv)
     store = RecordStore(options.records, options.collection)
     if options.worker:
@@ -301,8 +303,8 @@ def _work(options: argparse.Namespace) -> dict[str, Any]:
         result = run_market_arm(arm, arm_settings(arm, seed, recipe), options.every)
     else:
         result = run_arm(arm_settings(arm, seed, recipe), options.every)
-    told = [one for one in options.set if not one.startswith("data.path=")]  # a path of one machine
-    facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": told}
+    changed = [one for one in options.set if not one.startswith("data.path=")]  # of one machine
+    facts = {"arm": arm, "seed": seed, "commit": commit()[:7] or "unknown", "set": changed}
     return {**facts, "cpu_seconds": time.process_time() - started, **result}
 
 

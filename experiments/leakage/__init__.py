@@ -1,0 +1,1 @@
+"""What the reply of a client tells about its histories."""

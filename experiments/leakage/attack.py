@@ -172,13 +172,16 @@ def measured(
     }
 
 
-def told(line: Mapping[str, Any]) -> str:
-    """A record as a line for people."""
-    listed = [f"{n} AUC {a['auc']:.3f} found {a['found']:.3f}" for n, a in line["attacks"].items()]
-    return f"seed {line['seed']}, {line['mode']}: {', '.join(listed)}"
+def record_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of text."""
+    listed = [
+        f"{n} AUC {a['auc']:.3f} found {a['found']:.3f}" for n, a in record["attacks"].items()
+    ]
+    return f"seed {record['seed']}, {record['mode']}: {', '.join(listed)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: measures every item mode at every seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--clients", type=int, default=50, help="clients of one user to attack")
@@ -191,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for mode in MODES:
             flat = {**load_recipe(options.recipe), "run.seed": seed}
             lines.append(measured(mode, flat, options.clients, options.together))
-            sys.stdout.write(told(lines[-1]) + "\n")
+            sys.stdout.write(record_line(lines[-1]) + "\n")
     if options.out is not None:
         options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return 0

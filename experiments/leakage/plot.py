@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.arms.items import ID_DIMS, PRIVATE, id_arm, item_arm
 from experiments.records import RECORDS, RecordStore
-from experiments.tables.main import Records, load_records
+from experiments.tables.comparison import Records, load_records
 from pfsr_core.reports.style import COLOURS, GREY, save_figure
 
 if TYPE_CHECKING:
@@ -46,15 +46,18 @@ REFERENCES = {
 class Mode:
     """An item mode in the picture.
 
-    ``told``: its name in the leak's records; "" where nothing of items is sent, and a guess is all
-    a server has. ``arm``: of the ablation. ``beside``: where its
-    label stands, in points from the place of the mode.
+    Attributes:
+        label: Text beside its point.
+        attacked: Its name in the records of the attack; "" where nothing of items is sent and a
+            guess is all that a server has.
+        arm: Its arm of the ablation.
+        offset: Of the label from the point, in typographic points.
     """
 
     label: str
-    told: str
+    attacked: str
     arm: str
-    beside: tuple[int, int] = (-9, 6)
+    offset: tuple[int, int] = (-9, 6)
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Point:
     accuracy_error: float
 
 
-def _semantic(dim: int, arm: str, told: str = "") -> Mode:
-    return Mode(f"semantic, id-dim {dim}", told or f"semantic, {dim} numbers of the id", arm)
+def _semantic(dim: int, arm: str, attacked: str = "") -> Mode:
+    return Mode(f"semantic, id-dim {dim}", attacked or f"semantic, {dim} numbers of the id", arm)
 
 
 SEMANTIC = (
@@ -95,8 +98,8 @@ def points(records: Records, lines: Sequence[Line]) -> list[Point]:
     chance = [line["chance"] for line in lines]
     found = []
     for mode in MODES:
-        leaks = [best_found(line) for line in lines if line["mode"] == mode.told]
-        leaks = leaks if mode.told else chance
+        leaks = [best_found(line) for line in lines if line["mode"] == mode.attacked]
+        leaks = leaks if mode.attacked else chance
         if leaks and mode.arm in records:
             values = [record["test_means"][NDCG] for record in records[mode.arm].values()]
             found.append(Point(mode, *mean_and_error(leaks), *mean_and_error(values)))
@@ -137,7 +140,7 @@ def draw(figure: Figure, records: Records, lines: Sequence[Line]) -> None:
 
 def _draw_point(axes: Axes, point: Point) -> None:
     mode = point.mode
-    colour = COLOURS["pfsr"] if mode in SEMANTIC else COLOURS["fed-avg"] if mode.told else GREY
+    colour = COLOURS["pfsr"] if mode in SEMANTIC else COLOURS["fed-avg"] if mode.attacked else GREY
     axes.errorbar(
         point.leak,
         point.accuracy,
@@ -152,9 +155,9 @@ def _draw_point(axes: Axes, point: Point) -> None:
     axes.annotate(
         mode.label,
         (point.leak, point.accuracy),
-        xytext=mode.beside,
+        xytext=mode.offset,
         textcoords="offset points",
-        ha="right" if mode.beside[0] < 0 else "left",
+        ha="right" if mode.offset[0] < 0 else "left",
         color=colour,
     )
 
@@ -186,6 +189,7 @@ def _references(axes: Axes, records: Records, chance: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command: draws the picture and prints its points."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "--leak", type=Path, default=LEAKAGE, help="records of experiments.leakage.attack"
@@ -198,11 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_figure(lambda figure: draw(figure, records, lines), options.out, (8.6, 5.0))
     for point in points(records, lines):
-        sys.stdout.write(_words(point) + "\n")
+        sys.stdout.write(_point_line(point) + "\n")
     return 0
 
 
-def _words(point: Point) -> str:
+def _point_line(point: Point) -> str:
     found = f"{point.leak:.3f} ± {point.leak_error:.3f}"
     accuracy = f"{point.accuracy:.4f} ± {point.accuracy_error:.4f}"
     return f"{point.mode.label.partition(':')[0]}: found {found}, NDCG@10 {accuracy}"

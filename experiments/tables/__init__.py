@@ -1,0 +1,1 @@
+"""Tables of the results, made from the records of the experiments."""

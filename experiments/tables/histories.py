@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from experiments.arms.histories import KINDS, PLACES
+from experiments.tables.comparison import Record, Records, commits_of
 from pfsr_core.evaluation.bootstrap import paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
-
-Record = Mapping[str, Any]
-Records = Mapping[str, Mapping[int, Record]]
 
 METRIC = "ndcg@10"
 HEADER = (
@@ -38,8 +36,22 @@ TEXT_PAIRS = (  # places, of the same kind
 
 
 def is_history_arm(arm: str) -> bool:
-    """Whether this table has the arm, and the main one need not."""
+    """Whether the arm is in this table, and the one of the ablation leaves it out."""
     return arm.startswith(tuple(PLACES))
+
+
+def report(records: Records) -> str:
+    """All tables of long histories; empty where no arm of them was run."""
+    rows = histories_table(records)
+    commits = commits_of({arm: by_seed for arm, by_seed in records.items() if is_history_arm(arm)})
+    parts = [
+        "Long histories. *Reads*: how many items, or what stands for the older ones. Users "
+        "with few items are read whole in every row; long are 200 items or more, and all "
+        f"histories where the oldest items decide. The arms ran at commits {commits}.",
+        "\n".join(rows),
+        "\n".join(histories_pairs(records)),
+    ]
+    return "\n\n".join(parts) if rows else ""
 
 
 def histories_table(records: Records) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,8 @@ from experiments.arms.items import (
     item_arm,
     language_arm,
 )
+from experiments.tables.comparison import Record, Records, commits_of, pair_table
 from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
-
-Record = Mapping[str, Any]
-Records = Mapping[str, Mapping[int, Record]]
 
 NDCG = "seen-filtered/ndcg@10"
 HEADER = (
@@ -50,8 +47,23 @@ PAIRS = (
 
 
 def is_item_arm(arm: str) -> bool:
-    """Whether this table has the arm, and the main one need not."""
+    """Whether the arm is in this table, and the one of the ablation leaves it out."""
     return " items, " in arm
+
+
+def report(records: Records) -> str:
+    """All tables of the item modes; empty where no arm of them was run."""
+    rows = items_table(records)
+    commits = commits_of({arm: by_seed for arm, by_seed in records.items() if is_item_arm(arm)})
+    parts = [
+        "Item modes. *global*, *global+private*, *full*: what the federation learnt, with the "
+        "client's residual, and trained once more on the client. *Own targets*: items that "
+        "the client has trained; *others'*: those that it never met. *kB up*: of a client and "
+        f"round. The arms with shared items ran at commits {commits}.",
+        "\n".join(rows),
+        "\n".join(pair_table(records, PAIRS)),
+    ]
+    return "\n\n".join(parts) if rows else ""
 
 
 def items_table(records: Records) -> list[str]:

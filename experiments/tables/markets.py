@@ -1,30 +1,24 @@
-"""The market arms as tables for people.
+"""The tables of the market arms.
 
-    python -m experiments.tables.markets --collection xmarket
-
-Each market's test NDCG@10 by arm and part, paired bootstrap intervals over a market's users (per
-user the mean over seeds), what markets ship, and how alike their updates are.
+Test NDCG@10 of each market by arm and part, paired bootstrap intervals over the users of a market
+(per user the mean over seeds), what markets ship, and the cosines of their updates.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.arms.markets import PRETRAINED, SHIPS, START, is_market_arm
-from experiments.records import MAIN, RECORDS, RecordStore
+from experiments.tables.comparison import Record, Records, common_seeds
 from pfsr_core.algorithms.fecosr import FEDERATED, LOCAL
 from pfsr_core.evaluation.bootstrap import Interval, paired_bootstrap
 from pfsr_core.evaluation.ranking import per_user
 
-Records = Mapping[str, Mapping[int, Mapping[str, Any]]]
 Part = tuple[str, str]
 """(arm, part)"""
 
@@ -57,13 +51,30 @@ CLAIMS: tuple[tuple[str, Part, Part], ...] = (
 )
 
 
-def load_market_records(store: RecordStore) -> Records:
-    """The finished market arms: arm -> seed -> record."""
-    records: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for record in store:
+ALL_PARTS = (PRETRAINED, SHIPS, FEDERATED, LOCAL)
+SHOWN: Mapping[str, Sequence[str]] = {
+    "baselines": ("popularity", "item-knn-shrunk", "markov", "pooled item-knn-shrunk"),
+    "fecosr": ALL_PARTS,
+    "fecosr, all but the adapter": (SHIPS, FEDERATED),
+    "fecosr, cross-entropy": (SHIPS, FEDERATED),
+    "fecosr, share 1": (PRETRAINED, SHIPS),
+    "fed-avg, adapters in the rounds": (PRETRAINED,),
+    "pfsr": (PRETRAINED,),
+}
+"""Parts of an arm that have a row in the report. Of other arms it is what the markets ship."""
+
+
+def load_market_records(records: Iterable[Record]) -> Records:
+    """Groups the records of market arms by arm, without the prefix of all of them, and seed.
+
+    Args:
+        records: A :class:`experiments.records.RecordStore`, or records that were read from one.
+    """
+    found: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in records:
         if is_market_arm(record["arm"]):
-            records[record["arm"].removeprefix(START)][record["seed"]] = record
-    return dict(records)
+            found[record["arm"].removeprefix(START)][record["seed"]] = record
+    return dict(found)
 
 
 def markets_of(records: Records) -> list[str]:
@@ -80,12 +91,19 @@ def _parts(records: Records) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         yield from ((arm, part, found) for part, found in first["parts"].items())
 
 
-def market_table(records: Records) -> list[str]:
-    """Test NDCG@10 of every market, means over the seeds; the last column is the mean of these."""
+def market_table(records: Records, shown: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """Test NDCG@10 of every market, means over the seeds; the last column is the mean of these.
+
+    Args:
+        records: Of market arms.
+        shown: As :data:`SHOWN`; all parts by default.
+    """
     markets = markets_of(records)
     head = ["arm", "part", "seeds", *(_short(market) for market in markets), "mean"]
     lines = [_row(head), _row(["---"] * len(head))]
     for arm, part, _ in _parts(records):
+        if shown is not None and part not in shown.get(arm, (SHIPS,)):
+            continue
         seeds = [record["parts"][part] for record in records[arm].values()]
         means = [float(np.mean([found[market]["test"] for found in seeds])) for market in markets]
         figures = [f"{value:.4f}" for value in (*means, float(np.mean(means)))]
@@ -99,7 +117,7 @@ def claim_table(records: Records) -> list[str]:
     head = ["difference", "seeds", *(_short(market) for market in markets)]
     lines = [_row(head), _row(["---"] * len(head))]
     for claim, a, b in CLAIMS:
-        seeds = sorted(set(records.get(a[0], {})) & set(records.get(b[0], {})))
+        seeds = common_seeds(records, a[0], b[0])
         if seeds:
             cells = [_cell(compare_market(records, a, b, market, seeds)) for market in markets]
             lines.append(_row([claim, str(len(seeds)), *cells]))
@@ -122,7 +140,7 @@ def compare_market(
 def cosine_table(records: Records) -> list[str]:
     """Mean pairwise cosine of the markets' updates in the first round and over all rounds."""
     pair = "fecosr", "fecosr, cross-entropy"
-    seeds = sorted(set(records.get(pair[0], {})) & set(records.get(pair[1], {})))
+    seeds = common_seeds(records, *pair)
     lines = [
         "| seed | soft, round 1 | hard, round 1 | soft, all rounds | hard, all rounds |",
         "|---|---|---|---|---|",
@@ -148,30 +166,15 @@ def shipping_table(records: Records) -> list[str]:
 
 
 def report(records: Records) -> str:
-    """All tables."""
-    seconds = [r["cpu_seconds"] for by_seed in records.values() for r in by_seed.values()]
+    """All tables, and in the first one what :data:`SHOWN` names; empty without records."""
     parts = [
-        f"{len(seconds)} runs, {sum(seconds) / 60:.0f} CPU minutes.",
-        "Test NDCG@10, whole catalogue, history excluded:",
-        "\n".join(market_table(records)),
-        "Paired bootstrap over the users of each market:",
-        "\n".join(claim_table(records)),
-        "Markets that ship the federated result:",
-        "\n".join(shipping_table(records)),
-        "Mean pairwise cosine of the markets' updates:",
-        "\n".join(cosine_table(records)),
+        market_table(records, SHOWN),
+        claim_table(records),
+        shipping_table(records),
+        ["Mean pairwise cosine of the markets' updates:"],
+        cosine_table(records),
     ]
-    return "\n\n".join(parts)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="tables of the market arms")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="directory of the records")
-    parser.add_argument("--collection", default=MAIN, help="of the records")
-    options = parser.parse_args(argv)
-    records = load_market_records(RecordStore(options.records, options.collection))
-    sys.stdout.write(report(records) + "\n")
-    return 0
+    return "\n\n".join("\n".join(lines) for lines in parts) if records else ""
 
 
 def _short(market: str) -> str:
@@ -186,7 +189,3 @@ def _cell(found: Interval) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from experiments.record_files import PENDING, RANKS, SUMMARIES, USERS
+from experiments.record_files import PENDING, RANKS, SUMMARIES, USERS, Record
 from experiments.records import RECORDS, RecordStore
-from experiments.tables import main as main_tables
-from experiments.tables import markets as market_tables
-from experiments.tables.histories import histories_table
-from experiments.tables.items import items_table
+from experiments.tables.__main__ import PAGES
+from experiments.tables.pages import PARTS, Part, read_part
+from pfsr_core.evaluation import bootstrap
+from pfsr_core.evaluation.bootstrap import Interval
 from pfsr_core.evaluation.ranking import per_user
 
 ROOT = Path(__file__).parents[2]
-RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 COUNTS = {"main": 297, "ml-latest-small": 12, "xmarket": 10}
+INTERVAL = re.compile(
+    r"\*? (\| )?\[[+-]\.?\d[^\]]*\]( \(may lose\)| \| (above|below|no difference shown))?"
+)
 
 
-def opened(collection: str = "main") -> RecordStore:
-    return RecordStore(ROOT / RECORDS, collection)
-
-
-@pytest.fixture(scope="module")
-def records() -> main_tables.Records:
-    return main_tables.load_records(opened())
+@cache
+def records_of(collection: str) -> list[Record]:
+    return list(RecordStore(ROOT / RECORDS, collection))
 
 
 @pytest.mark.parametrize("collection", COUNTS)
 def test_no_record_is_missing_and_metrics_are_those_of_the_ranks(collection: str) -> None:
-    found = list(opened(collection))
+    found = records_of(collection)
     assert len(found) >= COUNTS[collection]
     for record in found:
         assert not record.keys() & {"kept", "views"}
@@ -62,43 +63,36 @@ def test_they_take_less_than_four_megabytes() -> None:
     assert sum(path.stat().st_size for path in committed) < 4_000_000
 
 
-def test_means_in_the_results_are_those_of_the_records(records: main_tables.Records) -> None:
-    """What is computed at once; intervals are below."""
-    arms = {arm: seeds for arm, seeds in records.items() if not arm.startswith("markets, ")}
-    rows = [*items_table(arms), *histories_table(arms)]
-    assert len(rows) > 50
-    generated = generated_part().splitlines()
-    assert [row for row in rows if row not in generated] == []
+def test_every_marker_in_the_results_is_one_of_a_generated_part() -> None:
+    found = {
+        (page.name, line)
+        for page in (ROOT / PAGES).glob("*.md")
+        for line in page.read_text("utf-8").splitlines()
+        if line.endswith(("begin -->", "end -->"))
+    }
+    assert found == {(part.page, marker) for part in PARTS for marker in (part.begin, part.end)}
 
 
-@pytest.mark.parametrize("collection", ["main", "xmarket"])
-def test_market_means_in_the_results_are_those_of_the_records(collection: str) -> None:
-    """The results leave some rows out; a row that they have is the one of the records."""
-    found = market_tables.load_market_records(opened(collection))
-    rows = [*market_tables.market_table(found), *market_tables.shipping_table(found)]
-    rows += market_tables.cosine_table(found)
-    synthetic, xmarket = RESULTS.split("**Synthetic markets**")[1].split("**XMarket, cleaned**")
-    text = {"main": synthetic, "xmarket": xmarket}[collection]
-    told = {row for row in text.splitlines() if row.startswith(("| fecosr", "| one to", "| base"))}
-    assert len(told) >= 7 and told <= set(rows)
-
-
-@pytest.mark.slow
-def test_the_generated_part_of_the_results_is_what_the_records_give(
-    records: main_tables.Records,
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_tables_are_those_of_the_records_but_for_intervals(
+    part: Part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main_tables.report(records) == generated_part()
+    monkeypatch.setattr(bootstrap, "clustered_bootstrap", without_resampling)
+    expected = part.report(records_of(part.collection))
+    found = read_part(ROOT / PAGES, part)
+    assert len(INTERVAL.findall(found)) > 5
+    assert INTERVAL.sub("", found) == INTERVAL.sub("", expected), "run python -m experiments.tables"
+
+
+def without_resampling(
+    a: NDArray[np.float64], b: NDArray[np.float64], counts: NDArray[np.float64], *_: float
+) -> Interval:
+    difference = float((a - b).sum() / counts.sum())
+    return Interval(difference, difference, difference, p_value=1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collection", ["main", "xmarket"])
-def test_market_intervals_in_the_results_are_those_of_the_records(collection: str) -> None:
-    found = market_tables.load_market_records(opened(collection))
-    head, line, *rows = market_tables.claim_table(found)
-    assert f"{head}\n{line}\n" in RESULTS
-    assert rows and [row for row in rows if row not in RESULTS] == []
-
-
-def generated_part() -> str:
-    inside = RESULTS.split(main_tables.BEGIN)[1].split(main_tables.END)[0]
-    return inside.strip("\n")
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_tables_are_those_of_the_records_with_their_intervals(part: Part) -> None:
+    expected = part.report(records_of(part.collection))
+    assert read_part(ROOT / PAGES, part) == expected, "run python -m experiments.tables"

@@ -12,6 +12,7 @@ import torch
 
 from experiments.arms.markets import START, market_arms, mean_cosine, run_market_arm
 from experiments.records import RecordStore
+from experiments.tables.comparison import Records
 from experiments.tables.markets import (
     claim_table,
     compare_market,
@@ -49,12 +50,12 @@ def record(arm: str, **changes: Value) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, dict[str, Any]]]:
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     store = RecordStore(tmp_path_factory.mktemp("arms"))
     for name in ("fecosr", "fecosr, cross-entropy", "one to one", "pooled", "baselines"):
         store.append(record(START + name))
     store.append({"arm": "pfsr", "seed": 0})
-    return {arm: dict(seeds) for arm, seeds in load_market_records(store).items()}
+    return load_market_records(store)
 
 
 def test_every_part_has_every_market_and_user(records: Any) -> None:
@@ -107,9 +108,12 @@ def test_tables_say_what_the_records_say(records: Any) -> None:
     ships = sum(records["fecosr"][0]["ships_federated"].values())
     (row,) = (line for line in shipping_table(records) if line.startswith("| fecosr |"))
     assert sum(int(cell[0]) for cell in row.split(" | ")[1:]) == ships
-    assert "5 runs" in report(records)
+    text = report(records)
+    assert "| fecosr | local | 1 |" in text and "| pooled | shipped | 1 |" in text
+    assert "| pooled | pretrained |" not in text and "| baselines | item-knn | 1 |" not in text
 
 
 def test_nothing_is_said_without_records(tmp_path: Path) -> None:
     assert load_market_records(RecordStore(tmp_path)) == {}
     assert market_table({})[2:] == claim_table({})[2:] == []
+    assert report({}) == ""

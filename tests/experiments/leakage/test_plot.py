@@ -10,7 +10,7 @@ import pytest
 
 from experiments.arms.items import id_arm, item_arm
 from experiments.leakage import attack as leak_records
-from experiments.leakage.attack import measured, told
+from experiments.leakage.attack import measured, record_line
 from experiments.leakage.plot import MODES, best_found, main, mean_and_error, points
 from experiments.records import RecordStore
 from experiments.run import ARMS
@@ -57,7 +57,7 @@ def test_a_mode_is_drawn_where_both_kinds_of_records_are() -> None:
 
 def test_every_mode_names_arms_and_records_that_can_be_made() -> None:
     assert {mode.arm for mode in MODES} <= set(ARMS)
-    assert {mode.told for mode in MODES} - {""} == set(leak_records.MODES)
+    assert {mode.attacked for mode in MODES} - {""} == set(leak_records.MODES)
 
 
 def test_the_command_draws_and_says_the_points(
@@ -85,6 +85,6 @@ def test_a_record_of_the_leak_holds_what_its_line_says() -> None:
     one = measured("dual", recipe, 6)
     assert (one["mode"], one["seed"], one["clients"]) == ("dual", 0, 6)
     assert 0 < one["chance"] < best_found(one) <= 1
-    assert told(one).startswith("seed 0, dual: norm AUC 0.")
-    assert f"found {best_found(one):.3f}" in told(one)
+    assert record_line(one).startswith("seed 0, dual: norm AUC 0.")
+    assert f"found {best_found(one):.3f}" in record_line(one)
     assert json.loads(json.dumps(one)) == one
