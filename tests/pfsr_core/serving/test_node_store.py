@@ -178,7 +178,8 @@ class Dying(dict):
 
 states = Dying({name: {"x": torch.full((50_000,), 2.0)} for name in "abcd"})
 marks = dict.fromkeys("abcd", "m")
-NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, marks, states, dict.fromkeys("abcd", 1))
+last_rounds = dict.fromkeys("abcd", 1)
+NodeStore(Path(sys.argv[1])).save("run", "pfsr", 2, marks, states, last_rounds=last_rounds)
 """
 
 
