@@ -44,7 +44,6 @@ from pfsr_core.params import Params, select
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
-from pfsr_core.training.fisher import Masks
 from pfsr_core.training.local import Job, LocalTraining
 from pfsr_core.training.task import Task, TaskLoss
 
@@ -100,18 +99,31 @@ class Stages:
         return replace(self.task, loss=TaskLoss())
 
     @property
-    def held_by_mode(self) -> frozenset[str]:
+    def held(self) -> frozenset[str]:
         """The names that stage 2 does not move."""
         partition = self.task.partition
-        held_by_mode = {"adapter": partition.shared, "all": partition.private, "all+adapter": frozenset()}
+        held_by_mode = {
+            "adapter": partition.shared,
+            "all": partition.private,
+            "all+adapter": frozenset(),
+        }
         return held_by_mode[self.settings.finetune_mode]
 
     def pretrained(
-        self, task: Task, initial_models: Sequence[Params], client_datasets: Sequence[ClientDataset], round_: int
+        self,
+        task: Task,
+        initial_models: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
+        round_: int,
     ) -> list[Trained]:
         """Whole models after a round of stage 1 with the targets of ``task``; adapters stay."""
         jobs = [
-            self._job(initial_model, client_data, ("client", client_data.client, round_), self.task.partition.private)
+            self._job(
+                initial_model,
+                client_data,
+                ("client", client_data.client, round_),
+                self.task.partition.private,
+            )
             for initial_model, client_data in zip(initial_models, client_datasets, strict=True)
         ]
         return train_clients(task, self.training.in_round(round_), jobs)
@@ -121,11 +133,22 @@ class Stages:
     ) -> list[Params]:
         """What the states hold of the models alone, a round later."""
         shared_names, private_names = self.task.partition.shared, self.task.partition.private
-        initial_models = [{**_under(client_state, ALONE), **select(client_state, private_names)} for client_state in client_states]
+        initial_models = [
+            {**_under(client_state, ALONE), **select(client_state, private_names)}
+            for client_state in client_states
+        ]
         trained_models = self.pretrained(self.hard, initial_models, client_datasets, round_)
         return [
-            _after_round(client_state, Scored(self.scored(merged_params, client_data).score, select(merged_params, shared_names)))
-            for client_state, (merged_params, _), client_data in zip(client_states, trained_models, client_datasets, strict=True)
+            _after_round(
+                client_state,
+                Scored(
+                    self.scored(merged_params, client_data).score,
+                    select(merged_params, shared_names),
+                ),
+            )
+            for client_state, (merged_params, _), client_data in zip(
+                client_states, trained_models, client_datasets, strict=True
+            )
         ]
 
     def finetuned(
@@ -136,32 +159,51 @@ class Stages:
         best_models = list(map(self.scored, current_models, client_datasets))
         for epoch in range(1, self.settings.finetune_epochs + 1):
             current_models = self._epoch(current_models, client_datasets, epoch)
-            model_pairs = zip(best_models, map(self.scored, current_models, client_datasets), strict=True)
-            best_models = [new_model if new_model.score > best_model.score else best_model for best_model, new_model in model_pairs]
+            model_pairs = zip(
+                best_models, map(self.scored, current_models, client_datasets), strict=True
+            )
+            best_models = [
+                new_model if new_model.score > best_model.score else best_model
+                for best_model, new_model in model_pairs
+            ]
         return best_models
 
     def scored(self, merged_params: Params, client_data: ClientDataset) -> Scored:
         """The model and its score on the client's validation items, 0 without users."""
         scorer = make_scorer(self.task, merged_params, client_data, self.training.max_length)
         ndcg_values = user_values([evaluate_client(scorer, client_data, "valid")], "ndcg@10")
-        return Scored(torch.tensor([ndcg_values.mean() if len(ndcg_values) else 0.0]), merged_params)
+        return Scored(
+            torch.tensor([ndcg_values.mean() if len(ndcg_values) else 0.0]), merged_params
+        )
 
     def _epoch(
         self, initial_models: Sequence[Params], client_datasets: Sequence[ClientDataset], epoch: int
     ) -> list[Params]:
         jobs = [
-            self._job(initial_model, client_data, ("finetune", client_data.client, epoch), self.held)
+            self._job(
+                initial_model, client_data, ("finetune", client_data.client, epoch), self.held
+            )
             for initial_model, client_data in zip(initial_models, client_datasets, strict=True)
         ]
         scaled_training = self.training.scaled(self.settings.finetune_step)
         epoch_training = scaled_training.with_settings(local_epochs=1)
-        return [merged_params for merged_params, _ in train_clients(self.hard, epoch_training, jobs)]
+        return [
+            merged_params for merged_params, _ in train_clients(self.hard, epoch_training, jobs)
+        ]
 
     def _job(
-        self, initial_model: Params, client_data: ClientDataset, stream_key: tuple[object, ...], held_names: frozenset[str]
+        self,
+        initial_model: Params,
+        client_data: ClientDataset,
+        stream_key: tuple[object, ...],
+        held_names: frozenset[str],
     ) -> Job:
+        frozen_masks = {
+            tensor_name: torch.ones_like(initial_model[tensor_name], dtype=torch.bool)
+            for tensor_name in held_names
+        }
         job_seed = stream_seed(self.training.seed, *stream_key)
-        return Job(initial_model, client_data, job_seed, frozen=_all_of(initial_model, held_names))
+        return Job(initial_model, client_data, job_seed, frozen=frozen_masks)
 
 
 def fecosr(
@@ -179,9 +221,14 @@ def fecosr(
         return {**task.partition.init_private(client_data), **alone_state}
 
     def updates(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        initial_models = [{**broadcast.params, **select(client_state, private_names)} for client_state in client_states]
+        initial_models = [
+            {**broadcast.params, **select(client_state, private_names)}
+            for client_state in client_states
+        ]
         trained_models = stages.pretrained(task, initial_models, client_datasets, broadcast.round)
         alone_states: Sequence[Params] = [{}] * len(client_states)
         if settings.safety_rule:
@@ -196,23 +243,40 @@ def fecosr(
         ]
 
     def finetunes(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
         adapter_states = [select(client_state, private_names) for client_state in client_states]
-        federated_models = stages.finetuned([{**broadcast.params, **adapter_state} for adapter_state in adapter_states], client_datasets)
+        federated_models = stages.finetuned(
+            [{**broadcast.params, **adapter_state} for adapter_state in adapter_states],
+            client_datasets,
+        )
         final_states = [
             {**adapter_state, **_named(FEDERATED, federated_model.params)}
             for adapter_state, federated_model in zip(adapter_states, federated_models, strict=True)
         ]
         if not settings.safety_rule:
             return final_states
-        local_models = stages.finetuned([_best_alone(client_state, private_names) for client_state in client_states], client_datasets)
+        local_models = stages.finetuned(
+            [_best_alone(client_state, private_names) for client_state in client_states],
+            client_datasets,
+        )
         return [
-            {**client_state, **_named(LOCAL, local_model.params), SHIPS: (federated_model.score > local_model.score).float()}
-            for client_state, federated_model, local_model in zip(final_states, federated_models, local_models, strict=True)
+            {
+                **client_state,
+                **_named(LOCAL, local_model.params),
+                SHIPS: (federated_model.score > local_model.score).float(),
+            }
+            for client_state, federated_model, local_model in zip(
+                final_states, federated_models, local_models, strict=True
+            )
         ]
 
-    variants = {FEDERATED: partial(_federated, private_names), LOCAL: partial(_local, private_names)}
+    variants = {
+        FEDERATED: partial(_federated, private_names),
+        LOCAL: partial(_local, private_names),
+    }
     return replace(
         base_algorithm,
         client=replace(
@@ -245,8 +309,13 @@ def _shipped_model(federated: Personalize, local: Personalize) -> Personalize:
     return model
 
 
-def _federated(private_names: frozenset[str], received_params: Params, client_state: Params) -> Params:
-    return _under(client_state, FEDERATED) or {**received_params, **select(client_state, private_names)}
+def _federated(
+    private_names: frozenset[str], received_params: Params, client_state: Params
+) -> Params:
+    return _under(client_state, FEDERATED) or {
+        **received_params,
+        **select(client_state, private_names),
+    }
 
 
 def _local(private_names: frozenset[str], _received: Params, client_state: Params) -> Params:
@@ -255,7 +324,10 @@ def _local(private_names: frozenset[str], _received: Params, client_state: Param
 
 def _best_alone(client_state: Params, private_names: frozenset[str]) -> Params:
     """The model alone at its best round, or at its start."""
-    return {**(_under(client_state, ALONE_BEST) or _under(client_state, ALONE)), **select(client_state, private_names)}
+    return {
+        **(_under(client_state, ALONE_BEST) or _under(client_state, ALONE)),
+        **select(client_state, private_names),
+    }
 
 
 def _after_round(client_state: Params, new_model: Scored) -> Params:
@@ -266,11 +338,6 @@ def _after_round(client_state: Params, new_model: Scored) -> Params:
     return {**_named(ALONE, new_model.params), **_named(ALONE_BEST, best_params), SCORE: best_score}
 
 
-def _all_of(params: Params, names: frozenset[str]) -> Masks:
-    """Every coordinate of ``names``."""
-    return {tensor_name: torch.ones_like(params[tensor_name], dtype=torch.bool) for tensor_name in names}
-
-
 def _named(prefix: str, params: Params) -> Params:
     """Copies: a state is written to a file, which holds no tensor twice."""
     return {f"{prefix}/{tensor_name}": tensor.clone() for tensor_name, tensor in params.items()}
@@ -279,11 +346,22 @@ def _named(prefix: str, params: Params) -> Params:
 def _under(client_state: Params, prefix: str) -> Params:
     """Undoes :func:`_named`; empty where the state has none."""
     name_start = f"{prefix}/"
-    return {tensor_name.removeprefix(name_start): tensor for tensor_name, tensor in client_state.items() if tensor_name.startswith(name_start)}
+    return {
+        tensor_name.removeprefix(name_start): tensor
+        for tensor_name, tensor in client_state.items()
+        if tensor_name.startswith(name_start)
+    }
 
 
 def refuse_unfit(setting_values: Mapping[str, Value]) -> None:
-    """Raises SettingsError for what has no place in the two stages; ``setting_values`` by dotted key."""
+    """Refuses settings that contradict the two stages.
+
+    Args:
+        setting_values: All settings of the run, by dotted key.
+
+    Raises:
+        SettingsError: A setting does not fit; the message names the fix.
+    """
     safety_rule = setting_values["algorithm.fecosr.safety-rule"]
     if safety_rule and not setting_values["algorithm.finetune"]:
         raise SettingsError(
@@ -291,7 +369,10 @@ def refuse_unfit(setting_values: Mapping[str, Value]) -> None:
             "clients would train alone for nothing, and ship without the check. Fix: "
             "algorithm.finetune = true, or algorithm.fecosr.safety-rule = false."
         )
-    if setting_values["model.personal-memory"] and setting_values["algorithm.fecosr.finetune-mode"] == "all":
+    if (
+        setting_values["model.personal-memory"]
+        and setting_values["algorithm.fecosr.finetune-mode"] == "all"
+    ):
         raise SettingsError(
             "model.personal-memory with fecosr and algorithm.fecosr.finetune-mode = 'all': the "
             "private rows of users are trained with the adapter, which stays out then. Fix: "

@@ -61,14 +61,18 @@ def fed_avg(
         return proximal(params, anchor_params, proximal_strength)
 
     def train_all(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Trained]:
         loss_term = partial(proximal_term, anchor_params=broadcast.params)
         jobs = [
             Job(
                 params={**broadcast.params, **client_state},
                 data=client_data,
-                stream=stream_seed(local_training.seed, "client", client_data.client, broadcast.round),
+                stream=stream_seed(
+                    local_training.seed, "client", client_data.client, broadcast.round
+                ),
                 extra_loss=ExtraLoss(loss_term, {}) if proximal_strength else None,
             )
             for client_state, client_data in zip(client_states, client_datasets, strict=True)
@@ -79,7 +83,9 @@ def fed_avg(
         return {**shared_params, **client_state}
 
     def updates(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
         trained_models = train_all(broadcast, client_states, client_datasets)
         return [
@@ -88,9 +94,14 @@ def fed_avg(
         ]
 
     def finetunes(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        return [merged_params for merged_params, _ in train_all(broadcast, client_states, client_datasets)]
+        return [
+            merged_params
+            for merged_params, _ in train_all(broadcast, client_states, client_datasets)
+        ]
 
     return FederatedAlgorithm(
         client=ClientSide(
@@ -119,7 +130,13 @@ def item_variants(task: Task, model: Personalize) -> Mapping[str, Personalize]:
 
     def without_added(shared_params: Params, client_state: Params) -> Params:
         merged_params = model(shared_params, client_state)
-        return {**merged_params, **{tensor_name: torch.zeros_like(merged_params[tensor_name]) for tensor_name in added_names}}
+        return {
+            **merged_params,
+            **{
+                tensor_name: torch.zeros_like(merged_params[tensor_name])
+                for tensor_name in added_names
+            },
+        }
 
     return {GLOBAL: without_added, WITH_PRIVATE: model}
 

@@ -31,20 +31,32 @@ def local_only(task: Task, local_training: LocalTraining) -> FederatedAlgorithm:
         return {**task.partition.init_shared(), **task.partition.init_private(client_data)}
 
     def updates(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
         jobs = [
-            Job(client_state, client_data, stream_seed(local_training.seed, "client", client_data.client, broadcast.round))
+            Job(
+                client_state,
+                client_data,
+                stream_seed(local_training.seed, "client", client_data.client, broadcast.round),
+            )
             for client_state, client_data in zip(client_states, client_datasets, strict=True)
         ]
         trained_models = train_clients(task, local_training.in_round(broadcast.round), jobs)
         return [
-            ClientUpdate({}, float(client_data.num_interactions), loss_metrics(loss_sum), merged_params, 0.0)
-            for (merged_params, loss_sum), client_data in zip(trained_models, client_datasets, strict=True)
+            ClientUpdate(
+                {}, float(client_data.num_interactions), loss_metrics(loss_sum), merged_params, 0.0
+            )
+            for (merged_params, loss_sum), client_data in zip(
+                trained_models, client_datasets, strict=True
+            )
         ]
 
     def finetunes(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
         return [update.state for update in updates(broadcast, client_states, client_datasets)]
 

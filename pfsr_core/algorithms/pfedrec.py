@@ -49,7 +49,7 @@ from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.settings.fields import setting
-from pfsr_core.training.batched_item_scorer import Trained, train_scorers
+from pfsr_core.training.batched_item_scorer import TrainedScorer, train_scorers
 from pfsr_core.training.item_scorer import (
     TrainingPairs,
     draw_training_pairs,
@@ -101,27 +101,45 @@ def pfedrec(
         return {**task.partition.init_private(client_data), ROWS: own_rows, CODES: own_codes}
 
     def train_all(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
-    ) -> list[tuple[TrainingPairs, Trained]]:
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
+    ) -> list[tuple[TrainingPairs, TrainedScorer]]:
         round_, shared_table = broadcast.round, broadcast.params[ITEMS]
-        client_pairs = [draw_pairs(data=client_data, round_=round_) for client_data in client_datasets]
+        client_pairs = [
+            draw_pairs(client_data=client_data, round_=round_) for client_data in client_datasets
+        ]
         score_functions = [head_of(client_state) for client_state in client_states]
         if local_training.settings.engine == "loop":
             starts = zip(score_functions, client_pairs, strict=True)
-            trained_scorers = [_train_by_loop(local_training, broadcast, *client_start) for client_start in starts]
+            trained_scorers = [
+                _train_by_loop(local_training, broadcast, *client_start) for client_start in starts
+            ]
         else:
-            trained_scorers = train_scorers(local_training, shared_table, score_functions, client_pairs, round_)
+            trained_scorers = train_scorers(
+                local_training, shared_table, score_functions, client_pairs, round_
+            )
         return list(zip(client_pairs, trained_scorers, strict=True))
 
     def updates(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        return [_update(broadcast, *client_result) for client_result in train_all(broadcast, client_states, client_datasets)]
+        return [
+            _update(broadcast, *client_result)
+            for client_result in train_all(broadcast, client_states, client_datasets)
+        ]
 
     def finetunes(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        return [_state(*client_result) for client_result in train_all(broadcast, client_states, client_datasets)]
+        return [
+            _state(*client_result)
+            for client_result in train_all(broadcast, client_states, client_datasets)
+        ]
 
     return FederatedAlgorithm(
         client=ClientSide(init_client, updates, shared_shapes, finetunes),
@@ -140,18 +158,27 @@ def pfedrec(
 
 
 def _train_by_loop(
-    local_training: LocalTraining, broadcast: Broadcast, score_function: Params, client_pairs: TrainingPairs
-) -> Trained:
-    params, loss_sum = train_scorer(local_training, {**broadcast.params, **score_function}, client_pairs, broadcast.round)
+    local_training: LocalTraining,
+    broadcast: Broadcast,
+    score_function: Params,
+    client_pairs: TrainingPairs,
+) -> TrainedScorer:
+    params, loss_sum = train_scorer(
+        local_training, {**broadcast.params, **score_function}, client_pairs, broadcast.round
+    )
     return head_of(params), rows_of(params[ITEMS], client_pairs.codes), loss_sum
 
 
-def _update(broadcast: Broadcast, client_pairs: TrainingPairs, trained_scorer: Trained) -> ClientUpdate:
+def _update(
+    broadcast: Broadcast, client_pairs: TrainingPairs, trained_scorer: TrainedScorer
+) -> ClientUpdate:
     _, trained_rows, loss_sum = trained_scorer
     shared_table = broadcast.params[ITEMS]
     update_norm = torch.linalg.vector_norm(trained_rows - rows_of(shared_table, client_pairs.codes))
     return ClientUpdate(
-        params={ITEMS: shared_table.index_copy(0, torch.from_numpy(client_pairs.codes), trained_rows)},
+        params={
+            ITEMS: shared_table.index_copy(0, torch.from_numpy(client_pairs.codes), trained_rows)
+        },
         weight=1.0,
         metrics=loss_metrics(loss_sum),
         state=_state(client_pairs, trained_scorer),
@@ -159,13 +186,19 @@ def _update(broadcast: Broadcast, client_pairs: TrainingPairs, trained_scorer: T
     )
 
 
-def _state(client_pairs: TrainingPairs, trained_scorer: Trained) -> Params:
+def _state(client_pairs: TrainingPairs, trained_scorer: TrainedScorer) -> Params:
     score_function, trained_rows, _ = trained_scorer
-    return {**score_function, ROWS: trained_rows, CODES: torch.from_numpy(client_pairs.codes.astype("int32"))}
+    return {
+        **score_function,
+        ROWS: trained_rows,
+        CODES: torch.from_numpy(client_pairs.codes.astype("int32")),
+    }
 
 
 def _own_model(shared_params: Params, client_state: Params) -> Params:
-    merged_table = shared_params[ITEMS].index_copy(0, client_state[CODES].long(), client_state[ROWS].to(shared_params[ITEMS].dtype))
+    merged_table = shared_params[ITEMS].index_copy(
+        0, client_state[CODES].long(), client_state[ROWS].to(shared_params[ITEMS].dtype)
+    )
     return {ITEMS: merged_table, **head_of(client_state)}
 
 

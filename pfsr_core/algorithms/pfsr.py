@@ -163,22 +163,35 @@ def pfsr(
     base_algorithm, serves_personal = fed_avg(task, local_training), settings.serve == "personal"
 
     def train_all(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Trained]:
         shared_params, loss_term = broadcast.params, _magnitude_term(settings, broadcast)
-        previous_states = [split_state(client_state, shared_params) for client_state in client_states]
+        previous_states = [
+            split_state(client_state, shared_params) for client_state in client_states
+        ]
         jobs = [
             Job(
-                params={**merge_by_mask(previous_state.masks, previous_state.encoder, shared_params), **previous_state.private},
+                params={
+                    **merge_by_mask(previous_state.masks, previous_state.encoder, shared_params),
+                    **previous_state.private,
+                },
                 data=client_data,
-                stream=stream_seed(local_training.seed, "client", client_data.client, broadcast.round),
-                extra_loss=ExtraLoss(loss_term, {"masks": previous_state.masks, "encoder": previous_state.encoder}),
+                stream=stream_seed(
+                    local_training.seed, "client", client_data.client, broadcast.round
+                ),
+                extra_loss=ExtraLoss(
+                    loss_term, {"masks": previous_state.masks, "encoder": previous_state.encoder}
+                ),
             )
             for previous_state, client_data in zip(previous_states, client_datasets, strict=True)
         ]
         train_jobs = partial(train_clients, task, local_training.in_round(broadcast.round))
         client_masks = [previous_state.masks for previous_state in previous_states]
-        trained_params = _phases(train_jobs, jobs, client_masks) if settings.two_phases else train_jobs(jobs)
+        trained_params = (
+            _phases(train_jobs, jobs, client_masks) if settings.two_phases else train_jobs(jobs)
+        )
         next_masks = response_masks(
             task,
             local_training,
@@ -189,24 +202,41 @@ def pfsr(
         )
         return [
             Trained(Personal(*task.partition.split(params), next_mask), client_mask, losses)
-            for (params, losses), next_mask, client_mask in zip(trained_params, next_masks, client_masks, strict=True)
+            for (params, losses), next_mask, client_mask in zip(
+                trained_params, next_masks, client_masks, strict=True
+            )
         ]
 
     def updates(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
         trained_clients = train_all(broadcast, client_states, client_datasets)
-        return [update_of(broadcast, *trained_pair) for trained_pair in zip(trained_clients, client_datasets, strict=True)]
+        return [
+            update_of(broadcast, *trained_pair)
+            for trained_pair in zip(trained_clients, client_datasets, strict=True)
+        ]
 
-    def update_of(broadcast: Broadcast, trained_client: Trained, client_data: ClientDataset) -> ClientUpdate:
+    def update_of(
+        broadcast: Broadcast, trained_client: Trained, client_data: ClientDataset
+    ) -> ClientUpdate:
         shared_params, (personal, masks, losses) = broadcast.params, trained_client
         reply_params = {
-            tensor_name: torch.where(masks[tensor_name], shared_params[tensor_name], personal.encoder[tensor_name]) for tensor_name in shared_params
+            tensor_name: torch.where(
+                masks[tensor_name], shared_params[tensor_name], personal.encoder[tensor_name]
+            )
+            for tensor_name in shared_params
         }
         update_norm = float(distance(reply_params, shared_params))
         if settings.aggregation == "count":
-            reply_params |= {UNMASKED + tensor_name: (~mask).float() for tensor_name, mask in masks.items()}
-        mask_ratios = {f"mask-ratio/{tensor_name}": kept_ratio for tensor_name, kept_ratio in kept_share(masks).items()}
+            reply_params |= {
+                UNMASKED + tensor_name: (~mask).float() for tensor_name, mask in masks.items()
+            }
+        mask_ratios = {
+            f"mask-ratio/{tensor_name}": kept_ratio
+            for tensor_name, kept_ratio in kept_share(masks).items()
+        }
         return ClientUpdate(
             params=reply_params,
             weight=float(client_data.num_interactions) ** averaging.weight_power,
@@ -219,13 +249,21 @@ def pfsr(
         own_parts = split_state(client_state, shared_params)
         if serves_personal:
             return {**own_parts.encoder, **own_parts.private}
-        return {**merge_by_mask(own_parts.masks, own_parts.encoder, shared_params), **own_parts.private}
+        return {
+            **merge_by_mask(own_parts.masks, own_parts.encoder, shared_params),
+            **own_parts.private,
+        }
 
     def finetunes(
-        broadcast: Broadcast, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
         trained_clients = train_all(broadcast, client_states, client_datasets)
-        return [join_state(trained_client.personal, whole=serves_personal) for trained_client in trained_clients]
+        return [
+            join_state(trained_client.personal, whole=serves_personal)
+            for trained_client in trained_clients
+        ]
 
     def averaged_model(shared_params: Params, client_state: Params) -> Params:
         return {**shared_params, **split_state(client_state, shared_params).private}
@@ -237,23 +275,40 @@ def pfsr(
             reply_shapes=_reply_shapes(base_algorithm.client.reply_shapes, settings.aggregation),
             finetunes=finetunes,
         ),
-        server=replace(base_algorithm.server, update=_server_update(settings.aggregation, averaging.step)),
+        server=replace(
+            base_algorithm.server, update=_server_update(settings.aggregation, averaging.step)
+        ),
         personalization=Personalization(model, item_variants(task, averaged_model)),
     )
 
 
 def split_state(client_state: Params, shared_params: Params) -> Personal:
-    """A client's state in its parts; before the first participation: ``shared_params``, nothing kept.
+    """A client's private state in its parts.
 
-    Of an encoder of which only the kept coordinates are known, the others are those of ``shared_params``.
+    Args:
+        client_state: As :func:`join_state` makes it, or a first state without encoder and mask.
+        shared_params: What the server sent. An encoder of which only the kept coordinates are
+            stored has these at all other coordinates.
+
+    Returns:
+        Encoder, private tensors and masks; before the first participation the shared encoder and
+        empty masks.
     """
     prefixes = (PERSONAL, MASK)
-    private_params = {tensor_name: value for tensor_name, value in client_state.items() if not tensor_name.startswith(prefixes)}
+    private_params = {
+        tensor_name: value
+        for tensor_name, value in client_state.items()
+        if not tensor_name.startswith(prefixes)
+    }
     if not any(tensor_name.startswith(MASK) for tensor_name in client_state):
         return Personal(dict(shared_params), private_params, empty_masks(shared_params))
-    masks = {tensor_name: _mask_of(client_state[MASK + tensor_name], value) for tensor_name, value in shared_params.items()}
+    masks = {
+        tensor_name: _mask_of(client_state[MASK + tensor_name], value)
+        for tensor_name, value in shared_params.items()
+    }
     encoder = {
-        tensor_name: _filled(client_state[PERSONAL + tensor_name], masks[tensor_name], value) for tensor_name, value in shared_params.items()
+        tensor_name: _filled(client_state[PERSONAL + tensor_name], masks[tensor_name], value)
+        for tensor_name, value in shared_params.items()
     }
     return Personal(encoder, private_params, masks)
 
@@ -265,8 +320,13 @@ def join_state(personal: Personal, *, whole: bool) -> Params:
     it is merged with what the server sends.
     """
     masks, encoder = personal.masks, personal.encoder
-    kept_values = {tensor_name: t if whole else t[masks[tensor_name]] for tensor_name, t in encoder.items()}
-    packed_masks = {tensor_name: torch.from_numpy(np.packbits(mask.numpy())) for tensor_name, mask in masks.items()}
+    kept_values = {
+        tensor_name: t if whole else t[masks[tensor_name]] for tensor_name, t in encoder.items()
+    }
+    packed_masks = {
+        tensor_name: torch.from_numpy(np.packbits(mask.numpy()))
+        for tensor_name, mask in masks.items()
+    }
     return {
         **personal.private,
         **{PERSONAL + tensor_name: tensor for tensor_name, tensor in kept_values.items()},
@@ -292,8 +352,15 @@ def _phases(
     masks: Sequence[Masks],
 ) -> list[tuple[Params, LossSum]]:
     """First the kept coordinates, then the others (FedDPA), each with an optimiser of its own."""
-    masked_jobs = [i for i, mask in enumerate(masks) if any(bool(tensor_mask.any()) for tensor_mask in mask.values())]
-    free_masks = {i: {tensor_name: ~tensor_mask for tensor_name, tensor_mask in masks[i].items()} for i in masked_jobs}
+    masked_jobs = [
+        i
+        for i, mask in enumerate(masks)
+        if any(bool(tensor_mask.any()) for tensor_mask in mask.values())
+    ]
+    free_masks = {
+        i: {tensor_name: ~tensor_mask for tensor_name, tensor_mask in masks[i].items()}
+        for i in masked_jobs
+    }
     first_results = train_all([replace(jobs[i], frozen=free_masks[i]) for i in masked_jobs])
     second_jobs = dict(enumerate(jobs))
     for i, (params, _) in zip(masked_jobs, first_results, strict=True):
@@ -311,7 +378,9 @@ def _magnitude_term(
         total_loss, masks = torch.zeros(()), context["masks"]
         if settings.anchor_strength:
             anchor_params = context["encoder"] if settings.anchor == "local" else shared_params
-            total_loss = total_loss + keep_local(params, anchor_params, masks, settings.anchor_strength)
+            total_loss = total_loss + keep_local(
+                params, anchor_params, masks, settings.anchor_strength
+            )
         if settings.magnitude_strength and target_norm is not None:
             strength, side = settings.magnitude_strength, settings.magnitude_side
             total_loss = total_loss + magnitude(
@@ -329,7 +398,9 @@ def _server_update(
         mean_params = mean_reply.params
         if aggregation == "count":
             mean_params = {
-                tensor_name: _mean_of_unmasked(old_tensor, mean_params[tensor_name], mean_params[UNMASKED + tensor_name])
+                tensor_name: _mean_of_unmasked(
+                    old_tensor, mean_params[tensor_name], mean_params[UNMASKED + tensor_name]
+                )
                 for tensor_name, old_tensor in server_state.params.items()
             }
         next_signals = {**server_state.signals, TARGET_NORM: median(mean_reply.norms)}
@@ -339,8 +410,15 @@ def _server_update(
 
 
 def _mean_of_unmasked(old_tensor: Tensor, mean_tensor: Tensor, unmasked_share: Tensor) -> Tensor:
-    """``unmasked_share``: weight of the clients that did not mask a coordinate; unchanged where it is 0."""
-    return torch.where(unmasked_share > 0, old_tensor + (mean_tensor - old_tensor) / unmasked_share.clamp(min=1e-12), old_tensor)
+    """The mean over the clients that did not mask a coordinate.
+
+    ``unmasked_share``: their share of the weight; where it is 0 the coordinate is unchanged.
+    """
+    return torch.where(
+        unmasked_share > 0,
+        old_tensor + (mean_tensor - old_tensor) / unmasked_share.clamp(min=1e-12),
+        old_tensor,
+    )
 
 
 def _reply_shapes(shapes: Shapes, aggregation: str) -> Shapes:

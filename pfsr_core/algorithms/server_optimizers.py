@@ -72,9 +72,13 @@ def momentum_step(learning_rate: float, momentum: float, decay: float = 1.0) -> 
         new_params: Params = {}
         for tensor_name, old_tensor in server_state.params.items():
             old_momentum = server_state.slots.get(tensor_name, torch.zeros_like(old_tensor))
-            new_slots[tensor_name] = momentum * old_momentum + (mean_params[tensor_name] - old_tensor)
+            new_slots[tensor_name] = momentum * old_momentum + (
+                mean_params[tensor_name] - old_tensor
+            )
             new_params[tensor_name] = old_tensor + round_rate * new_slots[tensor_name]
-        return replace(server_state, params=new_params, round=server_state.round + 1, slots=new_slots)
+        return replace(
+            server_state, params=new_params, round=server_state.round + 1, slots=new_slots
+        )
 
     return step
 
@@ -93,12 +97,17 @@ def adam_step(
         new_params: Params = {}
         for tensor_name, old_tensor in server_state.params.items():
             zero, mean_change = torch.zeros_like(old_tensor), mean_params[tensor_name] - old_tensor
-            m = momentum * server_state.slots.get(f"m/{tensor_name}", zero) + (1 - momentum) * mean_change
+            m = (
+                momentum * server_state.slots.get(f"m/{tensor_name}", zero)
+                + (1 - momentum) * mean_change
+            )
             v = server_state.slots.get(f"v/{tensor_name}", zero)
             v = SECOND_MOMENT * v + (1 - SECOND_MOMENT) * mean_change.square()
             new_slots |= {f"m/{tensor_name}": m, f"v/{tensor_name}": v}
             new_params[tensor_name] = old_tensor + round_rate * m / (v.sqrt() + epsilon)
-        return replace(server_state, params=new_params, round=server_state.round + 1, slots=new_slots)
+        return replace(
+            server_state, params=new_params, round=server_state.round + 1, slots=new_slots
+        )
 
     return step
 

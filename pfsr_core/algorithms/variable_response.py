@@ -58,8 +58,15 @@ def response_masks(
     if mask_of is None:
         return masks
     sampled_jobs = [job_index for job_index, job in enumerate(jobs) if can_be_sampled(job.data)]
-    fisher_clients = [client_samples(task, local_training, num_samples, trained_params[job_index], jobs[job_index]) for job_index in sampled_jobs]
-    fishers = client_fishers(target_log_probability(task), fisher_clients, local_training.settings.engine)
+    fisher_clients = [
+        client_samples(
+            task, local_training, num_samples, trained_params[job_index], jobs[job_index]
+        )
+        for job_index in sampled_jobs
+    ]
+    fishers = client_fishers(
+        target_log_probability(task), fisher_clients, local_training.settings.engine
+    )
     for job_index, fisher in zip(sampled_jobs, fishers, strict=True):
         masks[job_index] |= mask_of(fisher)
     return masks
@@ -70,15 +77,22 @@ def can_be_sampled(client_data: ClientDataset) -> bool:
     return client_data.num_interactions > len(client_data.users)
 
 
-def fisher_samples(task: Task, local_training: LocalTraining, job: Job, num_samples: int) -> Samples:
+def fisher_samples(
+    task: Task, local_training: LocalTraining, job: Job, num_samples: int
+) -> Samples:
     """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
     generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
     samples = prefix_samples(
-        job.data, local_training.max_length, num_samples, generator, with_times=task.model.reads_times
+        job.data,
+        local_training.max_length,
+        num_samples,
+        generator,
+        with_times=task.model.reads_times,
     )
     candidate_codes = task.items.candidates(job.data)
     return samples._replace(
-        prefixes=row_numbers(samples.prefixes, candidate_codes), targets=row_numbers(samples.targets, candidate_codes)
+        prefixes=row_numbers(samples.prefixes, candidate_codes),
+        targets=row_numbers(samples.targets, candidate_codes),
     )
 
 
@@ -89,7 +103,11 @@ def client_samples(
     maskable_params = select(params, task.partition.shared - task.items.averaged)
     return Sampled(
         encoder=maskable_params,
-        private={tensor_name: tensor for tensor_name, tensor in params.items() if tensor_name not in maskable_params},
+        private={
+            tensor_name: tensor
+            for tensor_name, tensor in params.items()
+            if tensor_name not in maskable_params
+        },
         samples=fisher_samples(task, local_training, job, num_samples),
         items=len(task.items.candidates(job.data)) + 1,
         rows=client_item_index(task, job.data),
@@ -108,8 +126,16 @@ def target_log_probability(task: Task) -> LogProbability:
         target: Tensor,
         *times: Tensor,
     ) -> Tensor:
-        other_params = {tensor_name: tensor for tensor_name, tensor in constants.items() if tensor_name not in (ROWS, *index_names)}
-        item_index = {tensor_name: constants[tensor_name] for tensor_name in index_names if tensor_name in constants}
+        other_params = {
+            tensor_name: tensor
+            for tensor_name, tensor in constants.items()
+            if tensor_name not in (ROWS, *index_names)
+        }
+        item_index = {
+            tensor_name: constants[tensor_name]
+            for tensor_name in index_names
+            if tensor_name in constants
+        }
         merged_params = task.items.materialize({**params, **other_params}, item_index)
         prefix_times = times[0][None] if times else None
         hidden = task.model.apply(merged_params, prefix[None], None, prefix_times)[0]
