@@ -5,7 +5,7 @@
 For every algorithm whose reply holds an item table, on the node and before anything is merged, so
 that a node's mean is bounded too. It limits how far a client can push an item, and makes what noise
 has to cover finite. It hides nothing by itself: clipping keeps the direction of every change, and
-the sign of a change is what tells an item from a negative (:mod:`pfsr_core.algorithms.pfedrec`).
+the sign of a change separates an item from a negative (:mod:`pfsr_core.algorithms.pfedrec`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FeCoSR: markets that learn together and none that loses by it (after arXiv 2604.13573).
+"""FeCoSR: federated training of markets with a safety rule for each (after arXiv 2604.13573).
 
     stage 1   pretrain, the rounds: FedAvg of encoder and projection with semantic soft targets
               (``train.semantic-share``) and weights n_m^power. Item rows are never sent, and the

@@ -148,7 +148,18 @@ def update_of(
     client_data: ClientDataset,
     weight_power: float,
 ) -> ClientUpdate:
-    """The reply with the shared names of a trained model; its private ones are the state."""
+    """Makes the update of a client from its trained model.
+
+    Args:
+        task: The model and the partition of its names.
+        broadcast: What the client started from.
+        trained_model: Its merged parameters and losses.
+        client_data: The client.
+        weight_power: Power of its number of interactions that it weighs with.
+
+    Returns:
+        The shared tensors as the reply, the private ones as the client's state.
+    """
     merged_params, loss_sum = trained_model
     shared_params, private_params = task.partition.split(merged_params)
     return ClientUpdate(

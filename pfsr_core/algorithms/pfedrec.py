@@ -18,7 +18,7 @@ with the client's own ("global+private").
 
 A reply is dense, and of one size and weight for all. Yet a single client's reply gives its history
 away: the rows that differ from what was sent are its items and their negatives, and the sign of the
-difference tells which is which; the count of samples beside the loss says how long it is. Only sums
+difference separates the two; the count of samples beside the loss gives its length. Only sums
 over many clients should be seen.
 """
 
@@ -84,7 +84,7 @@ def pfedrec(
 ) -> FederatedAlgorithm:
     """PFedRec over an item scorer whose table is shared and whose score function is private.
 
-    All clients weigh the same, whatever ``averaging`` says.
+    All clients have the same weight; ``averaging.weight_power`` is not read.
     """
     shared_shapes = shapes_of(task.partition.init_shared())
     first_score_function = task.partition.init_private(ClientDataset("", (), ()))

@@ -1,7 +1,7 @@
 """The variable response mechanism: what a client keeps local, by its Fisher information.
 
 After a client's training the diagonal Fisher information of its encoder is estimated from samples
-of its histories, and the mask says which coordinates it keeps at home in its next round. Sources of
+of its histories, and the mask marks the coordinates that stay local in its next round. Sources of
 form and thresholds: :mod:`pfsr_core.algorithms.pfsr`.
 """
 

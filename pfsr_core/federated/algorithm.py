@@ -70,7 +70,7 @@ Personalize = Callable[[Params, Params], Params]
 """(shared parameters, a client's private state) -> a whole model"""
 GLOBAL, WITH_PRIVATE, FULL = "global", "global+private", "full"
 """Names of variants: what the federation learnt, the same with what a client adds to it, and the
-model as a client's own training leaves it: once more from what the server has, nothing is sent."""
+model after one further training of the client from the server's model, of which nothing is sent."""
 
 
 def keep_states(
@@ -167,7 +167,7 @@ class FederatedAlgorithm:
 
     @property
     def has_full_variant(self) -> bool:
-        """Whether FULL says more than the other variants: a client can train once more."""
+        """Whether FULL differs from the other variants: clients can train once more."""
         trains_again = self.client.finetunes is not keep_states
         return GLOBAL in self.personalization.variants and trains_again
 

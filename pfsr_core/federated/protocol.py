@@ -44,7 +44,7 @@ Flat = NDArray[np.float32]
 
 
 class ProtocolError(ValueError):
-    """A message that does not say what its kind must say."""
+    """A message that lacks a required field or has a malformed one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Instruction:
         clients: those to train, or to finish with.
         signals: numbers that the algorithm sends with the shared parameters.
         evaluate: rank the held-out items with what was received, before training; of the node's
-            clients, or of those to train, as run.evaluate-clients says.
+            clients, or of those to train, by run.evaluate-clients.
         finetune: of ``query.finish``: train once more before evaluating again.
         install: of ``query.finish``: keep the model for serving.
     """

@@ -96,14 +96,27 @@ def diagonal_fisher(
 
 
 def quantile_mask(fisher: Params, rho: float) -> Masks:
-    """The top share ``rho`` of each tensor by Fisher information; never an entry with none."""
+    """Marks the entries of each tensor with the largest Fisher information.
+
+    Args:
+        fisher: Fisher information by tensor name.
+        rho: Share of a tensor's entries that are marked.
+
+    Returns:
+        Masks of the same shapes; entries without information are never marked.
+    """
     return {tensor_name: _top(tensor, rho) for tensor_name, tensor in fisher.items()}
 
 
 def minmax_mask(fisher: Params, threshold: float) -> Masks:
-    """FedDPA's mask: min-max scaled Fisher above ``threshold``, tensor by tensor.
+    """FedDPA's mask: entries of min-max scaled Fisher information above a threshold.
 
-    A constant tensor has nothing that stands out: its mask is empty (its scaling would be 0/0).
+    Args:
+        fisher: Fisher information by tensor name; every tensor is scaled by itself.
+        threshold: In [0, 1].
+
+    Returns:
+        Masks of the same shapes; that of a constant tensor, whose scaling would be 0/0, is empty.
     """
     return {tensor_name: _above(tensor, threshold) for tensor_name, tensor in fisher.items()}
 

@@ -2,8 +2,8 @@
 
 A batch takes two steps of gradient descent, the score function first and then, with the new score
 function, the rows of the item table (Zhang et al., IJCAI 2023, algorithm 1). The loss is binary
-cross-entropy over the client's interactions and as many sampled negatives as
-``negatives_per_positive`` says, drawn anew every round.
+cross-entropy over the client's interactions and ``negatives_per_positive`` sampled negatives for
+each, drawn anew every round.
 """
 
 from __future__ import annotations

@@ -7,24 +7,30 @@ from pfsr_core.params import Params, clone
 from pfsr_core.training.local import Job, LocalTraining, LossSum
 from pfsr_core.training.losses import next_item_cross_entropy, sampled_cross_entropy
 from pfsr_core.training.optimizers import freeze, fresh_optimizer
-from pfsr_core.training.steps import Step, client_windows, steps
+from pfsr_core.training.steps import client_windows, steps
 from pfsr_core.training.task import Task, client_item_index
 
 
 def train(task: Task, local_training: LocalTraining, job: Job) -> tuple[Params, LossSum]:
-    """``local_epochs`` passes with a fresh optimiser; returns new parameters, writes no input.
+    """Trains one client for ``local_epochs`` passes with a fresh optimiser.
 
     The reference: other ways to train must end with the same parameters.
+
+    Args:
+        task: The model, its partition and its loss.
+        local_training: How the client trains.
+        job: The client; its parameters are not written to.
+
+    Returns:
+        New merged parameters, and the sum of the losses.
     """
     windows = client_windows(task, local_training, job.data)
     params, loss_sum = clone(job.params), LossSum()
     if not len(windows):
         return params, loss_sum
     leaf_params = {tensor_name: tensor.requires_grad_() for tensor_name, tensor in params.items()}
-    optimizer, item_index = (
-        fresh_optimizer(leaf_params, local_training.settings),
-        client_item_index(task, job.data),
-    )
+    optimizer = fresh_optimizer(leaf_params, local_training.settings)
+    item_index = client_item_index(task, job.data)
     for step in steps(task, local_training, job, windows):
         merged_params = task.items.materialize(leaf_params, item_index)
         hidden = task.model.apply(merged_params, step.inputs, step.bits, step.times, step.context)
