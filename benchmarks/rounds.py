@@ -115,7 +115,7 @@ def scorer_stand_in(count: int) -> Work:
     def work() -> Tensor:
         drawn = partial(draw_training_pairs, config, round_=1, by_row=False)
         count = PAIRS.negatives_per_positive
-        client_pairs = [drawn(data=data, negatives_per_positive=count) for data in clients]
+        client_pairs = [drawn(client_data=data, negatives_per_positive=count) for data in clients]
         return scorer_round(shared, heads, client_pairs, config)
 
     return work

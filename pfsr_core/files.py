@@ -10,40 +10,48 @@ from pathlib import Path
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path to write to, which replaces ``path`` atomically when the block has ended.
+def staged(file_path: Path) -> Iterator[Path]:
+    """A path to write to, which replaces ``file_path`` atomically when the block has ended.
 
-    If the block raises, ``path`` stays as it was and nothing is left beside it.
+    If the block raises, ``file_path`` stays as it was and nothing is left beside it.
     """
-    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    staged_path = file_path.with_name(f".{file_path.name}.{os.getpid()}")
     try:
-        yield stage
-        stage.replace(path)
+        yield staged_path
+        staged_path.replace(file_path)
     finally:
-        stage.unlink(missing_ok=True)
+        staged_path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object, indent: int | None = 2) -> None:
-    """Writes ``content`` as JSON, atomically."""
-    with staged(path) as stage:
-        stage.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
+def write_json(file_path: Path, content: object, indent: int | None = 2) -> None:
+    """Writes JSON atomically.
+
+    Args:
+        file_path: The file to create or to replace.
+        content: A value that JSON can express.
+        indent: Spaces of indentation; None for one line.
+    """
+    with staged(file_path) as staged_path:
+        staged_path.write_text(
+            json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8"
+        )
 
 
-def append_line(path: Path, content: object) -> None:
+def append_line(file_path: Path, content: object) -> None:
     """Adds ``content`` as one line of JSON."""
-    with path.open("a", encoding="utf-8") as file:
+    with file_path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(file_path: Path, content: bytes) -> None:
     """Writes ``content`` atomically and durably: also after a power cut the file is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path) as stage, stage.open("wb") as file:
+    file_path.parent.mkdir(parents=True, exist_ok=True)
+    with staged(file_path) as staged_path, staged_path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    directory = os.open(path.parent, os.O_RDONLY)
+    directory_fd = os.open(file_path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(directory_fd)
     finally:
-        os.close(directory)
+        os.close(directory_fd)

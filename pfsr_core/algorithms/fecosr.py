@@ -1,4 +1,4 @@
-"""FeCoSR: markets that learn together and none that loses by it (after arXiv 2604.13573).
+"""FeCoSR: federated training of markets with a safety rule for each (after arXiv 2604.13573).
 
     stage 1   pretrain, the rounds: FedAvg of encoder and projection with semantic soft targets
               (``train.semantic-share``) and weights n_m^power. Item rows are never sent, and the
@@ -44,7 +44,6 @@ from pfsr_core.params import Params, select
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
-from pfsr_core.training.fisher import Masks
 from pfsr_core.training.local import Job, LocalTraining
 from pfsr_core.training.task import Task, TaskLoss
 
@@ -103,120 +102,185 @@ class Stages:
     def held(self) -> frozenset[str]:
         """The names that stage 2 does not move."""
         partition = self.task.partition
-        held = {"adapter": partition.shared, "all": partition.private, "all+adapter": frozenset()}
-        return held[self.settings.finetune_mode]
+        held_by_mode = {
+            "adapter": partition.shared,
+            "all": partition.private,
+            "all+adapter": frozenset(),
+        }
+        return held_by_mode[self.settings.finetune_mode]
 
     def pretrained(
-        self, task: Task, starts: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
+        self,
+        task: Task,
+        initial_models: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
+        round_: int,
     ) -> list[Trained]:
         """Whole models after a round of stage 1 with the targets of ``task``; adapters stay."""
         jobs = [
-            self._job(start, data, ("client", data.client, round_), self.task.partition.private)
-            for start, data in zip(starts, datasets, strict=True)
+            self._job(
+                initial_model,
+                client_data,
+                ("client", client_data.client, round_),
+                self.task.partition.private,
+            )
+            for initial_model, client_data in zip(initial_models, client_datasets, strict=True)
         ]
         return train_clients(task, self.training.in_round(round_), jobs)
 
     def trained_alone(
-        self, states: Sequence[Params], datasets: Sequence[ClientDataset], round_: int
+        self, client_states: Sequence[Params], client_datasets: Sequence[ClientDataset], round_: int
     ) -> list[Params]:
         """What the states hold of the models alone, a round later."""
-        shared, private = self.task.partition.shared, self.task.partition.private
-        starts = [{**_under(state, ALONE), **select(state, private)} for state in states]
-        found = self.pretrained(self.hard, starts, datasets, round_)
+        shared_names, private_names = self.task.partition.shared, self.task.partition.private
+        initial_models = [
+            {**_under(client_state, ALONE), **select(client_state, private_names)}
+            for client_state in client_states
+        ]
+        trained_models = self.pretrained(self.hard, initial_models, client_datasets, round_)
         return [
-            _after_round(state, Scored(self.scored(whole, data).score, select(whole, shared)))
-            for state, (whole, _), data in zip(states, found, datasets, strict=True)
+            _after_round(
+                client_state,
+                Scored(
+                    self.scored(merged_params, client_data).score,
+                    select(merged_params, shared_names),
+                ),
+            )
+            for client_state, (merged_params, _), client_data in zip(
+                client_states, trained_models, client_datasets, strict=True
+            )
         ]
 
     def finetuned(
-        self, starts: Sequence[Params], datasets: Sequence[ClientDataset]
+        self, initial_models: Sequence[Params], client_datasets: Sequence[ClientDataset]
     ) -> list[Scored]:
         """Every client's best epoch of stage 2, the first of equals; epoch 0 is its start."""
-        now = list(starts)
-        best = list(map(self.scored, now, datasets))
+        current_models = list(initial_models)
+        best_models = list(map(self.scored, current_models, client_datasets))
         for epoch in range(1, self.settings.finetune_epochs + 1):
-            now = self._epoch(now, datasets, epoch)
-            pairs = zip(best, map(self.scored, now, datasets), strict=True)
-            best = [new if new.score > old.score else old for old, new in pairs]
-        return best
+            current_models = self._epoch(current_models, client_datasets, epoch)
+            model_pairs = zip(
+                best_models, map(self.scored, current_models, client_datasets), strict=True
+            )
+            best_models = [
+                new_model if new_model.score > best_model.score else best_model
+                for best_model, new_model in model_pairs
+            ]
+        return best_models
 
-    def scored(self, whole: Params, data: ClientDataset) -> Scored:
+    def scored(self, merged_params: Params, client_data: ClientDataset) -> Scored:
         """The model and its score on the client's validation items, 0 without users."""
-        scorer = make_scorer(self.task, whole, data, self.training.max_length)
-        values = user_values([evaluate_client(scorer, data, "valid")], "ndcg@10")
-        return Scored(torch.tensor([values.mean() if len(values) else 0.0]), whole)
+        scorer = make_scorer(self.task, merged_params, client_data, self.training.max_length)
+        ndcg_values = user_values([evaluate_client(scorer, client_data, "valid")], "ndcg@10")
+        return Scored(
+            torch.tensor([ndcg_values.mean() if len(ndcg_values) else 0.0]), merged_params
+        )
 
     def _epoch(
-        self, starts: Sequence[Params], datasets: Sequence[ClientDataset], epoch: int
+        self, initial_models: Sequence[Params], client_datasets: Sequence[ClientDataset], epoch: int
     ) -> list[Params]:
         jobs = [
-            self._job(start, data, ("finetune", data.client, epoch), self.held)
-            for start, data in zip(starts, datasets, strict=True)
+            self._job(
+                initial_model, client_data, ("finetune", client_data.client, epoch), self.held
+            )
+            for initial_model, client_data in zip(initial_models, client_datasets, strict=True)
         ]
-        rates = self.training.scaled(self.settings.finetune_step)
-        config = rates.with_settings(local_epochs=1)
-        return [whole for whole, _ in train_clients(self.hard, config, jobs)]
+        scaled_training = self.training.scaled(self.settings.finetune_step)
+        epoch_training = scaled_training.with_settings(local_epochs=1)
+        return [
+            merged_params for merged_params, _ in train_clients(self.hard, epoch_training, jobs)
+        ]
 
     def _job(
-        self, start: Params, data: ClientDataset, stream: tuple[object, ...], held: frozenset[str]
+        self,
+        initial_model: Params,
+        client_data: ClientDataset,
+        stream_key: tuple[object, ...],
+        held_names: frozenset[str],
     ) -> Job:
-        seed = stream_seed(self.training.seed, *stream)
-        return Job(start, data, seed, frozen=_all_of(start, held))
+        frozen_masks = {
+            tensor_name: torch.ones_like(initial_model[tensor_name], dtype=torch.bool)
+            for tensor_name in held_names
+        }
+        job_seed = stream_seed(self.training.seed, *stream_key)
+        return Job(initial_model, client_data, job_seed, frozen=frozen_masks)
 
 
 def fecosr(
     task: Task,
-    training: LocalTraining,
+    local_training: LocalTraining,
     settings: FeCoSRSettings,
     averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """FeCoSR over a task whose private part is an adapter that starts at zero."""
-    stages, private = Stages(task, training, settings), task.partition.private
-    base = fed_avg(task, training, averaging)
+    stages, private_names = Stages(task, local_training, settings), task.partition.private
+    base_algorithm = fed_avg(task, local_training, averaging)
 
-    def init_client(data: ClientDataset) -> Params:
-        alone = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
-        return {**task.partition.init_private(data), **alone}
+    def init_client(client_data: ClientDataset) -> Params:
+        alone_state = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
+        return {**task.partition.init_private(client_data), **alone_state}
 
     def updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        starts = [{**broadcast.params, **select(state, private)} for state in states]
-        trained = stages.pretrained(task, starts, datasets, broadcast.round)
-        alone: Sequence[Params] = [{}] * len(states)
+        initial_models = [
+            {**broadcast.params, **select(client_state, private_names)}
+            for client_state in client_states
+        ]
+        trained_models = stages.pretrained(task, initial_models, client_datasets, broadcast.round)
+        alone_states: Sequence[Params] = [{}] * len(client_states)
         if settings.safety_rule:
-            alone = stages.trained_alone(states, datasets, broadcast.round)
+            alone_states = stages.trained_alone(client_states, client_datasets, broadcast.round)
         replies = [
-            update_of(task, broadcast, result, data, averaging.weight_power)
-            for result, data in zip(trained, datasets, strict=True)
+            update_of(task, broadcast, trained_model, client_data, averaging.weight_power)
+            for trained_model, client_data in zip(trained_models, client_datasets, strict=True)
         ]
         return [
-            replace(reply, state={**reply.state, **own})
-            for reply, own in zip(replies, alone, strict=True)
+            replace(reply, state={**reply.state, **alone_state})
+            for reply, alone_state in zip(replies, alone_states, strict=True)
         ]
 
     def finetunes(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        adapters = [select(state, private) for state in states]
-        federated = stages.finetuned([{**broadcast.params, **own} for own in adapters], datasets)
-        ended = [
-            {**own, **_named(FEDERATED, one.params)}
-            for own, one in zip(adapters, federated, strict=True)
+        adapter_states = [select(client_state, private_names) for client_state in client_states]
+        federated_models = stages.finetuned(
+            [{**broadcast.params, **adapter_state} for adapter_state in adapter_states],
+            client_datasets,
+        )
+        final_states = [
+            {**adapter_state, **_named(FEDERATED, federated_model.params)}
+            for adapter_state, federated_model in zip(adapter_states, federated_models, strict=True)
         ]
         if not settings.safety_rule:
-            return ended
-        local = stages.finetuned([_best_alone(state, private) for state in states], datasets)
+            return final_states
+        local_models = stages.finetuned(
+            [_best_alone(client_state, private_names) for client_state in client_states],
+            client_datasets,
+        )
         return [
-            {**state, **_named(LOCAL, other.params), SHIPS: (one.score > other.score).float()}
-            for state, one, other in zip(ended, federated, local, strict=True)
+            {
+                **client_state,
+                **_named(LOCAL, local_model.params),
+                SHIPS: (federated_model.score > local_model.score).float(),
+            }
+            for client_state, federated_model, local_model in zip(
+                final_states, federated_models, local_models, strict=True
+            )
         ]
 
-    variants = {FEDERATED: partial(_federated, private), LOCAL: partial(_local, private)}
+    variants = {
+        FEDERATED: partial(_federated, private_names),
+        LOCAL: partial(_local, private_names),
+    }
     return replace(
-        base,
+        base_algorithm,
         client=replace(
-            base.client,
+            base_algorithm.client,
             init=init_client,
             updates=updates,
             finetunes=finetunes,
@@ -230,74 +294,91 @@ def fecosr(
     )
 
 
-def shipped(state: Params) -> Sums:
+def shipped(client_state: Params) -> Sums:
     """Whether a finetuned client ships the federated result; nothing before the rule was asked."""
-    return {SHIPPED: state[SHIPS].item()} if SHIPS in state else {}
+    return {SHIPPED: client_state[SHIPS].item()} if SHIPS in client_state else {}
 
 
 def _shipped_model(federated: Personalize, local: Personalize) -> Personalize:
     """Before the end what stage 1 has reached, after it what is shipped."""
 
-    def model(received: Params, state: Params) -> Params:
-        ships_local = SHIPS in state and not state[SHIPS].item()
-        return (local if ships_local else federated)(received, state)
+    def model(received_params: Params, client_state: Params) -> Params:
+        ships_local = SHIPS in client_state and not client_state[SHIPS].item()
+        return (local if ships_local else federated)(received_params, client_state)
 
     return model
 
 
-def _federated(private: frozenset[str], received: Params, state: Params) -> Params:
-    return _under(state, FEDERATED) or {**received, **select(state, private)}
+def _federated(
+    private_names: frozenset[str], received_params: Params, client_state: Params
+) -> Params:
+    return _under(client_state, FEDERATED) or {
+        **received_params,
+        **select(client_state, private_names),
+    }
 
 
-def _local(private: frozenset[str], _received: Params, state: Params) -> Params:
-    return _under(state, LOCAL) or _best_alone(state, private)
+def _local(private_names: frozenset[str], _received: Params, client_state: Params) -> Params:
+    return _under(client_state, LOCAL) or _best_alone(client_state, private_names)
 
 
-def _best_alone(state: Params, private: frozenset[str]) -> Params:
+def _best_alone(client_state: Params, private_names: frozenset[str]) -> Params:
     """The model alone at its best round, or at its start."""
-    return {**(_under(state, ALONE_BEST) or _under(state, ALONE)), **select(state, private)}
+    return {
+        **(_under(client_state, ALONE_BEST) or _under(client_state, ALONE)),
+        **select(client_state, private_names),
+    }
 
 
-def _after_round(state: Params, new: Scored) -> Params:
-    """What a state holds of the model alone, whose shared names are ``new`` now."""
-    best, score = _under(state, ALONE_BEST), state.get(SCORE)
-    if score is None or new.score > score:
-        score, best = new
-    return {**_named(ALONE, new.params), **_named(ALONE_BEST, best), SCORE: score}
-
-
-def _all_of(params: Params, names: frozenset[str]) -> Masks:
-    """Every coordinate of ``names``."""
-    return {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
+def _after_round(client_state: Params, new_model: Scored) -> Params:
+    """What a state holds of the model alone, whose shared names are ``new_model`` now."""
+    best_params, best_score = _under(client_state, ALONE_BEST), client_state.get(SCORE)
+    if best_score is None or new_model.score > best_score:
+        best_score, best_params = new_model
+    return {**_named(ALONE, new_model.params), **_named(ALONE_BEST, best_params), SCORE: best_score}
 
 
 def _named(prefix: str, params: Params) -> Params:
     """Copies: a state is written to a file, which holds no tensor twice."""
-    return {f"{prefix}/{name}": tensor.clone() for name, tensor in params.items()}
+    return {f"{prefix}/{tensor_name}": tensor.clone() for tensor_name, tensor in params.items()}
 
 
-def _under(state: Params, prefix: str) -> Params:
+def _under(client_state: Params, prefix: str) -> Params:
     """Undoes :func:`_named`; empty where the state has none."""
-    start = f"{prefix}/"
-    return {n.removeprefix(start): tensor for n, tensor in state.items() if n.startswith(start)}
+    name_start = f"{prefix}/"
+    return {
+        tensor_name.removeprefix(name_start): tensor
+        for tensor_name, tensor in client_state.items()
+        if tensor_name.startswith(name_start)
+    }
 
 
-def refuse_unfit(values: Mapping[str, Value]) -> None:
-    """Raises SettingsError for what has no place in the two stages; ``values`` by dotted key."""
-    safety_rule = values["algorithm.fecosr.safety-rule"]
-    if safety_rule and not values["algorithm.finetune"]:
+def refuse_unfit(setting_values: Mapping[str, Value]) -> None:
+    """Refuses settings that contradict the two stages.
+
+    Args:
+        setting_values: All settings of the run, by dotted key.
+
+    Raises:
+        SettingsError: A setting does not fit; the message names the fix.
+    """
+    safety_rule = setting_values["algorithm.fecosr.safety-rule"]
+    if safety_rule and not setting_values["algorithm.finetune"]:
         raise SettingsError(
             "fecosr's safety rule compares finetuned models, but algorithm.finetune = false: "
             "clients would train alone for nothing, and ship without the check. Fix: "
             "algorithm.finetune = true, or algorithm.fecosr.safety-rule = false."
         )
-    if values["model.personal-memory"] and values["algorithm.fecosr.finetune-mode"] == "all":
+    if (
+        setting_values["model.personal-memory"]
+        and setting_values["algorithm.fecosr.finetune-mode"] == "all"
+    ):
         raise SettingsError(
             "model.personal-memory with fecosr and algorithm.fecosr.finetune-mode = 'all': the "
             "private rows of users are trained with the adapter, which stays out then. Fix: "
             "algorithm.fecosr.finetune-mode = 'all+adapter'."
         )
-    if values["run.warm-start"] and safety_rule:
+    if setting_values["run.warm-start"] and safety_rule:
         raise SettingsError(
             "run.warm-start with fecosr's safety rule: all that clients keep from a run is the "
             "model alone, which would go on from there while the shared one begins anew. Fix: "

@@ -43,7 +43,7 @@ ADDED = frozenset({RESIDUAL, USERS, SCALE, FACTORS, BIAS})
 
 def fed_avg(
     task: Task,
-    training: LocalTraining,
+    local_training: LocalTraining,
     averaging: Averaging = PLAIN_MEAN,
     *,
     proximal_strength: float = 0.0,
@@ -52,45 +52,56 @@ def fed_avg(
 
     Args:
         task: The model and the partition of its names.
-        training: How a client trains.
+        local_training: How a client trains.
         averaging: Weights of the clients, and what the server does with their mean.
         proximal_strength: Weight mu of FedProx's proximal term.
     """
 
-    def proximal_term(params: Params, _context: object, anchor: Params) -> Tensor:
-        return proximal(params, anchor, proximal_strength)
+    def proximal_term(params: Params, _context: object, anchor_params: Params) -> Tensor:
+        return proximal(params, anchor_params, proximal_strength)
 
     def train_all(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Trained]:
-        term = partial(proximal_term, anchor=broadcast.params)
+        loss_term = partial(proximal_term, anchor_params=broadcast.params)
         jobs = [
             Job(
-                params={**broadcast.params, **state},
-                data=data,
-                stream=stream_seed(training.seed, "client", data.client, broadcast.round),
-                extra_loss=ExtraLoss(term, {}) if proximal_strength else None,
+                params={**broadcast.params, **client_state},
+                data=client_data,
+                stream=stream_seed(
+                    local_training.seed, "client", client_data.client, broadcast.round
+                ),
+                extra_loss=ExtraLoss(loss_term, {}) if proximal_strength else None,
             )
-            for state, data in zip(states, datasets, strict=True)
+            for client_state, client_data in zip(client_states, client_datasets, strict=True)
         ]
-        return train_clients(task, training.in_round(broadcast.round), jobs)
+        return train_clients(task, local_training.in_round(broadcast.round), jobs)
 
-    def model(shared: Params, state: Params) -> Params:
-        return {**shared, **state}
+    def model(shared_params: Params, client_state: Params) -> Params:
+        return {**shared_params, **client_state}
 
     def updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        trained = train_all(broadcast, states, datasets)
+        trained_models = train_all(broadcast, client_states, client_datasets)
         return [
-            update_of(task, broadcast, result, data, averaging.weight_power)
-            for result, data in zip(trained, datasets, strict=True)
+            update_of(task, broadcast, trained_model, client_data, averaging.weight_power)
+            for trained_model, client_data in zip(trained_models, client_datasets, strict=True)
         ]
 
     def finetunes(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        return [params for params, _ in train_all(broadcast, states, datasets)]
+        return [
+            merged_params
+            for merged_params, _ in train_all(broadcast, client_states, client_datasets)
+        ]
 
     return FederatedAlgorithm(
         client=ClientSide(
@@ -115,11 +126,17 @@ def item_variants(task: Task, model: Personalize) -> Mapping[str, Personalize]:
     """
     if not task.partition.private & {RESIDUAL, USERS}:
         return {}
-    added = task.partition.private & ADDED
+    added_names = task.partition.private & ADDED
 
-    def without_added(shared: Params, state: Params) -> Params:
-        params = model(shared, state)
-        return {**params, **{name: torch.zeros_like(params[name]) for name in added}}
+    def without_added(shared_params: Params, client_state: Params) -> Params:
+        merged_params = model(shared_params, client_state)
+        return {
+            **merged_params,
+            **{
+                tensor_name: torch.zeros_like(merged_params[tensor_name])
+                for tensor_name in added_names
+            },
+        }
 
     return {GLOBAL: without_added, WITH_PRIVATE: model}
 
@@ -127,25 +144,36 @@ def item_variants(task: Task, model: Personalize) -> Mapping[str, Personalize]:
 def update_of(
     task: Task,
     broadcast: Broadcast,
-    trained: Trained,
-    data: ClientDataset,
+    trained_model: Trained,
+    client_data: ClientDataset,
     weight_power: float,
 ) -> ClientUpdate:
-    """The reply with the shared names of a trained model; its private ones are the state."""
-    params, losses = trained
-    shared, private = task.partition.split(params)
+    """Makes the update of a client from its trained model.
+
+    Args:
+        task: The model and the partition of its names.
+        broadcast: What the client started from.
+        trained_model: Its merged parameters and losses.
+        client_data: The client.
+        weight_power: Power of its number of interactions that it weighs with.
+
+    Returns:
+        The shared tensors as the reply, the private ones as the client's state.
+    """
+    merged_params, loss_sum = trained_model
+    shared_params, private_params = task.partition.split(merged_params)
     return ClientUpdate(
-        params=shared,
-        weight=float(data.num_interactions) ** weight_power,
-        metrics=loss_metrics(losses),
-        state=private,
-        norm=float(distance(shared, broadcast.params)),
+        params=shared_params,
+        weight=float(client_data.num_interactions) ** weight_power,
+        metrics=loss_metrics(loss_sum),
+        state=private_params,
+        norm=float(distance(shared_params, broadcast.params)),
     )
 
 
-def loss_metrics(losses: LossSum) -> dict[str, float]:
+def loss_metrics(loss_sum: LossSum) -> dict[str, float]:
     """The sums that every algorithm sends: of losses, and of the targets that they are over."""
-    return {"train-loss": losses.total, "train-targets": losses.count}
+    return {"train-loss": loss_sum.total, "train-targets": loss_sum.count}
 
 
 FED_AVG = AlgorithmSpec(lambda task, training, _, averaging: fed_avg(task, training, averaging))

@@ -25,12 +25,12 @@ class FedProxSettings:
 
 def fed_prox(
     task: Task,
-    training: LocalTraining,
+    local_training: LocalTraining,
     settings: FedProxSettings,
     averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """Federated averaging with a proximal term over the shared names."""
-    return fed_avg(task, training, averaging, proximal_strength=settings.strength)
+    return fed_avg(task, local_training, averaging, proximal_strength=settings.strength)
 
 
 FED_PROX = AlgorithmSpec(fed_prox, FedProxSettings)

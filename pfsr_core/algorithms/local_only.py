@@ -24,29 +24,41 @@ from pfsr_core.training.local import Job, LocalTraining
 from pfsr_core.training.task import Task
 
 
-def local_only(task: Task, training: LocalTraining) -> FederatedAlgorithm:
+def local_only(task: Task, local_training: LocalTraining) -> FederatedAlgorithm:
     """The reference for what federation is worth: the same model, budget and seeds."""
 
-    def init_client(data: ClientDataset) -> Params:
-        return {**task.partition.init_shared(), **task.partition.init_private(data)}
+    def init_client(client_data: ClientDataset) -> Params:
+        return {**task.partition.init_shared(), **task.partition.init_private(client_data)}
 
     def updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
         jobs = [
-            Job(state, data, stream_seed(training.seed, "client", data.client, broadcast.round))
-            for state, data in zip(states, datasets, strict=True)
+            Job(
+                client_state,
+                client_data,
+                stream_seed(local_training.seed, "client", client_data.client, broadcast.round),
+            )
+            for client_state, client_data in zip(client_states, client_datasets, strict=True)
         ]
-        trained = train_clients(task, training.in_round(broadcast.round), jobs)
+        trained_models = train_clients(task, local_training.in_round(broadcast.round), jobs)
         return [
-            ClientUpdate({}, float(data.num_interactions), loss_metrics(losses), params, 0.0)
-            for (params, losses), data in zip(trained, datasets, strict=True)
+            ClientUpdate(
+                {}, float(client_data.num_interactions), loss_metrics(loss_sum), merged_params, 0.0
+            )
+            for (merged_params, loss_sum), client_data in zip(
+                trained_models, client_datasets, strict=True
+            )
         ]
 
     def finetunes(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        return [update.state for update in updates(broadcast, states, datasets)]
+        return [update.state for update in updates(broadcast, client_states, client_datasets)]
 
     return FederatedAlgorithm(
         client=ClientSide(init_client, updates, reply_shapes={}, finetunes=finetunes),

@@ -18,7 +18,7 @@ with the client's own ("global+private").
 
 A reply is dense, and of one size and weight for all. Yet a single client's reply gives its history
 away: the rows that differ from what was sent are its items and their negatives, and the sign of the
-difference tells which is which; the count of samples beside the loss says how long it is. Only sums
+difference separates the two; the count of samples beside the loss gives its length. Only sums
 over many clients should be seen.
 """
 
@@ -49,7 +49,7 @@ from pfsr_core.models.item_scorer import CODES, ROWS, head_of
 from pfsr_core.models.parameter_names import ITEMS
 from pfsr_core.params import Params, shapes_of
 from pfsr_core.settings.fields import setting
-from pfsr_core.training.batched_item_scorer import Trained, train_scorers
+from pfsr_core.training.batched_item_scorer import TrainedScorer, train_scorers
 from pfsr_core.training.item_scorer import (
     TrainingPairs,
     draw_training_pairs,
@@ -78,53 +78,71 @@ class PFedRecSettings:
 
 def pfedrec(
     task: Task,
-    training: LocalTraining,
+    local_training: LocalTraining,
     settings: PFedRecSettings,
     averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """PFedRec over an item scorer whose table is shared and whose score function is private.
 
-    All clients weigh the same, whatever ``averaging`` says.
+    All clients have the same weight; ``averaging.weight_power`` is not read.
     """
-    shapes = shapes_of(task.partition.init_shared())
+    shared_shapes = shapes_of(task.partition.init_shared())
     first_score_function = task.partition.init_private(ClientDataset("", (), ()))
     draw_pairs = partial(
         draw_training_pairs,
-        training,
+        local_training,
         negatives_per_positive=settings.negatives_per_positive,
         by_row=settings.item_step == "row",
     )
 
-    def init_client(data: ClientDataset) -> Params:
-        rows = torch.zeros(0, shapes[ITEMS][1])
-        codes = torch.zeros(0, dtype=torch.int32)
-        return {**task.partition.init_private(data), ROWS: rows, CODES: codes}
+    def init_client(client_data: ClientDataset) -> Params:
+        own_rows = torch.zeros(0, shared_shapes[ITEMS][1])
+        own_codes = torch.zeros(0, dtype=torch.int32)
+        return {**task.partition.init_private(client_data), ROWS: own_rows, CODES: own_codes}
 
     def train_all(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
-    ) -> list[tuple[TrainingPairs, Trained]]:
-        round_, table = broadcast.round, broadcast.params[ITEMS]
-        client_pairs = [draw_pairs(data=data, round_=round_) for data in datasets]
-        heads = [head_of(state) for state in states]
-        if training.settings.engine == "loop":
-            starts = zip(heads, client_pairs, strict=True)
-            trained = [_train_by_loop(training, broadcast, *start) for start in starts]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
+    ) -> list[tuple[TrainingPairs, TrainedScorer]]:
+        round_, shared_table = broadcast.round, broadcast.params[ITEMS]
+        client_pairs = [
+            draw_pairs(client_data=client_data, round_=round_) for client_data in client_datasets
+        ]
+        score_functions = [head_of(client_state) for client_state in client_states]
+        if local_training.settings.engine == "loop":
+            starts = zip(score_functions, client_pairs, strict=True)
+            trained_scorers = [
+                _train_by_loop(local_training, broadcast, *client_start) for client_start in starts
+            ]
         else:
-            trained = train_scorers(training, table, heads, client_pairs, round_)
-        return list(zip(client_pairs, trained, strict=True))
+            trained_scorers = train_scorers(
+                local_training, shared_table, score_functions, client_pairs, round_
+            )
+        return list(zip(client_pairs, trained_scorers, strict=True))
 
     def updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        return [_update(broadcast, *result) for result in train_all(broadcast, states, datasets)]
+        return [
+            _update(broadcast, *client_result)
+            for client_result in train_all(broadcast, client_states, client_datasets)
+        ]
 
     def finetunes(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        return [_state(*result) for result in train_all(broadcast, states, datasets)]
+        return [
+            _state(*client_result)
+            for client_result in train_all(broadcast, client_states, client_datasets)
+        ]
 
     return FederatedAlgorithm(
-        client=ClientSide(init_client, updates, shapes, finetunes),
+        client=ClientSide(init_client, updates, shared_shapes, finetunes),
         server=ServerSide(
             init=lambda: ServerState(task.partition.init_shared()),
             update=lambda server, reply: averaging.step(server, reply.params),
@@ -140,33 +158,48 @@ def pfedrec(
 
 
 def _train_by_loop(
-    training: LocalTraining, broadcast: Broadcast, head: Params, pairs: TrainingPairs
-) -> Trained:
-    params, losses = train_scorer(training, {**broadcast.params, **head}, pairs, broadcast.round)
-    return head_of(params), rows_of(params[ITEMS], pairs.codes), losses
+    local_training: LocalTraining,
+    broadcast: Broadcast,
+    score_function: Params,
+    client_pairs: TrainingPairs,
+) -> TrainedScorer:
+    params, loss_sum = train_scorer(
+        local_training, {**broadcast.params, **score_function}, client_pairs, broadcast.round
+    )
+    return head_of(params), rows_of(params[ITEMS], client_pairs.codes), loss_sum
 
 
-def _update(broadcast: Broadcast, pairs: TrainingPairs, trained: Trained) -> ClientUpdate:
-    _, rows, losses = trained
-    table = broadcast.params[ITEMS]
-    norm = torch.linalg.vector_norm(rows - rows_of(table, pairs.codes))
+def _update(
+    broadcast: Broadcast, client_pairs: TrainingPairs, trained_scorer: TrainedScorer
+) -> ClientUpdate:
+    _, trained_rows, loss_sum = trained_scorer
+    shared_table = broadcast.params[ITEMS]
+    update_norm = torch.linalg.vector_norm(trained_rows - rows_of(shared_table, client_pairs.codes))
     return ClientUpdate(
-        params={ITEMS: table.index_copy(0, torch.from_numpy(pairs.codes), rows)},
+        params={
+            ITEMS: shared_table.index_copy(0, torch.from_numpy(client_pairs.codes), trained_rows)
+        },
         weight=1.0,
-        metrics=loss_metrics(losses),
-        state=_state(pairs, trained),
-        norm=float(norm),
+        metrics=loss_metrics(loss_sum),
+        state=_state(client_pairs, trained_scorer),
+        norm=float(update_norm),
     )
 
 
-def _state(pairs: TrainingPairs, trained: Trained) -> Params:
-    head, rows, _ = trained
-    return {**head, ROWS: rows, CODES: torch.from_numpy(pairs.codes.astype("int32"))}
+def _state(client_pairs: TrainingPairs, trained_scorer: TrainedScorer) -> Params:
+    score_function, trained_rows, _ = trained_scorer
+    return {
+        **score_function,
+        ROWS: trained_rows,
+        CODES: torch.from_numpy(client_pairs.codes.astype("int32")),
+    }
 
 
-def _own_model(shared: Params, state: Params) -> Params:
-    table = shared[ITEMS].index_copy(0, state[CODES].long(), state[ROWS].to(shared[ITEMS].dtype))
-    return {ITEMS: table, **head_of(state)}
+def _own_model(shared_params: Params, client_state: Params) -> Params:
+    merged_table = shared_params[ITEMS].index_copy(
+        0, client_state[CODES].long(), client_state[ROWS].to(shared_params[ITEMS].dtype)
+    )
+    return {ITEMS: merged_table, **head_of(client_state)}
 
 
 PFEDREC = AlgorithmSpec(

@@ -155,107 +155,162 @@ class Trained(NamedTuple):
 
 def pfsr(
     task: Task,
-    training: LocalTraining,
+    local_training: LocalTraining,
     settings: PFSRSettings,
     averaging: Averaging = PLAIN_MEAN,
 ) -> FederatedAlgorithm:
     """PFSR over a task whose item table is private or shared."""
-    base, serves_personal = fed_avg(task, training), settings.serve == "personal"
+    base_algorithm, serves_personal = fed_avg(task, local_training), settings.serve == "personal"
 
     def train_all(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Trained]:
-        shared, term = broadcast.params, _magnitude_term(settings, broadcast)
-        before = [split_state(state, shared) for state in states]
+        shared_params, loss_term = broadcast.params, _magnitude_term(settings, broadcast)
+        previous_states = [
+            split_state(client_state, shared_params) for client_state in client_states
+        ]
         jobs = [
             Job(
-                params={**merge_by_mask(old.masks, old.encoder, shared), **old.private},
-                data=data,
-                stream=stream_seed(training.seed, "client", data.client, broadcast.round),
-                extra_loss=ExtraLoss(term, {"masks": old.masks, "encoder": old.encoder}),
+                params={
+                    **merge_by_mask(previous_state.masks, previous_state.encoder, shared_params),
+                    **previous_state.private,
+                },
+                data=client_data,
+                stream=stream_seed(
+                    local_training.seed, "client", client_data.client, broadcast.round
+                ),
+                extra_loss=ExtraLoss(
+                    loss_term, {"masks": previous_state.masks, "encoder": previous_state.encoder}
+                ),
             )
-            for old, data in zip(before, datasets, strict=True)
+            for previous_state, client_data in zip(previous_states, client_datasets, strict=True)
         ]
-        train_jobs = partial(train_clients, task, training.in_round(broadcast.round))
-        masks = [old.masks for old in before]
-        results = _phases(train_jobs, jobs, masks) if settings.two_phases else train_jobs(jobs)
+        train_jobs = partial(train_clients, task, local_training.in_round(broadcast.round))
+        client_masks = [previous_state.masks for previous_state in previous_states]
+        trained_params = (
+            _phases(train_jobs, jobs, client_masks) if settings.two_phases else train_jobs(jobs)
+        )
         next_masks = response_masks(
             task,
-            training,
-            [params for params, _ in results],
+            local_training,
+            [params for params, _ in trained_params],
             jobs,
             num_samples=settings.fisher_samples,
             mask_of=settings.mask_rule,
         )
         return [
-            Trained(Personal(*task.partition.split(params), next_mask), mask, losses)
-            for (params, losses), next_mask, mask in zip(results, next_masks, masks, strict=True)
+            Trained(Personal(*task.partition.split(params), next_mask), client_mask, losses)
+            for (params, losses), next_mask, client_mask in zip(
+                trained_params, next_masks, client_masks, strict=True
+            )
         ]
 
     def updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        trained = train_all(broadcast, states, datasets)
-        return [update_of(broadcast, *pair) for pair in zip(trained, datasets, strict=True)]
+        trained_clients = train_all(broadcast, client_states, client_datasets)
+        return [
+            update_of(broadcast, *trained_pair)
+            for trained_pair in zip(trained_clients, client_datasets, strict=True)
+        ]
 
-    def update_of(broadcast: Broadcast, trained: Trained, data: ClientDataset) -> ClientUpdate:
-        shared, (personal, masks, losses) = broadcast.params, trained
-        reply = {
-            name: torch.where(masks[name], shared[name], personal.encoder[name]) for name in shared
+    def update_of(
+        broadcast: Broadcast, trained_client: Trained, client_data: ClientDataset
+    ) -> ClientUpdate:
+        shared_params, (personal, masks, losses) = broadcast.params, trained_client
+        reply_params = {
+            tensor_name: torch.where(
+                masks[tensor_name], shared_params[tensor_name], personal.encoder[tensor_name]
+            )
+            for tensor_name in shared_params
         }
-        norm = float(distance(reply, shared))
+        update_norm = float(distance(reply_params, shared_params))
         if settings.aggregation == "count":
-            reply |= {UNMASKED + name: (~mask).float() for name, mask in masks.items()}
-        mask_ratios = {f"mask-ratio/{name}": share for name, share in kept_share(masks).items()}
+            reply_params |= {
+                UNMASKED + tensor_name: (~mask).float() for tensor_name, mask in masks.items()
+            }
+        mask_ratios = {
+            f"mask-ratio/{tensor_name}": kept_ratio
+            for tensor_name, kept_ratio in kept_share(masks).items()
+        }
         return ClientUpdate(
-            params=reply,
-            weight=float(data.num_interactions) ** averaging.weight_power,
+            params=reply_params,
+            weight=float(client_data.num_interactions) ** averaging.weight_power,
             metrics={**loss_metrics(losses), **mask_ratios, "clients": 1.0},
             state=join_state(personal, whole=serves_personal),
-            norm=norm,
+            norm=update_norm,
         )
 
-    def model(shared: Params, state: Params) -> Params:
-        own = split_state(state, shared)
+    def model(shared_params: Params, client_state: Params) -> Params:
+        own_parts = split_state(client_state, shared_params)
         if serves_personal:
-            return {**own.encoder, **own.private}
-        return {**merge_by_mask(own.masks, own.encoder, shared), **own.private}
+            return {**own_parts.encoder, **own_parts.private}
+        return {
+            **merge_by_mask(own_parts.masks, own_parts.encoder, shared_params),
+            **own_parts.private,
+        }
 
     def finetunes(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[Params]:
-        trained = train_all(broadcast, states, datasets)
-        return [join_state(result.personal, whole=serves_personal) for result in trained]
+        trained_clients = train_all(broadcast, client_states, client_datasets)
+        return [
+            join_state(trained_client.personal, whole=serves_personal)
+            for trained_client in trained_clients
+        ]
 
-    def averaged_model(shared: Params, state: Params) -> Params:
-        return {**shared, **split_state(state, shared).private}
+    def averaged_model(shared_params: Params, client_state: Params) -> Params:
+        return {**shared_params, **split_state(client_state, shared_params).private}
 
     return FederatedAlgorithm(
         client=ClientSide(
-            init=base.client.init,
+            init=base_algorithm.client.init,
             updates=updates,
-            reply_shapes=_reply_shapes(base.client.reply_shapes, settings.aggregation),
+            reply_shapes=_reply_shapes(base_algorithm.client.reply_shapes, settings.aggregation),
             finetunes=finetunes,
         ),
-        server=replace(base.server, update=_server_update(settings.aggregation, averaging.step)),
+        server=replace(
+            base_algorithm.server, update=_server_update(settings.aggregation, averaging.step)
+        ),
         personalization=Personalization(model, item_variants(task, averaged_model)),
     )
 
 
-def split_state(state: Params, shared: Params) -> Personal:
-    """A client's state in its parts; before the first participation: ``shared``, nothing kept.
+def split_state(client_state: Params, shared_params: Params) -> Personal:
+    """A client's private state in its parts.
 
-    Of an encoder of which only the kept coordinates are known, the others are those of ``shared``.
+    Args:
+        client_state: As :func:`join_state` makes it, or a first state without encoder and mask.
+        shared_params: What the server sent. An encoder of which only the kept coordinates are
+            stored has these at all other coordinates.
+
+    Returns:
+        Encoder, private tensors and masks; before the first participation the shared encoder and
+        empty masks.
     """
     prefixes = (PERSONAL, MASK)
-    private = {name: value for name, value in state.items() if not name.startswith(prefixes)}
-    if not any(name.startswith(MASK) for name in state):
-        return Personal(dict(shared), private, empty_masks(shared))
-    masks = {name: _mask_of(state[MASK + name], value) for name, value in shared.items()}
-    encoder = {
-        name: _filled(state[PERSONAL + name], masks[name], value) for name, value in shared.items()
+    private_params = {
+        tensor_name: value
+        for tensor_name, value in client_state.items()
+        if not tensor_name.startswith(prefixes)
     }
-    return Personal(encoder, private, masks)
+    if not any(tensor_name.startswith(MASK) for tensor_name in client_state):
+        return Personal(dict(shared_params), private_params, empty_masks(shared_params))
+    masks = {
+        tensor_name: _mask_of(client_state[MASK + tensor_name], value)
+        for tensor_name, value in shared_params.items()
+    }
+    encoder = {
+        tensor_name: _filled(client_state[PERSONAL + tensor_name], masks[tensor_name], value)
+        for tensor_name, value in shared_params.items()
+    }
+    return Personal(encoder, private_params, masks)
 
 
 def join_state(personal: Personal, *, whole: bool) -> Params:
@@ -265,25 +320,30 @@ def join_state(personal: Personal, *, whole: bool) -> Params:
     it is merged with what the server sends.
     """
     masks, encoder = personal.masks, personal.encoder
-    values = {name: t if whole else t[masks[name]] for name, t in encoder.items()}
-    bits = {name: torch.from_numpy(np.packbits(mask.numpy())) for name, mask in masks.items()}
+    kept_values = {
+        tensor_name: t if whole else t[masks[tensor_name]] for tensor_name, t in encoder.items()
+    }
+    packed_masks = {
+        tensor_name: torch.from_numpy(np.packbits(mask.numpy()))
+        for tensor_name, mask in masks.items()
+    }
     return {
         **personal.private,
-        **{PERSONAL + name: tensor for name, tensor in values.items()},
-        **{MASK + name: tensor for name, tensor in bits.items()},
+        **{PERSONAL + tensor_name: tensor for tensor_name, tensor in kept_values.items()},
+        **{MASK + tensor_name: tensor for tensor_name, tensor in packed_masks.items()},
     }
 
 
-def _mask_of(bits: Tensor, like: Tensor) -> Tensor:
-    flags = np.unpackbits(bits.numpy(), count=like.numel()).astype(bool)
-    return torch.from_numpy(flags).reshape(like.shape)
+def _mask_of(packed_bits: Tensor, shared_tensor: Tensor) -> Tensor:
+    mask_flags = np.unpackbits(packed_bits.numpy(), count=shared_tensor.numel()).astype(bool)
+    return torch.from_numpy(mask_flags).reshape(shared_tensor.shape)
 
 
-def _filled(values: Tensor, mask: Tensor, rest: Tensor) -> Tensor:
-    """All of a tensor, of which ``values`` may hold the entries under the mask alone."""
-    if values.shape == rest.shape:
-        return values
-    return rest.masked_scatter(mask, values)
+def _filled(kept_values: Tensor, mask: Tensor, shared_tensor: Tensor) -> Tensor:
+    """All of a tensor, of which ``kept_values`` may hold the entries under the mask alone."""
+    if kept_values.shape == shared_tensor.shape:
+        return kept_values
+    return shared_tensor.masked_scatter(mask, kept_values)
 
 
 def _phases(
@@ -292,32 +352,41 @@ def _phases(
     masks: Sequence[Masks],
 ) -> list[tuple[Params, LossSum]]:
     """First the kept coordinates, then the others (FedDPA), each with an optimiser of its own."""
-    kept = [i for i, mask in enumerate(masks) if any(bool(part.any()) for part in mask.values())]
-    free = {i: {name: ~part for name, part in masks[i].items()} for i in kept}
-    first = train_all([replace(jobs[i], frozen=free[i]) for i in kept])
-    second = dict(enumerate(jobs))
-    for i, (params, _) in zip(kept, first, strict=True):
-        stream = stream_seed(jobs[i].stream, "second phase")
-        second[i] = replace(jobs[i], params=params, stream=stream, frozen=masks[i])
-    return train_all(list(second.values()))
+    masked_jobs = [
+        i
+        for i, mask in enumerate(masks)
+        if any(bool(tensor_mask.any()) for tensor_mask in mask.values())
+    ]
+    free_masks = {
+        i: {tensor_name: ~tensor_mask for tensor_name, tensor_mask in masks[i].items()}
+        for i in masked_jobs
+    }
+    first_results = train_all([replace(jobs[i], frozen=free_masks[i]) for i in masked_jobs])
+    second_jobs = dict(enumerate(jobs))
+    for i, (params, _) in zip(masked_jobs, first_results, strict=True):
+        phase_stream = stream_seed(jobs[i].stream, "second phase")
+        second_jobs[i] = replace(jobs[i], params=params, stream=phase_stream, frozen=masks[i])
+    return train_all(list(second_jobs.values()))
 
 
 def _magnitude_term(
     settings: PFSRSettings, broadcast: Broadcast
 ) -> Callable[[Params, Mapping[str, Params]], Tensor]:
-    norm, shared = broadcast.signals.get(TARGET_NORM), broadcast.params
+    target_norm, shared_params = broadcast.signals.get(TARGET_NORM), broadcast.params
 
     def term(params: Params, context: Mapping[str, Params]) -> Tensor:
-        total, masks = torch.zeros(()), context["masks"]
+        total_loss, masks = torch.zeros(()), context["masks"]
         if settings.anchor_strength:
-            anchor = context["encoder"] if settings.anchor == "local" else shared
-            total = total + keep_local(params, anchor, masks, settings.anchor_strength)
-        if settings.magnitude_strength and norm is not None:
-            strength, side = settings.magnitude_strength, settings.magnitude_side
-            total = total + magnitude(
-                params, shared, masks, norm=norm, strength=strength, side=side
+            anchor_params = context["encoder"] if settings.anchor == "local" else shared_params
+            total_loss = total_loss + keep_local(
+                params, anchor_params, masks, settings.anchor_strength
             )
-        return total
+        if settings.magnitude_strength and target_norm is not None:
+            strength, side = settings.magnitude_strength, settings.magnitude_side
+            total_loss = total_loss + magnitude(
+                params, shared_params, masks, norm=target_norm, strength=strength, side=side
+            )
+        return total_loss
 
     return term
 
@@ -325,28 +394,37 @@ def _magnitude_term(
 def _server_update(
     aggregation: str, step: ServerStep
 ) -> Callable[[ServerState, Reply], ServerState]:
-    def server_update(server: ServerState, reply: Reply) -> ServerState:
-        mean = reply.params
+    def server_update(server_state: ServerState, mean_reply: Reply) -> ServerState:
+        mean_params = mean_reply.params
         if aggregation == "count":
-            mean = {
-                name: _mean_of_unmasked(old, mean[name], mean[UNMASKED + name])
-                for name, old in server.params.items()
+            mean_params = {
+                tensor_name: _mean_of_unmasked(
+                    old_tensor, mean_params[tensor_name], mean_params[UNMASKED + tensor_name]
+                )
+                for tensor_name, old_tensor in server_state.params.items()
             }
-        signals = {**server.signals, TARGET_NORM: median(reply.norms)}
-        return replace(step(server, mean), signals=signals)
+        next_signals = {**server_state.signals, TARGET_NORM: median(mean_reply.norms)}
+        return replace(step(server_state, mean_params), signals=next_signals)
 
     return server_update
 
 
-def _mean_of_unmasked(old: Tensor, mean: Tensor, share: Tensor) -> Tensor:
-    """``share``: weight of the clients that did not mask a coordinate; unchanged where it is 0."""
-    return torch.where(share > 0, old + (mean - old) / share.clamp(min=1e-12), old)
+def _mean_of_unmasked(old_tensor: Tensor, mean_tensor: Tensor, unmasked_share: Tensor) -> Tensor:
+    """The mean over the clients that did not mask a coordinate.
+
+    ``unmasked_share``: their share of the weight; where it is 0 the coordinate is unchanged.
+    """
+    return torch.where(
+        unmasked_share > 0,
+        old_tensor + (mean_tensor - old_tensor) / unmasked_share.clamp(min=1e-12),
+        old_tensor,
+    )
 
 
 def _reply_shapes(shapes: Shapes, aggregation: str) -> Shapes:
     if aggregation == "zero":
         return shapes
-    return {**shapes, **{UNMASKED + name: shape for name, shape in shapes.items()}}
+    return {**shapes, **{UNMASKED + tensor_name: shape for tensor_name, shape in shapes.items()}}
 
 
 PFSR = AlgorithmSpec(pfsr, PFSRSettings)

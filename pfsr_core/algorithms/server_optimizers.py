@@ -55,9 +55,9 @@ class ServerOptimizerSettings:
     )
 
 
-def average(server: ServerState, mean: Params) -> ServerState:
+def average(server_state: ServerState, mean_params: Params) -> ServerState:
     """The mean becomes the shared model."""
-    return replace(server, params=mean, round=server.round + 1)
+    return replace(server_state, params=mean_params, round=server_state.round + 1)
 
 
 def momentum_step(learning_rate: float, momentum: float, decay: float = 1.0) -> ServerStep:
@@ -66,15 +66,19 @@ def momentum_step(learning_rate: float, momentum: float, decay: float = 1.0) -> 
     The learning rate is multiplied by ``decay`` after every round.
     """
 
-    def step(server: ServerState, mean: Params) -> ServerState:
-        rate = learning_rate * decay**server.round
-        slots: Params = {}
-        params: Params = {}
-        for name, old in server.params.items():
-            before = server.slots.get(name, torch.zeros_like(old))
-            slots[name] = momentum * before + (mean[name] - old)
-            params[name] = old + rate * slots[name]
-        return replace(server, params=params, round=server.round + 1, slots=slots)
+    def step(server_state: ServerState, mean_params: Params) -> ServerState:
+        round_rate = learning_rate * decay**server_state.round
+        new_slots: Params = {}
+        new_params: Params = {}
+        for tensor_name, old_tensor in server_state.params.items():
+            old_momentum = server_state.slots.get(tensor_name, torch.zeros_like(old_tensor))
+            new_slots[tensor_name] = momentum * old_momentum + (
+                mean_params[tensor_name] - old_tensor
+            )
+            new_params[tensor_name] = old_tensor + round_rate * new_slots[tensor_name]
+        return replace(
+            server_state, params=new_params, round=server_state.round + 1, slots=new_slots
+        )
 
     return step
 
@@ -87,18 +91,23 @@ def adam_step(
     The learning rate is multiplied by ``decay`` after every round.
     """
 
-    def step(server: ServerState, mean: Params) -> ServerState:
-        rate = learning_rate * decay**server.round
-        slots: Params = {}
-        params: Params = {}
-        for name, old in server.params.items():
-            zero, change = torch.zeros_like(old), mean[name] - old
-            m = momentum * server.slots.get(f"m/{name}", zero) + (1 - momentum) * change
-            v = server.slots.get(f"v/{name}", zero)
-            v = SECOND_MOMENT * v + (1 - SECOND_MOMENT) * change.square()
-            slots |= {f"m/{name}": m, f"v/{name}": v}
-            params[name] = old + rate * m / (v.sqrt() + epsilon)
-        return replace(server, params=params, round=server.round + 1, slots=slots)
+    def step(server_state: ServerState, mean_params: Params) -> ServerState:
+        round_rate = learning_rate * decay**server_state.round
+        new_slots: Params = {}
+        new_params: Params = {}
+        for tensor_name, old_tensor in server_state.params.items():
+            zero, mean_change = torch.zeros_like(old_tensor), mean_params[tensor_name] - old_tensor
+            m = (
+                momentum * server_state.slots.get(f"m/{tensor_name}", zero)
+                + (1 - momentum) * mean_change
+            )
+            v = server_state.slots.get(f"v/{tensor_name}", zero)
+            v = SECOND_MOMENT * v + (1 - SECOND_MOMENT) * mean_change.square()
+            new_slots |= {f"m/{tensor_name}": m, f"v/{tensor_name}": v}
+            new_params[tensor_name] = old_tensor + round_rate * m / (v.sqrt() + epsilon)
+        return replace(
+            server_state, params=new_params, round=server_state.round + 1, slots=new_slots
+        )
 
     return step
 

@@ -43,7 +43,7 @@ class Labels:
         loss: What its training loss is.
         outcome_column: Title of the column of the client table that holds ``outcome``; empty: the
             table has none.
-        outcome: What the table says of one client, from the sums of its
+        outcome: The entry of one client in that column, from the sums of its
             ``Personalization.outcome``; empty where it has none.
     """
 

@@ -1,7 +1,7 @@
 """The variable response mechanism: what a client keeps local, by its Fisher information.
 
 After a client's training the diagonal Fisher information of its encoder is estimated from samples
-of its histories, and the mask says which coordinates it keeps at home in its next round. Sources of
+of its histories, and the mask marks the coordinates that stay local in its next round. Sources of
 form and thresholds: :mod:`pfsr_core.algorithms.pfsr`.
 """
 
@@ -34,8 +34,8 @@ MaskRule = Callable[[Params], Masks]
 
 def response_masks(
     task: Task,
-    training: LocalTraining,
-    trained: Sequence[Params],
+    local_training: LocalTraining,
+    trained_params: Sequence[Params],
     jobs: Sequence[Job],
     *,
     num_samples: int,
@@ -45,8 +45,8 @@ def response_masks(
 
     Args:
         task: The model; only its shared names can be masked, and none that is always averaged.
-        training: How clients train.
-        trained: The parameters of each client after its training.
+        local_training: How clients train.
+        trained_params: The parameters of each client after its training.
         jobs: What each was trained by.
         num_samples: Number of (prefix, target) samples that the information is estimated from.
         mask_of: What is masked; None masks nothing.
@@ -54,43 +54,61 @@ def response_masks(
     Returns:
         A mask for each job; that of a client without an item to predict is empty.
     """
-    masks = [empty_masks(task.partition.split(params)[0]) for params in trained]
+    masks = [empty_masks(task.partition.split(params)[0]) for params in trained_params]
     if mask_of is None:
         return masks
-    sampled = [i for i, job in enumerate(jobs) if can_be_sampled(job.data)]
-    samples = [client_samples(task, training, num_samples, trained[i], jobs[i]) for i in sampled]
-    fishers = client_fishers(target_log_probability(task), samples, training.settings.engine)
-    for i, fisher in zip(sampled, fishers, strict=True):
-        masks[i] |= mask_of(fisher)
+    sampled_jobs = [job_index for job_index, job in enumerate(jobs) if can_be_sampled(job.data)]
+    fisher_clients = [
+        client_samples(
+            task, local_training, num_samples, trained_params[job_index], jobs[job_index]
+        )
+        for job_index in sampled_jobs
+    ]
+    fishers = client_fishers(
+        target_log_probability(task), fisher_clients, local_training.settings.engine
+    )
+    for job_index, fisher in zip(sampled_jobs, fishers, strict=True):
+        masks[job_index] |= mask_of(fisher)
     return masks
 
 
-def can_be_sampled(data: ClientDataset) -> bool:
+def can_be_sampled(client_data: ClientDataset) -> bool:
     """Whether a user has an item to predict."""
-    return data.num_interactions > len(data.users)
+    return client_data.num_interactions > len(client_data.users)
 
 
-def fisher_samples(task: Task, training: LocalTraining, job: Job, count: int) -> Samples:
+def fisher_samples(
+    task: Task, local_training: LocalTraining, job: Job, num_samples: int
+) -> Samples:
     """:func:`prefix_samples` of a client in its stream, items as rows of its table."""
     generator = torch.Generator().manual_seed(stream_seed(job.stream, "fisher"))
     samples = prefix_samples(
-        job.data, training.max_length, count, generator, with_times=task.model.reads_times
+        job.data,
+        local_training.max_length,
+        num_samples,
+        generator,
+        with_times=task.model.reads_times,
     )
-    rows = task.items.candidates(job.data)
+    candidate_codes = task.items.candidates(job.data)
     return samples._replace(
-        prefixes=row_numbers(samples.prefixes, rows), targets=row_numbers(samples.targets, rows)
+        prefixes=row_numbers(samples.prefixes, candidate_codes),
+        targets=row_numbers(samples.targets, candidate_codes),
     )
 
 
 def client_samples(
-    task: Task, training: LocalTraining, count: int, params: Params, job: Job
+    task: Task, local_training: LocalTraining, num_samples: int, params: Params, job: Job
 ) -> Sampled:
-    """A client's ``count`` Fisher samples, and which of its names may be masked."""
-    masked = select(params, task.partition.shared - task.items.averaged)
+    """A client's ``num_samples`` Fisher samples, and which of its names may be masked."""
+    maskable_params = select(params, task.partition.shared - task.items.averaged)
     return Sampled(
-        encoder=masked,
-        private={name: tensor for name, tensor in params.items() if name not in masked},
-        samples=fisher_samples(task, training, job, count),
+        encoder=maskable_params,
+        private={
+            tensor_name: tensor
+            for tensor_name, tensor in params.items()
+            if tensor_name not in maskable_params
+        },
+        samples=fisher_samples(task, local_training, job, num_samples),
         items=len(task.items.candidates(job.data)) + 1,
         rows=client_item_index(task, job.data),
     )
@@ -98,7 +116,7 @@ def client_samples(
 
 def target_log_probability(task: Task) -> LogProbability:
     """Of a target after a prefix, as a function of the encoder: what the information is of."""
-    named = (OWN_ROWS, TABLE_ROWS)
+    index_names = (OWN_ROWS, TABLE_ROWS)
 
     def of_target(
         params: Params,
@@ -108,13 +126,21 @@ def target_log_probability(task: Task) -> LogProbability:
         target: Tensor,
         *times: Tensor,
     ) -> Tensor:
-        rest = {name: part for name, part in constants.items() if name not in (ROWS, *named)}
-        rows = {name: constants[name] for name in named if name in constants}
-        model = task.items.materialize({**params, **rest}, rows)
-        known = times[0][None] if times else None
-        hidden = task.model.apply(model, prefix[None], None, known)[0]
-        last = hidden.index_select(0, (length - 1).reshape(1))[0]
-        logits = model[ITEMS][1:] @ last
+        other_params = {
+            tensor_name: tensor
+            for tensor_name, tensor in constants.items()
+            if tensor_name not in (ROWS, *index_names)
+        }
+        item_index = {
+            tensor_name: constants[tensor_name]
+            for tensor_name in index_names
+            if tensor_name in constants
+        }
+        merged_params = task.items.materialize({**params, **other_params}, item_index)
+        prefix_times = times[0][None] if times else None
+        hidden = task.model.apply(merged_params, prefix[None], None, prefix_times)[0]
+        last_hidden = hidden.index_select(0, (length - 1).reshape(1))[0]
+        logits = merged_params[ITEMS][1:] @ last_hidden
         if ROWS in constants:
             logits = logits + constants[ROWS]
         return torch.log_softmax(logits, 0).index_select(0, (target - 1).reshape(1))[0]

@@ -1,1 +1,1 @@
-"""What a round is, whoever connects server and nodes: values, aggregation, evaluation."""
+"""A round, independent of the transport: values, aggregation, evaluation."""

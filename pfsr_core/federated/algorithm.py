@@ -39,6 +39,7 @@ class ServerState:
     slots: Params = field(default_factory=dict)  # moments of a server optimiser
 
     def broadcast(self) -> Broadcast:
+        """What the next round starts from."""
         return Broadcast(self.params, self.round + 1, self.signals)
 
 
@@ -69,14 +70,14 @@ Personalize = Callable[[Params, Params], Params]
 """(shared parameters, a client's private state) -> a whole model"""
 GLOBAL, WITH_PRIVATE, FULL = "global", "global+private", "full"
 """Names of variants: what the federation learnt, the same with what a client adds to it, and the
-model as a client's own training leaves it: once more from what the server has, nothing is sent."""
+model after one further training of the client from the server's model, of which nothing is sent."""
 
 
 def keep_states(
-    _broadcast: Broadcast, states: Sequence[Params], _datasets: Sequence[ClientDataset]
+    _broadcast: Broadcast, client_states: Sequence[Params], _datasets: Sequence[ClientDataset]
 ) -> list[Params]:
     """The default ``finetunes``: nothing changes."""
-    return list(states)
+    return list(client_states)
 
 
 def one_by_one(
@@ -85,10 +86,15 @@ def one_by_one(
     """``updates`` of an algorithm that trains its clients one after the other."""
 
     def client_updates(
-        broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
+        broadcast: Broadcast,
+        client_states: Sequence[Params],
+        client_datasets: Sequence[ClientDataset],
     ) -> list[ClientUpdate]:
-        pairs = zip(states, datasets, strict=True)
-        return [client_update(broadcast, state, data) for state, data in pairs]
+        pairs = zip(client_states, client_datasets, strict=True)
+        return [
+            client_update(broadcast, client_state, client_data)
+            for client_state, client_data in pairs
+        ]
 
     return client_updates
 
@@ -161,7 +167,7 @@ class FederatedAlgorithm:
 
     @property
     def has_full_variant(self) -> bool:
-        """Whether FULL says more than the other variants: a client can train once more."""
+        """Whether FULL differs from the other variants: clients can train once more."""
         trains_again = self.client.finetunes is not keep_states
         return GLOBAL in self.personalization.variants and trains_again
 
@@ -170,11 +176,13 @@ class FederatedAlgorithm:
         return replace(self, personalization=Personalization(model))
 
     def client_update(
-        self, broadcast: Broadcast, state: Params, data: ClientDataset
+        self, broadcast: Broadcast, client_state: Params, client_data: ClientDataset
     ) -> ClientUpdate:
         """One round on one client."""
-        return self.client.updates(broadcast, [state], [data])[0]
+        return self.client.updates(broadcast, [client_state], [client_data])[0]
 
-    def finetune(self, broadcast: Broadcast, state: Params, data: ClientDataset) -> Params:
+    def finetune(
+        self, broadcast: Broadcast, client_state: Params, client_data: ClientDataset
+    ) -> Params:
         """One client's private state after the last round."""
-        return self.client.finetunes(broadcast, [state], [data])[0]
+        return self.client.finetunes(broadcast, [client_state], [client_data])[0]

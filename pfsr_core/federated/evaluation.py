@@ -35,19 +35,25 @@ class ClientModels:
     shared: Params
     states: Mapping[str, Params]
 
-    def merged_params(self, data: ClientDataset, personalize: Personalize | None = None) -> Params:
+    def merged_params(
+        self, client_data: ClientDataset, personalize: Personalize | None = None
+    ) -> Params:
         """The shared and the private parameters of a client as one model."""
         algorithm = self.assembly.algorithm
         merge_parts = personalize or algorithm.personalization.model
-        return merge_parts(self.shared, state_of(algorithm, self.states, data))
+        return merge_parts(self.shared, state_of(algorithm, self.states, client_data))
 
-    def scorer_of(self, data: ClientDataset, personalize: Personalize | None = None) -> Scorer:
+    def scorer_of(
+        self, client_data: ClientDataset, personalize: Personalize | None = None
+    ) -> Scorer:
         """The scorer of a client's model, which ``personalize`` makes, else the algorithm's own."""
-        params = self.merged_params(data, personalize)
-        return make_scorer(self.assembly.task, params, data, self.max_length)
+        params = self.merged_params(client_data, personalize)
+        return make_scorer(self.assembly.task, params, client_data, self.max_length)
 
 
-def evaluate_models(models: ClientModels, clients: Sequence[ClientDataset]) -> list[Evaluated]:
+def evaluate_models(
+    models: ClientModels, client_datasets: Sequence[ClientDataset]
+) -> list[Evaluated]:
     """Both splits of every client with its personalised model, small clients together.
 
     As :func:`evaluate_clients` with :meth:`ClientModels.scorer_of`, and beside it with each of the
@@ -55,24 +61,32 @@ def evaluate_models(models: ClientModels, clients: Sequence[ClientDataset]) -> l
     """
     algorithm = models.assembly.algorithm
     evaluations: dict[str, Evaluated] = {}
-    for portion in portions(algorithm, models.shared, clients):
-        states = {data.client: state_of(algorithm, models.states, data) for data in portion}
-        local = replace(models, states=states)
-        main = _evaluate_portion(local, portion, algorithm.personalization.model)
-        others = {
-            name: main
-            if variant is algorithm.personalization.model
-            else _evaluate_portion(local, portion, variant)
-            for name, variant in algorithm.personalization.variants.items()
+    for portion in portions(algorithm, models.shared, client_datasets):
+        portion_states = {
+            client_data.client: state_of(algorithm, models.states, client_data)
+            for client_data in portion
         }
-        for position, data in enumerate(portion):
-            variants = {name: evaluated[position] for name, evaluated in others.items()}
-            evaluations[data.client] = _with_variants(main[position], variants)
-    return [evaluations[data.client] for data in clients]
+        portion_models = replace(models, states=portion_states)
+        main_evaluations = _evaluate_portion(
+            portion_models, portion, algorithm.personalization.model
+        )
+        variant_evaluations = {
+            variant_name: main_evaluations
+            if variant is algorithm.personalization.model
+            else _evaluate_portion(portion_models, portion, variant)
+            for variant_name, variant in algorithm.personalization.variants.items()
+        }
+        for position, client_data in enumerate(portion):
+            variants = {
+                variant_name: evaluated[position]
+                for variant_name, evaluated in variant_evaluations.items()
+            }
+            evaluations[client_data.client] = _with_variants(main_evaluations[position], variants)
+    return [evaluations[client_data.client] for client_data in client_datasets]
 
 
 def evaluate_full(
-    models: ClientModels, broadcast: Broadcast, clients: Sequence[ClientDataset]
+    models: ClientModels, broadcast: Broadcast, client_datasets: Sequence[ClientDataset]
 ) -> list[Evaluated]:
     """FULL: both splits of every client with the model that it serves after training once more.
 
@@ -81,21 +95,21 @@ def evaluate_full(
     Args:
         models: the states that clients train from.
         broadcast: what the server sends after its last round.
-        clients: whom to evaluate.
+        client_datasets: whom to evaluate.
     """
     algorithm = models.assembly.algorithm
     evaluations: dict[str, Evaluated] = {}
-    for portion in portions(algorithm, broadcast.params, clients):
-        states = finetune_clients(algorithm, broadcast, models.states, portion)
-        finetuned = replace(
+    for portion in portions(algorithm, broadcast.params, client_datasets):
+        finetuned_states = finetune_clients(algorithm, broadcast, models.states, portion)
+        finetuned_models = replace(
             models,
             assembly=without_variants(models.assembly),
             shared=broadcast.params,
-            states=states,
+            states=finetuned_states,
         )
-        evaluated = evaluate_models(finetuned, portion)
-        evaluations |= zip((data.client for data in portion), evaluated, strict=True)
-    return [evaluations[data.client] for data in clients]
+        evaluated = evaluate_models(finetuned_models, portion)
+        evaluations |= zip((client_data.client for client_data in portion), evaluated, strict=True)
+    return [evaluations[client_data.client] for client_data in client_datasets]
 
 
 def without_variants(assembly: Assembly) -> Assembly:
@@ -117,36 +131,54 @@ def shows_full(algorithm: FederatedAlgorithm, evaluate_clients: str) -> bool:
 
 
 def _evaluate_portion(
-    models: ClientModels, clients: Sequence[ClientDataset], personalize: Personalize
+    models: ClientModels, client_datasets: Sequence[ClientDataset], personalize: Personalize
 ) -> list[Evaluated]:
     """Every client with the model that ``personalize`` makes of its state."""
-    small = [data for data in clients if len(data.users) <= SMALL]
-    params = [models.merged_params(data, personalize) for data in small]
-    together = evaluate_together(models.assembly.task, params, small, models.max_length)
-    evaluations = {data.client: one for data, one in zip(small, together, strict=True)}
-    for data in clients:
-        if data.client not in evaluations:
-            scorer = models.scorer_of(data, personalize)
-            evaluations[data.client] = {
-                split: evaluate_client(scorer, data, split) for split in SPLITS
+    small_clients = [
+        client_data for client_data in client_datasets if len(client_data.users) <= SMALL
+    ]
+    client_params = [
+        models.merged_params(client_data, personalize) for client_data in small_clients
+    ]
+    batch_evaluations = evaluate_together(
+        models.assembly.task, client_params, small_clients, models.max_length
+    )
+    evaluations = {
+        client_data.client: client_evaluation
+        for client_data, client_evaluation in zip(small_clients, batch_evaluations, strict=True)
+    }
+    for client_data in client_datasets:
+        if client_data.client not in evaluations:
+            scorer = models.scorer_of(client_data, personalize)
+            evaluations[client_data.client] = {
+                split: evaluate_client(scorer, client_data, split) for split in SPLITS
             }
-    return [evaluations[data.client] for data in clients]
+    return [evaluations[client_data.client] for client_data in client_datasets]
 
 
-def _with_variants(main: Evaluated, variants: Mapping[str, Evaluated]) -> Evaluated:
+def _with_variants(main_evaluation: Evaluated, variants: Mapping[str, Evaluated]) -> Evaluated:
     if not variants:
-        return main
+        return main_evaluation
     return {
-        split: replace(one, variants={name: other[split] for name, other in variants.items()})
-        for split, one in main.items()
+        split: replace(
+            split_evaluation,
+            variants={
+                variant_name: variant_evaluation[split]
+                for variant_name, variant_evaluation in variants.items()
+            },
+        )
+        for split, split_evaluation in main_evaluation.items()
     }
 
 
 def evaluate_clients(
-    scorer_of: ScorerOf, clients: Sequence[ClientDataset], split: HeldOut
+    scorer_of: ScorerOf, client_datasets: Sequence[ClientDataset], split: HeldOut
 ) -> list[ClientEvaluation]:
     """Every client with its own scorer, in the order given."""
-    return [evaluate_client(scorer_of(data), data, split) for data in clients]
+    return [
+        evaluate_client(scorer_of(client_data), client_data, split)
+        for client_data in client_datasets
+    ]
 
 
 def split_means(evaluations: Mapping[HeldOut, Iterable[ClientEvaluation]]) -> dict[str, float]:
@@ -156,7 +188,9 @@ def split_means(evaluations: Mapping[HeldOut, Iterable[ClientEvaluation]]) -> di
     are counts.
     """
     return {
-        f"{split}/{key}": value
-        for split, of_split in evaluations.items()
-        for key, value in means(merge(*(one.client_sums() for one in of_split))).items()
+        f"{split}/{metric_key}": metric_value
+        for split, split_evaluations in evaluations.items()
+        for metric_key, metric_value in means(
+            merge(*(client_evaluation.client_sums() for client_evaluation in split_evaluations))
+        ).items()
     }

@@ -35,13 +35,13 @@ class Assembly:
         """Names and shapes of what the server sends: one vector on the wire, in this order."""
         return shapes_of(self.algorithm.server.init().params)
 
-    def fingerprint_of(self, data: ClientDataset) -> str:
+    def fingerprint_of(self, client_data: ClientDataset) -> str:
         """Names the model, and whose rows a client's state holds: of which items and users."""
-        private, facts = self.task.partition.private, []
-        if data.own_catalogue is not None:
-            facts.append(hashlib.sha256(data.own_catalogue.tobytes()).hexdigest())
-        if private & set(ROW_NAMES):
-            facts.append(hashlib.sha256(data.touched.tobytes()).hexdigest())
-        if USERS in private:
-            facts.extend(user.user for user in data.users)
-        return fingerprint({}, self.fingerprint, *facts) if facts else self.fingerprint
+        private_names, state_facts = self.task.partition.private, []
+        if client_data.own_catalogue is not None:
+            state_facts.append(hashlib.sha256(client_data.own_catalogue.tobytes()).hexdigest())
+        if private_names & set(ROW_NAMES):
+            state_facts.append(hashlib.sha256(client_data.touched.tobytes()).hexdigest())
+        if USERS in private_names:
+            state_facts.extend(user.user for user in client_data.users)
+        return fingerprint({}, self.fingerprint, *state_facts) if state_facts else self.fingerprint

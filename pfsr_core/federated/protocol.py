@@ -44,7 +44,7 @@ Flat = NDArray[np.float32]
 
 
 class ProtocolError(ValueError):
-    """A message that does not say what its kind must say."""
+    """A message that lacks a required field or has a malformed one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Instruction:
         clients: those to train, or to finish with.
         signals: numbers that the algorithm sends with the shared parameters.
         evaluate: rank the held-out items with what was received, before training; of the node's
-            clients, or of those to train, as run.evaluate-clients says.
+            clients, or of those to train, by run.evaluate-clients.
         finetune: of ``query.finish``: train once more before evaluating again.
         install: of ``query.finish``: keep the model for serving.
     """
@@ -87,7 +87,7 @@ def instruction_to_config(instruction: Instruction) -> dict[str, Any]:
         "last-rounds": list(instruction.last_rounds.values()),
         "clients": list(instruction.clients),
         "signal-names": list(instruction.signals),
-        "signal-values": [float(value) for value in instruction.signals.values()],
+        "signal-values": [float(signal_value) for signal_value in instruction.signals.values()],
         "evaluate": instruction.evaluate,
         "finetune": instruction.finetune,
         "install": instruction.install,
@@ -116,39 +116,45 @@ def instruction_from_config(config: Mapping[str, Any]) -> Instruction:
 
 def prefixed(prefix: str, sums: Mapping[str, float]) -> dict[str, float]:
     """The same numbers, each under ``prefix`` and its name."""
-    return {prefix + name: value for name, value in sums.items()}
+    return {prefix + metric_name: metric_value for metric_name, metric_value in sums.items()}
 
 
 def under(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers whose name begins with ``prefix``, without it; raises ProtocolError on a list."""
-    names = [name for name in metrics if name.startswith(prefix)]
-    return {name.removeprefix(prefix): scalar(metrics, name) for name in names}
+    names = [metric_name for metric_name in metrics if metric_name.startswith(prefix)]
+    return {metric_name.removeprefix(prefix): scalar(metrics, metric_name) for metric_name in names}
 
 
-def scalar(metrics: Mapping[str, Any], name: str) -> float:
+def scalar(metrics: Mapping[str, Any], metric_name: str) -> float:
     """One number; raises ProtocolError when it is missing or is not a single number."""
-    value = metrics.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ProtocolError(f"{name} is {_kind(value)} instead of a number")
-    return float(value)
+    metric_value = metrics.get(metric_name)
+    if not isinstance(metric_value, int | float) or isinstance(metric_value, bool):
+        raise ProtocolError(f"{metric_name} is {_kind(metric_value)} instead of a number")
+    return float(metric_value)
 
 
-def numbers(metrics: Mapping[str, Any], name: str, count: int) -> list[float]:
+def numbers(metrics: Mapping[str, Any], metric_name: str, count: int) -> list[float]:
     """A list of ``count`` numbers; raises ProtocolError when it is anything else."""
-    value = metrics.get(name)
-    if not isinstance(value, list) or len(value) != count:
-        raise ProtocolError(f"{name} is {_kind(value)} instead of a list of {count}")
-    return [float(part) for part in value]
+    metric_value = metrics.get(metric_name)
+    if not isinstance(metric_value, list) or len(metric_value) != count:
+        raise ProtocolError(f"{metric_name} is {_kind(metric_value)} instead of a list of {count}")
+    return [float(list_entry) for list_entry in metric_value]
 
 
-def check_names(metrics: Mapping[str, Any], exact: Sequence[str], prefixes: Sequence[str]) -> None:
+def check_names(
+    metrics: Mapping[str, Any], exact_names: Sequence[str], name_prefixes: Sequence[str]
+) -> None:
     """Raises ProtocolError on a metric that no part of the protocol names."""
-    for name in metrics:
-        if name not in exact and not name.startswith(tuple(prefixes)):
-            raise ProtocolError(f"unknown metric {name!r}")
+    for metric_name in metrics:
+        if metric_name not in exact_names and not metric_name.startswith(tuple(name_prefixes)):
+            raise ProtocolError(f"unknown metric {metric_name!r}")
 
 
-def _kind(value: Any) -> str:
-    if value is None:
+def _kind(metric_value: Any) -> str:
+    if metric_value is None:
         return "missing"
-    return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+    return (
+        f"a list of {len(metric_value)}"
+        if isinstance(metric_value, list)
+        else type(metric_value).__name__
+    )

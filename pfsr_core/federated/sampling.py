@@ -9,14 +9,25 @@ import numpy as np
 from pfsr_core.randomness import stream_seed
 
 
-def sample_clients(clients: Sequence[str], share: float, seed: int, round_: int) -> tuple[str, ...]:
-    """``share`` of the clients, at least one, without replacement; in the given order.
+def sample_clients(
+    client_names: Sequence[str], share: float, seed: int, round_: int
+) -> tuple[str, ...]:
+    """Draws the clients of a round, without replacement.
 
     Depends on the names, the seed and the round only: never on nodes or their ids.
+
+    Args:
+        client_names: All clients.
+        share: The share of them that takes part; at least one client does.
+        seed: The seed of the run.
+        round_: The 1-based round.
+
+    Returns:
+        The sampled clients, in the order of ``client_names``.
     """
-    count = max(1, round(share * len(clients)))
-    if count >= len(clients):
-        return tuple(clients)
+    num_sampled = max(1, round(share * len(client_names)))
+    if num_sampled >= len(client_names):
+        return tuple(client_names)
     rng = np.random.default_rng(stream_seed(seed, "sampling", round_))
-    chosen = np.sort(rng.permutation(len(clients))[:count])
-    return tuple(clients[i] for i in chosen)
+    chosen_positions = np.sort(rng.permutation(len(client_names))[:num_sampled])
+    return tuple(client_names[i] for i in chosen_positions)

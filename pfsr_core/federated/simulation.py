@@ -33,89 +33,118 @@ class RoundReport:
     reply: Reply
 
 
-def hosted_by(clients: Sequence[str], node: int, nodes: int) -> tuple[str, ...]:
-    """The clients on node ``node`` of ``nodes``: every ``nodes``-th one."""
-    return tuple(clients[node::nodes])
+def hosted_by(client_names: Sequence[str], node_index: int, num_nodes: int) -> tuple[str, ...]:
+    """The clients on node ``node_index`` of ``num_nodes``: every ``num_nodes``-th one."""
+    return tuple(client_names[node_index::num_nodes])
 
 
 def state_of(
-    algorithm: FederatedAlgorithm, states: Mapping[str, Params], data: ClientDataset
+    algorithm: FederatedAlgorithm, client_states: Mapping[str, Params], client_data: ClientDataset
 ) -> Params:
     """A client's private state, its first one where it has none yet."""
-    known = states.get(data.client)
-    return algorithm.client.init(data) if known is None else known
+    known_state = client_states.get(client_data.client)
+    return algorithm.client.init(client_data) if known_state is None else known_state
 
 
 def portions(
-    algorithm: FederatedAlgorithm, shared: Params, datasets: Sequence[ClientDataset]
+    algorithm: FederatedAlgorithm, shared_params: Params, client_datasets: Sequence[ClientDataset]
 ) -> Iterator[Sequence[ClientDataset]]:
     """The clients, those of similar size together, in portions that bound the memory.
 
     What a portion needs, a few models a client, does not depend on how many clients there are.
     """
-    if not datasets:
+    if not client_datasets:
         return
-    first = algorithm.client.init(datasets[0])
-    size = sum(tensor.numel() for tensor in (*shared.values(), *first.values()))
-    count = max(1, VALUES_AT_ONCE // max(1, size))
-    ordered = sorted(datasets, key=lambda data: data.num_interactions)
-    for start in range(0, len(ordered), count):
-        yield ordered[start : start + count]
+    first_state = algorithm.client.init(client_datasets[0])
+    values_per_client = sum(
+        tensor.numel() for tensor in (*shared_params.values(), *first_state.values())
+    )
+    portion_size = max(1, VALUES_AT_ONCE // max(1, values_per_client))
+    sorted_datasets = sorted(client_datasets, key=lambda client_data: client_data.num_interactions)
+    for portion_start in range(0, len(sorted_datasets), portion_size):
+        yield sorted_datasets[portion_start : portion_start + portion_size]
 
 
 def finetune_clients(
     algorithm: FederatedAlgorithm,
     broadcast: Broadcast,
-    states: Mapping[str, Params],
-    datasets: Sequence[ClientDataset],
+    client_states: Mapping[str, Params],
+    client_datasets: Sequence[ClientDataset],
 ) -> States:
-    """Every client's private state after its last training, which is not sent."""
-    new: States = {}
-    for portion in portions(algorithm, broadcast.params, datasets):
-        before = [state_of(algorithm, states, data) for data in portion]
-        after = algorithm.client.finetunes(broadcast, before, portion)
-        new |= zip((data.client for data in portion), after, strict=True)
-    return new
+    """Trains every client once more, of which nothing is sent.
+
+    Args:
+        algorithm: The algorithm of the run.
+        broadcast: What the server has after its last round.
+        client_states: Private states by client; a client without one starts with its first.
+        client_datasets: The clients to train.
+
+    Returns:
+        The private states after this training, by client.
+    """
+    new_states: States = {}
+    for portion in portions(algorithm, broadcast.params, client_datasets):
+        start_states = [state_of(algorithm, client_states, client_data) for client_data in portion]
+        final_states = algorithm.client.finetunes(broadcast, start_states, portion)
+        new_states |= zip(
+            (client_data.client for client_data in portion), final_states, strict=True
+        )
+    return new_states
 
 
 def update_clients(
     algorithm: FederatedAlgorithm,
     broadcast: Broadcast,
-    datasets: Sequence[ClientDataset],
-    load: Load,
-    save: Save,
+    client_datasets: Sequence[ClientDataset],
+    load_states: Load,
+    save_states: Save,
 ) -> Reply:
-    """Trains a node's clients, a portion after the other: their merged reply.
+    """Trains a node's clients, a portion after the other.
 
-    ``load`` gives the states that some clients have, ``save`` takes their new ones. A client
-    without a state starts with ``init_client``.
+    Args:
+        algorithm: The algorithm of the run.
+        broadcast: What the server sent.
+        client_datasets: The clients to train.
+        load_states: Gives the private states of a portion by client; a client without one starts
+            with ``algorithm.client.init``.
+        save_states: Takes the new states of a portion.
+
+    Returns:
+        The merged reply of all clients.
     """
-    total = ReplySum()
-    for portion in portions(algorithm, broadcast.params, datasets):
-        states = load(portion)
-        before = [state_of(algorithm, states, data) for data in portion]
-        updates = algorithm.client.updates(broadcast, before, portion)
-        for update in updates:
-            total.add(as_reply(update))
-        save({data.client: one.state for data, one in zip(portion, updates, strict=True)})
-    return total.mean()
+    reply_sum = ReplySum()
+    for portion in portions(algorithm, broadcast.params, client_datasets):
+        known_states = load_states(portion)
+        start_states = [state_of(algorithm, known_states, client_data) for client_data in portion]
+        client_updates = algorithm.client.updates(broadcast, start_states, portion)
+        for update in client_updates:
+            reply_sum.add(as_reply(update))
+        save_states(
+            {
+                client_data.client: client_update.state
+                for client_data, client_update in zip(portion, client_updates, strict=True)
+            }
+        )
+    return reply_sum.mean()
 
 
 def node_update(
     algorithm: FederatedAlgorithm,
     broadcast: Broadcast,
-    states: Mapping[str, Params],
-    datasets: Sequence[ClientDataset],
+    client_states: Mapping[str, Params],
+    client_datasets: Sequence[ClientDataset],
 ) -> tuple[Reply, States]:
     """:func:`update_clients` with all states in memory: the reply and the new states."""
-    new: States = {}
-    reply = update_clients(algorithm, broadcast, datasets, lambda _portion: states, new.update)
-    return reply, new
+    new_states: States = {}
+    reply = update_clients(
+        algorithm, broadcast, client_datasets, lambda _portion: client_states, new_states.update
+    )
+    return reply, new_states
 
 
 def run(
     algorithm: FederatedAlgorithm,
-    datasets: Sequence[ClientDataset],
+    client_datasets: Sequence[ClientDataset],
     *,
     rounds: int,
     seed: int,
@@ -128,22 +157,26 @@ def run(
     ``nodes`` groups the clients as that many nodes would: the sums are then taken in the same
     order as over a network, and equal it tensor for tensor.
     """
-    by_name = {data.client: data for data in datasets}
-    names = tuple(by_name)
-    server = algorithm.server.init()
-    states: States = {}
+    by_name = {client_data.client: client_data for client_data in client_datasets}
+    client_names = tuple(by_name)
+    server_state = algorithm.server.init()
+    client_states: States = {}
     for round_ in range(1, rounds + 1):
-        asked = sample_clients(names, participation, seed, round_)
-        chosen, replies = set(asked), []
+        asked_clients = sample_clients(client_names, participation, seed, round_)
+        asked_set, node_replies = set(asked_clients), []
         for node in range(nodes):
-            hosted = [name for name in hosted_by(names, node, nodes) if name in chosen]
-            if not hosted:
+            hosted_names = [
+                name for name in hosted_by(client_names, node, nodes) if name in asked_set
+            ]
+            if not hosted_names:
                 continue
-            here = [by_name[name] for name in hosted]
-            reply, new = node_update(algorithm, server.broadcast(), states, here)
-            states = {**states, **new}
-            replies.append(reply)
-        merged = merge_replies(replies)
-        server = algorithm.server.update(server, merged)
-        on_round(RoundReport(server, states, asked, merged))
-    return server, states
+            node_datasets = [by_name[name] for name in hosted_names]
+            node_reply, new_states = node_update(
+                algorithm, server_state.broadcast(), client_states, node_datasets
+            )
+            client_states = {**client_states, **new_states}
+            node_replies.append(node_reply)
+        merged_reply = merge_replies(node_replies)
+        server_state = algorithm.server.update(server_state, merged_reply)
+        on_round(RoundReport(server_state, client_states, asked_clients, merged_reply))
+    return server_state, client_states

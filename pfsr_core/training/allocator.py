@@ -12,14 +12,20 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_FROM_HEAP = 32 * 2**20  # bytes; the most that glibc accepts
-KEPT = 2**30  # free bytes at the end of the heap that are not handed back
+KEPT_BYTES = 2**30  # free bytes at the end of the heap that are not handed back
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; False, and nothing changes, with another C library."""
+    """Configures glibc to keep freed memory in the process.
+
+    Returns:
+        False, and nothing changes, with another C library.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    return bool(
+        mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    )

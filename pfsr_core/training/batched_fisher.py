@@ -18,8 +18,8 @@ from pfsr_core.params import Params
 from pfsr_core.training.fisher import LogProbability, Samples, diagonal_fisher
 from pfsr_core.training.stacking import padding_logit_mask, stack_params, stack_rows
 
-GRADIENTS = 2**23  # numbers of per-sample gradients held at once: 32 MB
-SAMPLES = 16  # of a client at once, at most
+GRADIENTS_AT_ONCE = 2**23  # numbers of per-sample gradients held at once: 32 MB
+SAMPLES_AT_ONCE = 16  # of a client at once, at most
 
 ROWS = "rows"  # 0 for the rows of a client's item table, -inf for what fills it up: (V',)
 
@@ -51,50 +51,51 @@ def client_fishers(
     """Diagonal Fisher of every client's encoder, in the order given."""
     if engine == "loop":
         return [
-            diagonal_fisher(log_probability, one.encoder, one.constants, one.samples)
-            for one in clients
+            diagonal_fisher(log_probability, client.encoder, client.constants, client.samples)
+            for client in clients
         ]
-    results: dict[int, Params] = {}
-    for group in _groups(clients):
-        found = _fishers(log_probability, [clients[i] for i in group])
-        results |= zip(group, found, strict=True)
-    return [results[index] for index in range(len(clients))]
+    results_by_client: dict[int, Params] = {}
+    for group_indices in _groups(clients):
+        group_fishers = _fishers(log_probability, [clients[i] for i in group_indices])
+        results_by_client |= zip(group_indices, group_fishers, strict=True)
+    return [results_by_client[client_index] for client_index in range(len(clients))]
 
 
 def _groups(clients: Sequence[Sampled]) -> Iterator[list[int]]:
     """Clients with similar numbers and lengths of samples, as many as memory allows."""
     if not clients:
         return
-    size = sum(tensor.numel() for tensor in clients[0].encoder.values())
-    together = max(1, GRADIENTS // (SAMPLES * size))
-    lengths = [one.samples.lengths for one in clients]
-    key = [(len(length), int(length.sum())) for length in lengths]
-    order = sorted(range(len(clients)), key=lambda i: key[i])
-    for start in range(0, len(order), together):
-        yield order[start : start + together]
+    encoder_size = sum(tensor.numel() for tensor in clients[0].encoder.values())
+    group_size = max(1, GRADIENTS_AT_ONCE // (SAMPLES_AT_ONCE * encoder_size))
+    sample_lengths = [client.samples.lengths for client in clients]
+    sort_keys = [(len(length), int(length.sum())) for length in sample_lengths]
+    client_order = sorted(range(len(clients)), key=lambda i: sort_keys[i])
+    for group_start in range(0, len(client_order), group_size):
+        yield client_order[group_start : group_start + group_size]
 
 
 def _fishers(log_probability: LogProbability, clients: Sequence[Sampled]) -> list[Params]:
-    encoders = stack_params([one.encoder for one in clients])
-    constants = stack_params([one.private for one in clients])
-    constants |= stack_rows([one.rows for one in clients])
-    constants[ROWS] = padding_logit_mask([one.items for one in clients])
-    samples, weights = _fill([one.samples for one in clients])
+    encoders = stack_params([client.encoder for client in clients])
+    constants = stack_params([client.private for client in clients])
+    constants |= stack_rows([client.rows for client in clients])
+    constants[ROWS] = padding_logit_mask([client.items for client in clients])
+    stacked_samples, sample_weights = _fill([client.samples for client in clients])
 
     def weighted(params: Params, constants: Params, weight: Tensor, *sample: Tensor) -> Tensor:
         return weight * log_probability(params, constants, *sample)
 
-    total = {name: torch.zeros_like(stack) for name, stack in encoders.items()}
-    for start in range(0, weights.shape[1], SAMPLES):
-        now = slice(start, start + SAMPLES)
-        sample = (weights[:, now], *samples.pick(now))
+    square_sums = {tensor_name: torch.zeros_like(stack) for tensor_name, stack in encoders.items()}
+    for slice_start in range(0, sample_weights.shape[1], SAMPLES_AT_ONCE):
+        sample_slice = slice(slice_start, slice_start + SAMPLES_AT_ONCE)
+        sample = (sample_weights[:, sample_slice], *stacked_samples.pick(sample_slice))
         per_sample = vmap(grad(weighted), in_dims=(None, None, *[0] * len(sample)))
-        grads = vmap(per_sample)(encoders, constants, *sample)
-        for name, gradient in grads.items():
-            total[name] += gradient.detach().square_().sum(1)
-    counts = weights.sum(1).clamp(min=1).tolist()
+        sample_gradients = vmap(per_sample)(encoders, constants, *sample)
+        for tensor_name, sample_gradient in sample_gradients.items():
+            square_sums[tensor_name] += sample_gradient.detach().square_().sum(1)
+    sample_counts = sample_weights.sum(1).clamp(min=1).tolist()
     return [
-        {name: stack[k] / count for name, stack in total.items()} for k, count in enumerate(counts)
+        {tensor_name: stack[k] / sample_count for tensor_name, stack in square_sums.items()}
+        for k, sample_count in enumerate(sample_counts)
     ]
 
 
@@ -103,19 +104,25 @@ def _fill(samples: Sequence[Samples]) -> tuple[Samples, Tensor]:
 
     Samples that a client lacks have length 1, the first row as prefix and target, and weight 0.
     """
-    most = max(1, *(len(one.lengths) for one in samples))
-    width = max(one.prefixes.shape[1] for one in samples)
-    prefixes = torch.zeros(len(samples), most, width, dtype=torch.long)
+    max_samples = max(1, *(len(client_samples.lengths) for client_samples in samples))
+    max_length = max(client_samples.prefixes.shape[1] for client_samples in samples)
+    prefixes = torch.zeros(len(samples), max_samples, max_length, dtype=torch.long)
     prefixes[:, :, 0] = 1
-    lengths, targets = torch.ones(2, len(samples), most, dtype=torch.long)
-    weights = torch.zeros(len(samples), most)
+    lengths, targets = torch.ones(2, len(samples), max_samples, dtype=torch.long)
+    sample_weights = torch.zeros(len(samples), max_samples)
     times = None if samples[0].times is None else torch.zeros_like(prefixes)
     for k, (prefix, length, target, time) in enumerate(samples):
-        order = torch.argsort(length, stable=True)
-        rows = slice(most - len(order), most)  # the longest last, as those of the other clients
-        prefixes[k, rows] = 0
-        prefixes[k, rows, : prefix.shape[1]] = prefix[order]
-        lengths[k, rows], targets[k, rows], weights[k, rows] = length[order], target[order], 1.0
+        length_order = torch.argsort(length, stable=True)
+        filled_slots = slice(
+            max_samples - len(length_order), max_samples
+        )  # the longest last, as those of the other clients
+        prefixes[k, filled_slots] = 0
+        prefixes[k, filled_slots, : prefix.shape[1]] = prefix[length_order]
+        lengths[k, filled_slots], targets[k, filled_slots], sample_weights[k, filled_slots] = (
+            length[length_order],
+            target[length_order],
+            1.0,
+        )
         if times is not None and time is not None:
-            times[k, rows, : time.shape[1]] = time[order]
-    return Samples(prefixes, lengths, targets, times), weights
+            times[k, filled_slots, : time.shape[1]] = time[length_order]
+    return Samples(prefixes, lengths, targets, times), sample_weights

@@ -41,12 +41,20 @@ class Samples(NamedTuple):
     targets: Tensor
     times: Tensor | None = None
 
-    def pick(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """What there is of the samples at ``rows``, cut to their longest."""
-        lengths = self.lengths[..., rows]
+    def pick(self, sample_rows: Tensor | slice) -> tuple[Tensor, ...]:
+        """What there is of the samples at ``sample_rows``, cut to their longest."""
+        lengths = self.lengths[..., sample_rows]
         longest = int(lengths.max())
-        found = (self.prefixes[..., rows, :longest], lengths, self.targets[..., rows])
-        return found if self.times is None else (*found, self.times[..., rows, :longest])
+        picked_tensors = (
+            self.prefixes[..., sample_rows, :longest],
+            lengths,
+            self.targets[..., sample_rows],
+        )
+        return (
+            picked_tensors
+            if self.times is None
+            else (*picked_tensors, self.times[..., sample_rows, :longest])
+        )
 
 
 def diagonal_fisher(
@@ -54,7 +62,7 @@ def diagonal_fisher(
     params: Params,
     constants: Params,
     samples: Samples,
-    chunk: int = 32,
+    chunk_size: int = 32,
 ) -> Params:
     """Mean squared per-sample gradient of ``params``.
 
@@ -66,59 +74,85 @@ def diagonal_fisher(
         params: What the gradient is of.
         constants: What the log-probability depends on besides.
         samples: Of one client.
-        chunk: Samples whose gradients are held at once.
+        chunk_size: Samples whose gradients are held at once.
 
     Returns:
         A tensor of the shape of each of ``params``.
     """
-    order = torch.argsort(samples.lengths, stable=True)
-    total = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-    for rows in order.split(chunk):
-        sample = samples.pick(rows)
+    length_order = torch.argsort(samples.lengths, stable=True)
+    square_sums = {tensor_name: torch.zeros_like(tensor) for tensor_name, tensor in params.items()}
+    for chunk_rows in length_order.split(chunk_size):
+        sample = samples.pick(chunk_rows)
         per_sample = vmap(grad(log_probability), in_dims=(None, None, *[0] * len(sample)))
-        grads = per_sample(params, constants, *sample)
-        for name, gradient in grads.items():
-            total[name] = total[name] + gradient.detach().square().sum(0)
-    return {name: tensor / max(1, len(order)) for name, tensor in total.items()}
+        sample_gradients = per_sample(params, constants, *sample)
+        for tensor_name, sample_gradient in sample_gradients.items():
+            square_sums[tensor_name] = square_sums[
+                tensor_name
+            ] + sample_gradient.detach().square().sum(0)
+    return {
+        tensor_name: tensor / max(1, len(length_order))
+        for tensor_name, tensor in square_sums.items()
+    }
 
 
 def quantile_mask(fisher: Params, rho: float) -> Masks:
-    """The top share ``rho`` of each tensor by Fisher information; never an entry with none."""
-    return {name: _top(tensor, rho) for name, tensor in fisher.items()}
+    """Marks the entries of each tensor with the largest Fisher information.
+
+    Args:
+        fisher: Fisher information by tensor name.
+        rho: Share of a tensor's entries that are marked.
+
+    Returns:
+        Masks of the same shapes; entries without information are never marked.
+    """
+    return {tensor_name: _top(tensor, rho) for tensor_name, tensor in fisher.items()}
 
 
 def minmax_mask(fisher: Params, threshold: float) -> Masks:
-    """FedDPA's mask: min-max scaled Fisher above ``threshold``, tensor by tensor.
+    """FedDPA's mask: entries of min-max scaled Fisher information above a threshold.
 
-    A constant tensor has nothing that stands out: its mask is empty (its scaling would be 0/0).
+    Args:
+        fisher: Fisher information by tensor name; every tensor is scaled by itself.
+        threshold: In [0, 1].
+
+    Returns:
+        Masks of the same shapes; that of a constant tensor, whose scaling would be 0/0, is empty.
     """
-    return {name: _above(tensor, threshold) for name, tensor in fisher.items()}
+    return {tensor_name: _above(tensor, threshold) for tensor_name, tensor in fisher.items()}
 
 
 def empty_masks(params: Params) -> Masks:
     """Nothing is kept local."""
-    return {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in params.items()}
+    return {
+        tensor_name: torch.zeros_like(tensor, dtype=torch.bool)
+        for tensor_name, tensor in params.items()
+    }
 
 
-def merge_by_mask(masks: Masks, local: Params, shared: Params) -> Params:
+def merge_by_mask(masks: Masks, local_params: Params, shared_params: Params) -> Params:
     """``M * local + (1 - M) * shared``, exactly: no arithmetic touches the values."""
-    return {name: torch.where(masks[name], local[name], shared[name]) for name in shared}
+    return {
+        tensor_name: torch.where(
+            masks[tensor_name], local_params[tensor_name], shared_params[tensor_name]
+        )
+        for tensor_name in shared_params
+    }
 
 
 def kept_share(masks: Masks) -> dict[str, float]:
     """Share of True entries by tensor, and over all under the empty name."""
-    share = {name: float(mask.float().mean()) for name, mask in masks.items()}
-    entries = sum(mask.numel() for mask in masks.values())
-    share[""] = float(sum(int(mask.sum()) for mask in masks.values())) / max(1, entries)
-    return share
+    kept_shares = {tensor_name: float(mask.float().mean()) for tensor_name, mask in masks.items()}
+    num_entries = sum(mask.numel() for mask in masks.values())
+    kept_shares[""] = float(sum(int(mask.sum()) for mask in masks.values())) / max(1, num_entries)
+    return kept_shares
 
 
 def _top(fisher: Tensor, rho: float) -> Tensor:
-    flat = fisher.reshape(-1)
-    count = round(rho * flat.numel())
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[torch.topk(flat, count, sorted=False).indices] = True
-    return (mask & (flat > 0)).reshape(fisher.shape)
+    flat_fisher = fisher.reshape(-1)
+    num_kept = round(rho * flat_fisher.numel())
+    mask = torch.zeros_like(flat_fisher, dtype=torch.bool)
+    mask[torch.topk(flat_fisher, num_kept, sorted=False).indices] = True
+    return (mask & (flat_fisher > 0)).reshape(fisher.shape)
 
 
 def _above(fisher: Tensor, threshold: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one client's training is told: its hyper-parameters, and where it starts.
+"""Inputs of one client's training: its hyper-parameters, and where it starts.
 
 The steps that follow from it are in :mod:`pfsr_core.training.steps`. They are taken by one client
 after the other in :mod:`pfsr_core.training.loop`, or by many clients together in
@@ -39,13 +39,15 @@ class LocalTraining:
 
     def scaled(self, scale: float) -> LocalTraining:
         """With all learning rates times ``scale``."""
-        rates = (
+        rate_fields = (
             "learning_rate",
             "item_learning_rate",
             "residual_learning_rate",
             "projection_learning_rate",
         )
-        return self.with_settings(**{rate: getattr(self.settings, rate) * scale for rate in rates})
+        return self.with_settings(
+            **{rate_field: getattr(self.settings, rate_field) * scale for rate_field in rate_fields}
+        )
 
     def with_settings(self, **changes: Value) -> LocalTraining:
         """With some of its settings changed, by field name."""
@@ -91,6 +93,6 @@ class LossSum:
     total: float = 0.0
     count: float = 0.0
 
-    def add(self, mean: float, count: float) -> LossSum:
-        """With a batch of ``count`` targets and their ``mean`` loss."""
-        return LossSum(self.total + mean * count, self.count + count)
+    def add(self, mean_loss: float, num_targets: float) -> LossSum:
+        """With a batch of ``num_targets`` targets and their ``mean_loss`` loss."""
+        return LossSum(self.total + mean_loss * num_targets, self.count + num_targets)

@@ -18,25 +18,31 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def fresh_optimizer(leaves: Params, settings: TrainSettings) -> torch.optim.Optimizer:
+def fresh_optimizer(leaf_params: Params, settings: TrainSettings) -> torch.optim.Optimizer:
     """The optimiser at the step sizes of encoder, item rows and projection, nothing accumulated.
 
     Adam's steps are normalised coordinate by coordinate, so the step of an item's row depends
     neither on how many items there are nor on the mean over a batch.
     """
-    rates = dict.fromkeys((RESIDUAL, FACTORS, BIAS), settings.residual_learning_rate)
-    rates |= {ITEMS: settings.item_learning_rate, PROJECTION: settings.projection_learning_rate}
-    groups: dict[float, list[Tensor]] = {}
-    for name, tensor in leaves.items():
-        groups.setdefault(rates.get(name, settings.learning_rate), []).append(tensor)
+    learning_rates = dict.fromkeys((RESIDUAL, FACTORS, BIAS), settings.residual_learning_rate)
+    learning_rates |= {
+        ITEMS: settings.item_learning_rate,
+        PROJECTION: settings.projection_learning_rate,
+    }
+    rate_groups: dict[float, list[Tensor]] = {}
+    for tensor_name, tensor in leaf_params.items():
+        rate_groups.setdefault(learning_rates.get(tensor_name, settings.learning_rate), []).append(
+            tensor
+        )
     return OPTIMIZERS[settings.optimizer](
-        [{"params": part, "lr": rate} for rate, part in groups.items()], fused=True
+        [{"params": group_tensors, "lr": rate} for rate, group_tensors in rate_groups.items()],
+        fused=True,
     )
 
 
-def freeze(leaves: Params, frozen: Masks | None) -> None:
-    """No gradient at the coordinates that ``frozen`` marks."""
-    for name, mask in (frozen or {}).items():
-        gradient = leaves[name].grad
+def freeze(leaf_params: Params, frozen_masks: Masks | None) -> None:
+    """No gradient at the coordinates that ``frozen_masks`` marks."""
+    for tensor_name, mask in (frozen_masks or {}).items():
+        gradient = leaf_params[tensor_name].grad
         if gradient is not None:
             gradient.masked_fill_(mask, 0.0)

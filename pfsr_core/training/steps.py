@@ -29,7 +29,7 @@ class Step:
         targets: The item that follows each of them (B, L), 0 where none does.
         bits: Random bits for dropout (B, num_memory_tokens + L, noise_width); None without dropout.
         context: Where each sequence is split, and whose it is.
-        negatives: Sampled rows (n,) in place of all others; None without sampling.
+        negatives: Sampled rows (n,) that the targets compete with; None: with all rows.
         soft: Soft targets (B, L, N); None for hard ones.
         times: Seconds of the inputs (B, L); None for a model that reads none.
     """
@@ -43,48 +43,80 @@ class Step:
     times: Tensor | None = None
 
 
-def client_windows(task: Task, config: LocalTraining, data: ClientDataset) -> Windows:
+def client_windows(
+    task: Task, local_training: LocalTraining, client_data: ClientDataset
+) -> Windows:
     """:func:`training_windows` with items as row numbers of the client's table, and their times."""
-    windows = training_windows(data, config.max_length, task.model.reads_times)
-    return replace(windows, items=row_numbers(windows.items, task.items.candidates(data)))
+    windows = training_windows(client_data, local_training.max_length, task.model.reads_times)
+    return replace(windows, items=row_numbers(windows.items, task.items.candidates(client_data)))
 
 
-def steps(task: Task, config: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
+def steps(task: Task, local_training: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
-    shuffle, noise = torch.Generator().manual_seed(job.stream), noise_generator(job.stream)
+    shuffle_generator, dropout_generator = (
+        torch.Generator().manual_seed(job.stream),
+        noise_generator(job.stream),
+    )
     candidates = task.items.candidates(job.data)
-    rows = len(candidates)
+    num_candidates = len(candidates)
     soft = None if task.loss.soft_targets is None else task.loss.soft_targets(candidates)
-    for _ in range(config.settings.local_epochs):
-        for batch in batches(windows, config.settings.batch_size, shuffle):
+    for _ in range(local_training.settings.local_epochs):
+        for batch in batches(windows, local_training.settings.batch_size, shuffle_generator):
             inputs, targets = batch.items[:, :-1], batch.items[:, 1:]
-            times = None if batch.times is None else batch.times[:, :-1]
-            bits, negatives = draw_noise(task, inputs.shape, noise), None
-            split_at = draw_split_points(task, targets, shuffle)
+            input_times = None if batch.times is None else batch.times[:, :-1]
+            dropout_bits, negative_rows = draw_noise(task, inputs.shape, dropout_generator), None
+            split_at = draw_split_points(task, targets, shuffle_generator)
             context = SequenceContext(split_at, batch.users)
-            if 0 < config.settings.negatives < rows:
-                negatives = torch.randperm(rows, generator=shuffle)[: config.settings.negatives] + 1
-            yield Step(inputs, targets, bits, context, negatives, soft and soft.of(targets), times)
+            if 0 < local_training.settings.negatives < num_candidates:
+                negative_rows = (
+                    torch.randperm(num_candidates, generator=shuffle_generator)[
+                        : local_training.settings.negatives
+                    ]
+                    + 1
+                )
+            yield Step(
+                inputs,
+                targets,
+                dropout_bits,
+                context,
+                negative_rows,
+                soft and soft.of(targets),
+                input_times,
+            )
 
 
 def draw_noise(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor | None:
-    """Bits for a batch of ``shape`` (B, L): int16, or None for a model without dropout.
+    """Random bits for the dropout of one batch.
 
-    Their shape is (B, num_memory_tokens + L, noise_width).
+    Args:
+        task: The model.
+        shape: Shape (B, L) of the batch.
+        generator: Where they are drawn from.
+
+    Returns:
+        Int16 (B, num_memory_tokens + L, noise_width), or None for a model without dropout.
     """
     if not task.model.noise_width:
         return None
-    rows, length = shape[0], task.model.num_memory_tokens + shape[1]
-    return draw_bits((rows, length, task.model.noise_width), generator)
+    batch_rows, num_positions = shape[0], task.model.num_memory_tokens + shape[1]
+    return draw_bits((batch_rows, num_positions, task.model.noise_width), generator)
 
 
 def draw_split_points(task: Task, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """Where each row is split into old and recent items: (B,), from 0 to one less than its targets.
+    """Where each sequence is split into old and recent items, drawn uniformly.
 
-    Any place alike, so that one model reads memories of any age (PerSRec). 0 where a model makes
-    no difference; nothing is drawn then.
+    All split points are equally likely, so that one model reads memories of any age (PerSRec).
+
+    Args:
+        task: The model.
+        targets: Row numbers (B, L), 0 where there is none.
+        generator: Where they are drawn from.
+
+    Returns:
+        Split points (B,), from 0 to one less than a sequence's targets; 0, without a draw, for a
+        model without memory tokens.
     """
-    lengths = (targets > 0).sum(1)
+    target_counts = (targets > 0).sum(1)
     if not task.model.num_memory_tokens:
-        return torch.zeros_like(lengths)
-    return (torch.rand(len(lengths), generator=generator) * lengths).long()
+        return torch.zeros_like(target_counts)
+    return (torch.rand(len(target_counts), generator=generator) * target_counts).long()

@@ -23,10 +23,10 @@ from pfsr_core.params import Params, Partition
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model serves from what it remembers of a user.
+    """How a model serves from the stored memory of a user.
 
     The functions are those of :class:`pfsr_core.models.compressors.MemoryCompressor`, of parameters
-    and item codes in place of embedded items.
+    and item codes instead of embedded items.
     """
 
     memory_length: Callable[[int, int | None], int]
@@ -91,7 +91,7 @@ class ParamPartition:
 class TaskLoss:
     """What the loss adds to a plain next-item cross-entropy.
 
-    ``soft_targets(candidates)``: who shares an item's probability; None for nobody.
+    ``soft_targets(candidates)``: which items share a target's probability; None for hard targets.
     """
 
     soft_targets: SoftTargetsOf | None = None
@@ -107,6 +107,8 @@ class Task:
     loss: TaskLoss = TaskLoss()
 
 
-def client_item_index(task: Task, data: ClientDataset) -> Params:
+def client_item_index(task: Task, client_data: ClientDataset) -> Params:
     """:func:`item_rows` of a client, whose private item tensor has the items it touched."""
-    return item_rows(data.touched, task.items.candidates(data), data.own_catalogue)
+    return item_rows(
+        client_data.touched, task.items.candidates(client_data), client_data.own_catalogue
+    )

@@ -36,67 +36,98 @@ class Windows:
         """Interactions of the longest window."""
         return int((self.items > 0).sum(1).max())
 
-    def pick(self, rows: Tensor) -> Windows:
-        """The windows at ``rows``, cut to their longest, but to no less than two interactions."""
-        times = None if self.times is None else self.times[rows]
-        picked = Windows(self.items[rows], self.users[rows], times)
-        end = max(2, picked.longest)
-        cut = None if times is None else times[:, :end]
-        return Windows(picked.items[:, :end], picked.users, cut)
+    def pick(self, window_rows: Tensor) -> Windows:
+        """Some of the windows, cut to the longest of them.
+
+        Args:
+            window_rows: Their row numbers.
+
+        Returns:
+            Windows of at least two interactions, padding included.
+        """
+        picked_times = None if self.times is None else self.times[window_rows]
+        picked_windows = Windows(self.items[window_rows], self.users[window_rows], picked_times)
+        cut_length = max(2, picked_windows.longest)
+        cut_times = None if picked_times is None else picked_times[:, :cut_length]
+        return Windows(picked_windows.items[:, :cut_length], picked_windows.users, cut_times)
 
 
-def training_windows(data: ClientDataset, max_length: int, with_times: bool = False) -> Windows:
+def training_windows(
+    client_data: ClientDataset, max_length: int, with_times: bool = False
+) -> Windows:
     """All training histories cut into windows of at most ``max_length + 1`` items.
 
     Windows overlap by one item, so that every item after a user's first is a target exactly once.
     They are cut from the end: the last window of a long history is always full.
     """
-    pieces = _pieces([user.train for user in data.users], max_length)
-    items = torch.zeros(0, 2, dtype=torch.long)
-    if pieces:
-        items = pad_right([piece for piece, _ in pieces], max_length + 1)[0]
-    users, times = torch.tensor([user for _, user in pieces], dtype=torch.long), None
+    item_pieces = _pieces([user.train for user in client_data.users], max_length)
+    padded_items = torch.zeros(0, 2, dtype=torch.long)
+    if item_pieces:
+        padded_items = pad_right([one_piece for one_piece, _ in item_pieces], max_length + 1)[0]
+    user_numbers, padded_times = (
+        torch.tensor([user for _, user in item_pieces], dtype=torch.long),
+        None,
+    )
     if with_times:
-        known = _pieces([user.history_times("valid") for user in data.users], max_length)
-        times = pad_times([piece for piece, _ in known], items)
-    return Windows(items, users, times)
+        time_pieces = _pieces(
+            [user.history_times("valid") for user in client_data.users], max_length
+        )
+        padded_times = pad_times([one_piece for one_piece, _ in time_pieces], padded_items)
+    return Windows(padded_items, user_numbers, padded_times)
 
 
 def _pieces(histories: Sequence[ItemArray], max_length: int) -> list[tuple[ItemArray, int]]:
     """Windows of histories, each with its history's place, from 1 on."""
     return [
-        (history[max(0, end - max_length - 1) : end], place)
-        for place, history in enumerate(histories, start=1)
+        (history[max(0, end - max_length - 1) : end], user_number)
+        for user_number, history in enumerate(histories, start=1)
         for end in range(len(history), 1, -max_length)
     ]
 
 
 def batches(windows: Windows, batch_size: int, generator: torch.Generator) -> Iterable[Windows]:
     """One shuffled pass, each batch cut to its longest window."""
-    order = torch.randperm(len(windows), generator=generator)
-    for rows in order.split(batch_size):
-        yield windows.pick(rows)
+    window_order = torch.randperm(len(windows), generator=generator)
+    for batch_rows in window_order.split(batch_size):
+        yield windows.pick(batch_rows)
 
 
 def prefix_samples(
-    data: ClientDataset,
+    client_data: ClientDataset,
     max_length: int,
-    count: int,
+    num_samples: int,
     generator: torch.Generator,
     with_times: bool = False,
 ) -> Samples:
-    """At most ``count`` (prefix, next item) pairs drawn without replacement from the training data.
+    """Draws (prefix, next item) pairs without replacement from the training data.
 
-    Items are codes; no prefix is longer than ``max_length``.
+    Args:
+        client_data: The client.
+        max_length: Number of items that are kept of a prefix.
+        num_samples: Number of pairs; fewer where the client has not as many.
+        generator: Where they are drawn from.
+        with_times: Whether the times of the prefixes are returned too.
+
+    Returns:
+        The pairs, items as codes.
     """
-    places = [(user, end) for user in data.users for end in range(1, len(user.train))]
-    chosen = torch.randperm(len(places), generator=generator)[:count].tolist()
-    prefixes = [places[i][0].train[: places[i][1]] for i in chosen]
-    targets = [int(places[i][0].train[places[i][1]]) for i in chosen]
-    items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
-    times = None
+    prefix_ends = [(user, end) for user in client_data.users for end in range(1, len(user.train))]
+    chosen_ends = torch.randperm(len(prefix_ends), generator=generator)[:num_samples].tolist()
+    prefixes = [
+        prefix_ends[end_index][0].train[: prefix_ends[end_index][1]] for end_index in chosen_ends
+    ]
+    targets = [
+        int(prefix_ends[end_index][0].train[prefix_ends[end_index][1]]) for end_index in chosen_ends
+    ]
+    padded_items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
+    padded_times = None
     if with_times:
-        known = [places[i][0].history_times("valid")[: places[i][1]] for i in chosen]
-        times = pad_times(known, items)[: len(chosen)]
+        prefix_times = [
+            prefix_ends[end_index][0].history_times("valid")[: prefix_ends[end_index][1]]
+            for end_index in chosen_ends
+        ]
+        padded_times = pad_times(prefix_times, padded_items)[: len(chosen_ends)]
     targets_ = torch.tensor(targets, dtype=torch.long)
-    return Samples(items[: len(chosen)], lengths[: len(chosen)], targets_, times)
+    return Samples(
+        padded_items[: len(chosen_ends)], lengths[: len(chosen_ends)], targets_, padded_times
+    )

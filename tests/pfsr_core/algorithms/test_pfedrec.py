@@ -148,7 +148,7 @@ def test_clients_of_one_item_and_of_none_train_beside_others(engine: str) -> Non
 def test_groups_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     _, federation, assembly = tiny_world(**ONE_USER)
     whole = updates(assembly.algorithm, *federation.clients)
-    monkeypatch.setattr(batched_scorer, "SAMPLES", 50)
+    monkeypatch.setattr(batched_scorer, "SAMPLES_PER_STEP", 50)
     client_pairs = [draw_training_pairs(training_of(), data, 1) for data in federation.clients]
     groups = batched_scorer._groups(client_pairs)
     assert len(groups) > 3

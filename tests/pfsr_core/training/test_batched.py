@@ -196,14 +196,14 @@ def fits(clients: list[BatchedClient], group: list[int]) -> bool:
     return Size(*(max(parts) for parts in zip(*sizes, strict=True))).fits(len(group))
 
 
-@pytest.mark.parametrize("bound", ["PARAMETERS", "POSITIONS", "LOGITS"])
+@pytest.mark.parametrize("bound", ["MAX_PARAMETERS", "MAX_POSITIONS", "MAX_LOGITS"])
 def test_memory_bounds_the_groups(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     settings, federation, assembly = tiny_world(**SMALL_STEPS)
     jobs = jobs_of(assembly, list(federation.clients))
     clients = [_batched_client(assembly.task, local_training(settings), job) for job in jobs]
     assert len(list(_groups(clients, None))) == 1
     monkeypatch.setattr(
-        grouping, bound, {"PARAMETERS": 9000, "POSITIONS": 90, "LOGITS": 900}[bound]
+        grouping, bound, {"MAX_PARAMETERS": 9000, "MAX_POSITIONS": 90, "MAX_LOGITS": 900}[bound]
     )
     groups = list(_groups(clients, None))
     assert len(groups) > 1 and all(fits(clients, group) for group in groups)

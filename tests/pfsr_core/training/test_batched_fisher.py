@@ -14,7 +14,7 @@ from pfsr_core.items.modes import ITEM_MODES
 from pfsr_core.params import Params
 from pfsr_core.settings.fields import Value
 from pfsr_core.training import batched_fisher
-from pfsr_core.training.batched_fisher import GRADIENTS, Sampled, client_fishers
+from pfsr_core.training.batched_fisher import GRADIENTS_AT_ONCE, Sampled, client_fishers
 from pfsr_core.training.local import Job
 from tests.helpers.tiny import tiny_world
 
@@ -44,10 +44,10 @@ def sampled(
 
 
 @pytest.mark.parametrize("items", ITEM_MODES)
-@pytest.mark.parametrize("bound", [GRADIENTS, 1])
+@pytest.mark.parametrize("bound", [GRADIENTS_AT_ONCE, 1])
 def test_together_equals_alone(monkeypatch: pytest.MonkeyPatch, items: str, bound: int) -> None:
     """Whatever the number of samples, the sizes of the tables and those of the groups."""
-    monkeypatch.setattr(batched_fisher, "GRADIENTS", bound)
+    monkeypatch.setattr(batched_fisher, "GRADIENTS_AT_ONCE", bound)
     settings, federation, assembly = tiny_world(**USERS, model__items=items)
     clients = sampled(settings, assembly, list(federation.clients[:5]), 7)
     clients += sampled(settings, assembly, list(federation.clients[5:8]), 20)
