@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raises ``ValueError`` when ``num_heads`` does not divide ``dim``."""
-    if dim % num_heads:
+def check_heads(model_dim: int, num_heads: int) -> None:
+    """Raises ``ValueError`` when ``num_heads`` does not divide ``model_dim``."""
+    if model_dim % num_heads:
         raise ValueError(
-            f"num_heads={num_heads} does not divide embedding_dim={dim}: choose a divisor"
+            f"num_heads={num_heads} does not divide embedding_dim={model_dim}: choose a divisor"
         )
 
 
-def check_length(encoder: str, length: int, max_length: int) -> None:
-    """Raises ``ValueError`` when ``length`` interactions are more than ``max_length``."""
-    if length > max_length:
+def check_length(encoder_name: str, seq_length: int, max_length: int) -> None:
+    """Raises ``ValueError`` when ``seq_length`` interactions are more than ``max_length``."""
+    if seq_length > max_length:
         raise ValueError(
-            f"{encoder} was built for max_length={max_length} interactions and got {length}:"
-            f" keep the latest {max_length}, or build it with a larger max_length"
+            f"{encoder_name} was built for max_length={max_length} interactions and got"
+            f" {seq_length}: keep the latest {max_length}, or build it with a larger max_length"
         )
 
 
@@ -31,10 +31,19 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
-def insert(cache: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """``cache`` (B, H, M, K) with ``row`` (B, H, 1, K) at ``position`` (B,); not in place."""
-    here = _slots(cache.shape[2], position) == position.unsqueeze(1)
-    return torch.where(here[:, None, :, None], row, cache)
+def insert(kv_cache: Tensor, new_row: Tensor, position: Tensor) -> Tensor:
+    """Writes one position into a cache of keys or values, not in place.
+
+    Args:
+        kv_cache: Keys or values (B, H, M, K).
+        new_row: Those of the new position (B, H, 1, K).
+        position: Slot to write, for each row (B,).
+
+    Returns:
+        The new cache (B, H, M, K).
+    """
+    at_position = _slots(kv_cache.shape[2], position) == position.unsqueeze(1)
+    return torch.where(at_position[:, None, :, None], new_row, kv_cache)
 
 
 def seen(position: Tensor, max_length: int) -> Tensor:
