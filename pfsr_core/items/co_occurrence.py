@@ -2,7 +2,8 @@
 
 Positive pointwise mutual information of the items within ``CONTEXT_STEPS`` steps of a history, cut
 to ``vector_dim`` numbers by a singular value decomposition (Levy and Goldberg, NeurIPS 2014). The
-vectors are *collaborative*: they encode which items are consumed together, and nothing about what an item is.
+vectors are *collaborative*: they encode which items are consumed together, and nothing about what
+an item is.
 
 They are made from the training histories of all clients pooled in one place, which no federation
 does: they are for simulation and experiments.

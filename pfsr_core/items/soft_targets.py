@@ -85,10 +85,10 @@ def semantic_targets(
             nearest_rows, nearest_cosines = _nearest(
                 unit_vectors[item_codes], tie_order[item_codes], has_text, item_chunk, num_columns
             )
+            # An item without neighbours has -inf alone, hence nan, and gets weights of zero.
+            shares = torch.softmax(nearest_cosines / temperature, dim=1).nan_to_num(0.0)
             neighbour_rows[item_chunk + 1, : nearest_rows.shape[1]] = nearest_rows + 1
-            neighbour_weights[item_chunk + 1, : nearest_rows.shape[1]] = neighbour_share * _softmax(
-                nearest_cosines / temperature
-            )
+            neighbour_weights[item_chunk + 1, : nearest_rows.shape[1]] = neighbour_share * shares
         return SoftTargets(neighbour_rows, neighbour_weights)
 
     return lambda candidates: table(candidates.numpy().tobytes())
@@ -108,8 +108,3 @@ def _nearest(
     tie_broken = cosines + TIE * ((tie_order[item_chunk, None] + tie_order) % 1)
     nearest_rows = tie_broken.topk(min(num_columns, len(unit_vectors)), dim=1).indices
     return nearest_rows, cosines.gather(1, nearest_rows)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; zeros where all is -inf."""
-    return torch.softmax(scores, dim=1).nan_to_num(0.0)

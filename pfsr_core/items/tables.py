@@ -24,9 +24,18 @@ MIX = 20.0  # length of the co-occurrence part over the common part
 
 
 def common_item_table(item_ids: Sequence[str], dim: int, run_seed: int, row_std: float) -> Tensor:
-    """(V + 1, dim) normal rows, each from a generator of its own: (seed, raw item id).
+    """Normal rows, each from a generator of its own that is seeded with the raw item id.
 
-    The same raw id starts at the same place on every client, whatever its vocabulary is.
+    The same raw id has the same start on every client, whatever its catalogue is.
+
+    Args:
+        item_ids: Raw ids by item code.
+        dim: D, width of a row.
+        run_seed: Seed of the run, part of every row's seed.
+        row_std: Standard deviation of an entry.
+
+    Returns:
+        The table (V + 1, D); its first row is padding and zero.
     """
     padded_rows = np.zeros((len(item_ids) + 1, dim), np.float32)
     for code, raw_id in enumerate(item_ids, start=1):
@@ -35,9 +44,15 @@ def common_item_table(item_ids: Sequence[str], dim: int, run_seed: int, row_std:
 
 
 def add_rows(item_table: Tensor, rows: Tensor, item_codes: Tensor) -> Tensor:
-    """``item_table`` (V + 1, D) with ``rows`` (n, D) added at ``item_codes`` (n,).
+    """A table with some rows changed; differentiable, and may be mapped by ``torch.func``.
 
-    Differentiable, and may be mapped by ``torch.func``; rows that fill up have the code 0.
+    Args:
+        item_table: (V + 1, D).
+        rows: What is added (n, D).
+        item_codes: Row of the table for each of them (n,), 0 for padding.
+
+    Returns:
+        The new table (V + 1, D).
     """
     return item_table.scatter_add(0, item_codes[:, None].expand_as(rows), rows)
 

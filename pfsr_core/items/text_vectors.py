@@ -27,7 +27,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -116,19 +116,19 @@ def item_vectors(
         vector_rows, method_name = _from_file(Path(vector_source).expanduser(), item_ids, text_dim)
     method_name = f"{method_name}, {text_dim}"
     content_digest = hashlib.sha256(json.dumps([method_name, list(item_ids), *made_from]).encode())
-    return ItemVectors(_unit(vector_rows), content_digest.hexdigest(), method_name)
+    row_lengths = np.linalg.norm(vector_rows, axis=1, keepdims=True)
+    unit_rows = np.asarray(vector_rows / np.maximum(row_lengths, 1e-12), np.float32)
+    return ItemVectors(unit_rows, content_digest.hexdigest(), method_name)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in small letters; a year is followed by its decade."""
-    return list(_words(text))
-
-
-def _words(text: str) -> Iterator[str]:
+    text_words = []
     for word in WORDS.findall(text.lower()):
-        yield word
+        text_words.append(word)
         if YEAR.fullmatch(word):
-            yield f"{word[:3]}0s"
+            text_words.append(f"{word[:3]}0s")
+    return text_words
 
 
 def tf_idf(item_texts: Sequence[str], text_dim: int) -> Vectors:
@@ -306,8 +306,3 @@ def _some(histories: Sequence[ItemArray]) -> Sequence[ItemArray]:
             f"and there are none here. Fix: {HASHED!r}, or vectors in a file."
         )
     return histories
-
-
-def _unit(vector_rows: Vectors) -> Vectors:
-    row_lengths = np.linalg.norm(vector_rows, axis=1, keepdims=True)
-    return np.asarray(vector_rows / np.maximum(row_lengths, 1e-12), np.float32)

@@ -34,7 +34,15 @@ class ItemScorer(nn.Module):
 
 
 def item_logits(model_params: Params, item_rows: Tensor) -> Tensor:
-    """``w . E[rows] + b`` for row numbers of any shape."""
+    """``w . E[rows] + b``.
+
+    Args:
+        model_params: Item table and score function.
+        item_rows: Row numbers of any shape.
+
+    Returns:
+        Logits in the shape of ``item_rows``.
+    """
     logits: Tensor = model_params[ITEMS][item_rows] @ model_params[WEIGHT][0] + model_params[BIAS]
     return logits
 
@@ -45,7 +53,12 @@ def head_of(model_params: Params) -> Params:
 
 
 def first_head(embedding_dim: int, seed: int) -> Params:
-    """The score function that every client starts with: uniform within 1 / sqrt(D)."""
+    """The score function that every client starts with, uniform within 1 / sqrt(D).
+
+    Args:
+        embedding_dim: D, width of an item vector.
+        seed: Of the generator.
+    """
     generator, init_bound = torch.Generator().manual_seed(seed), embedding_dim**-0.5
     weight = torch.empty(1, embedding_dim).uniform_(-init_bound, init_bound, generator=generator)
     return {

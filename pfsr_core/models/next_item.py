@@ -140,14 +140,29 @@ class NextItemModel(nn.Module):
     def compress(
         self, item_codes: Tensor, user_rows: Tensor, item_times: Tensor | None = None
     ) -> State:
-        """The memory of item codes (B, P): see :class:`MemoryCompressor`."""
+        """The memory of the first items of each history: see :class:`MemoryCompressor`.
+
+        Args:
+            item_codes: (B, P); P may be 0.
+            user_rows: Rows of the tensor of users (B,).
+            item_times: Seconds (B, P), None where they are not known.
+        """
         assert isinstance(self.compressor, MemoryCompressor)
         return self.compressor.compress(self.encoder, self.embed(item_codes), user_rows, item_times)
 
     def continue_from(
         self, item_codes: Tensor, memory_state: State, item_times: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Prediction (B, D) after item codes (B, R) that follow a memory, and the new memory."""
+        """The prediction after the items that follow a memory.
+
+        Args:
+            item_codes: (B, R).
+            memory_state: As :meth:`compress` returns it.
+            item_times: Seconds (B, R), None where they are not known.
+
+        Returns:
+            What is expected next (B, D), and the next memory.
+        """
         assert isinstance(self.compressor, MemoryCompressor)
         return self.compressor.continue_from(
             self.encoder, self.embed(item_codes), memory_state, item_times

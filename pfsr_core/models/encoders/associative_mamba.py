@@ -184,7 +184,15 @@ class AssociativeMamba(nn.Module):
         return mixer_state
 
     def step(self, u: Tensor, mixer_state: State) -> tuple[Tensor, State]:
-        """One new interaction: (B, D), state -> (B, D), new state. Inputs are not written."""
+        """One new interaction; neither input is written to.
+
+        Args:
+            u: Its input (B, D).
+            mixer_state: State before it.
+
+        Returns:
+            The output (B, D) and the next state.
+        """
         if not torch.is_grad_enabled() and kernels.applies_to(u, *mixer_state.values()):
             present = [tensor for tensor in self._mixer_parameters() if tensor is not None]
             kernel_output = kernels.step(u, mixer_state, present, RMS_NORM_EPS)
@@ -199,15 +207,14 @@ class AssociativeMamba(nn.Module):
         h = torch.exp(a * dt)[..., None, None] * mixer_state["h"] + state_input
         y = torch.einsum("bhpn,bn->bhp", h, C)
         next_state = {"conv": conv_window[..., 1:], "h": h}
-        gate = self._gate(u)
-        if a_anchored is not None and gate is not None:
-            S = (
-                mixer_state["S"]
-                + torch.exp(a_anchored * mixer_state["c"])[..., None, None] * state_input
-            )
+        if a_anchored is not None:
+            anchor = torch.exp(a_anchored * mixer_state["c"])
+            S = mixer_state["S"] + anchor[..., None, None] * state_input
+            gate = torch.sigmoid(self.gate(u))
             y = y + gate[..., None] * torch.einsum("bhpn,bn->bhp", S, C)
             next_state |= {"S": S, "c": mixer_state["c"] + dt}
-        return self._finish(y + self.D[:, None] * x, z), next_state
+        y = y + self.D[:, None] * x
+        return self.out_proj(self.norm(y.flatten(-2) * F.silu(z))), next_state
 
     def final_state(self, u: Tensor, mixer_state: State) -> State:
         """The state that u (B, L, D) leaves behind where it was ``mixer_state`` before."""
@@ -250,13 +257,6 @@ class AssociativeMamba(nn.Module):
     def _decays(self) -> tuple[Tensor, Tensor | None]:
         anchored = -torch.exp(self.A_log_anchored) if self.anchored else None
         return -torch.exp(self.A_log), anchored
-
-    def _gate(self, u: Tensor) -> Tensor | None:
-        return torch.sigmoid(self.gate(u)) if self.anchored else None
-
-    def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        block_output: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(z)))
-        return block_output
 
 
 def _of_start(mixer_state: State, decay: Tensor, gate: Tensor | None, C: Tensor) -> Tensor:

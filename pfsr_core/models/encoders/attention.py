@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 def check_heads(model_dim: int, num_heads: int) -> None:
-    """Raises ``ValueError`` when ``num_heads`` does not divide ``model_dim``."""
+    """Checks that heads of one width fill ``model_dim``.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide it.
+    """
     if model_dim % num_heads:
         raise ValueError(
             f"num_heads={num_heads} does not divide embedding_dim={model_dim}: choose a divisor"
@@ -18,7 +22,16 @@ def check_heads(model_dim: int, num_heads: int) -> None:
 
 
 def check_length(encoder_name: str, seq_length: int, max_length: int) -> None:
-    """Raises ``ValueError`` when ``seq_length`` interactions are more than ``max_length``."""
+    """Checks that a sequence fits into an encoder.
+
+    Args:
+        encoder_name: Name in the message.
+        seq_length: Interactions of the sequence.
+        max_length: The most that the encoder was built for.
+
+    Raises:
+        ValueError: It does not fit.
+    """
     if seq_length > max_length:
         raise ValueError(
             f"{encoder_name} was built for max_length={max_length} interactions and got"
@@ -42,14 +55,20 @@ def insert(kv_cache: Tensor, new_row: Tensor, position: Tensor) -> Tensor:
     Returns:
         The new cache (B, H, M, K).
     """
-    at_position = _slots(kv_cache.shape[2], position) == position.unsqueeze(1)
+    cache_slots = torch.arange(kv_cache.shape[2], device=position.device)
+    at_position = cache_slots == position.unsqueeze(1)
     return torch.where(at_position[:, None, :, None], new_row, kv_cache)
 
 
 def seen(position: Tensor, max_length: int) -> Tensor:
-    """True for the slots that a query at ``position`` (B,) may look at: (B, 1, 1, M)."""
-    return (_slots(max_length, position) <= position.unsqueeze(1))[:, None, None, :]
+    """Mask of the cache slots that a new position attends to.
 
+    Args:
+        position: The new position of each row (B,).
+        max_length: M, slots of a cache.
 
-def _slots(max_length: int, position: Tensor) -> Tensor:
-    return torch.arange(max_length, device=position.device)
+    Returns:
+        True for slots up to the position (B, 1, 1, M).
+    """
+    cache_slots = torch.arange(max_length, device=position.device)
+    return (cache_slots <= position.unsqueeze(1))[:, None, None, :]

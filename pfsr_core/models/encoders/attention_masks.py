@@ -37,16 +37,28 @@ class AttentionEncoder(SequenceEncoder):
     """
 
     def build_kv_cache(self, x: Tensor, plan: AttentionPlan, num_cached: int) -> State:
-        """What later positions see of the first ``num_cached`` of x, without dropout.
+        """Keys and values of the first positions, without dropout.
 
-        Every tensor has the rows of x as its first dimension.
+        Args:
+            x: Inputs (B, L, D).
+            plan: Which position sees which.
+            num_cached: How many of the first positions later ones attend to.
+
+        Returns:
+            Tensors whose first dimension is B.
         """
         raise NotImplementedError
 
     def decode(self, x: Tensor, plan: AttentionPlan, kv_cache: State) -> Tensor:
-        """The last of x (B, L, D) alone, (B, D), without dropout.
+        """The output of the last position, without dropout.
 
-        ``kv_cache``: what :meth:`build_kv_cache` gave of the S - L positions before x.
+        Args:
+            x: Inputs (B, L, D).
+            plan: Of L positions that see S.
+            kv_cache: What :meth:`build_kv_cache` returned for the S - L positions before x.
+
+        Returns:
+            Output at the last position (B, D).
         """
         raise NotImplementedError
 

@@ -47,7 +47,8 @@ class SequenceEncoder(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first interaction, on the parameters' device and in their dtype.
 
-        Every tensor has ``batch_size`` as its first dimension.
+        Args:
+            batch_size: B, first dimension of every tensor of the state.
         """
         raise NotImplementedError
 

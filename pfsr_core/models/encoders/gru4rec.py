@@ -32,7 +32,12 @@ class GRULayer(RecurrentEncoder):
     """One recurrent layer: (B, L, input_dim) to (B, L, hidden_dim). State: ``hidden`` (B, H)."""
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
-        """A layer whose parameters are uniform within 1 / sqrt(hidden_dim), as ``nn.GRU``'s."""
+        """A layer whose parameters are uniform within 1 / sqrt(hidden_dim), as ``nn.GRU``'s.
+
+        Args:
+            input_dim: D, width of an input.
+            hidden_dim: H, width of the hidden state.
+        """
         super().__init__()
         init_bound = hidden_dim**-0.5
         self.weight_ih_l0 = nn.Parameter(_uniform(init_bound, 3 * hidden_dim, input_dim))
@@ -142,5 +147,12 @@ def _uniform(init_bound: float, *shape: int) -> Tensor:
 def gru4rec_encoder(
     embedding_dim: int, num_layers: int, hidden_dim: int, dropout_rate: float
 ) -> GRU4Rec:
-    """GRU4Rec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``."""
+    """GRU4Rec's encoder: (B, L, D) to (B, L, D).
+
+    Args:
+        embedding_dim: D, width of an item vector.
+        num_layers: Recurrent layers.
+        hidden_dim: H, width of a hidden state.
+        dropout_rate: Probability that an entry is dropped.
+    """
     return GRU4Rec(embedding_dim, num_layers, hidden_dim, dropout_rate)

@@ -96,9 +96,16 @@ class HSTUBlock(nn.Module):
         return self._after_attention(x, u, self._attend(q, k, v, relative_plan), noise)
 
     def decode(self, x: Tensor, relative_plan: RelativePlan, kv_cache: State, count: int) -> Tensor:
-        """The last ``count`` of x alone, (B, count, D), without dropout.
+        """The outputs of the last positions, without dropout.
 
-        ``kv_cache``: keys and values of the positions that come before x in the ``relative_plan``.
+        Args:
+            x: Inputs (B, L, D).
+            relative_plan: Of L positions that see S.
+            kv_cache: Keys and values of the S - L positions before x.
+            count: How many of the last positions.
+
+        Returns:
+            Outputs (B, count, D).
         """
         u, v, q, k = self._project(x)
         k, v = torch.cat([kv_cache["keys"], k], 2), torch.cat([kv_cache["values"], v], 2)
@@ -282,7 +289,12 @@ class HSTU(AttentionEncoder):
 
 
 def causal_plan(x: Tensor, item_times: Tensor | None) -> RelativePlan:
-    """Of the positions of x (B, L, D) in their order, at ``item_times`` (B, L)."""
+    """The plan in which each position sees itself and those before it.
+
+    Args:
+        x: Inputs (B, L, D), of which only the length is used.
+        item_times: Seconds (B, L), None for gaps of zero.
+    """
     item_positions = torch.arange(x.shape[1], device=x.device)
     position_gaps = item_positions[:, None] - item_positions
     gap_buckets = (
@@ -292,7 +304,12 @@ def causal_plan(x: Tensor, item_times: Tensor | None) -> RelativePlan:
 
 
 def relative_plan_of(plan: AttentionPlan, num_positions: int) -> RelativePlan:
-    """Of the last ``num_positions`` positions of a plan."""
+    """The relative form of an attention plan.
+
+    Args:
+        plan: Which position sees which.
+        num_positions: L, how many of its last positions look.
+    """
     positions, item_times = plan.positions, plan.times
     position_gaps = positions[:, -num_positions:, None] - positions[:, None]
     gap_buckets = None
@@ -313,8 +330,16 @@ def time_buckets(time_gaps: Tensor) -> Tensor:
 def hstu_encoder(
     embedding_dim: int, num_layers: int, num_heads: int, max_length: int, dropout_rate: float
 ) -> HSTU:
-    """HSTU over histories of at most ``max_length``; D = ``embedding_dim``.
+    """HSTU's encoder: (B, L, D) to (B, L, D).
 
-    ``dropout_rate`` is a probability. Raises ``ValueError`` when ``num_heads`` does not divide D.
+    Args:
+        embedding_dim: D, width of an item vector.
+        num_layers: Blocks.
+        num_heads: H, heads of a block.
+        max_length: M, the most interactions of a history.
+        dropout_rate: Probability that an entry is dropped.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide D.
     """
     return HSTU(embedding_dim, num_layers, num_heads, max_length, dropout_rate)

@@ -44,7 +44,15 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(model_dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Position by position: (..., D) to (..., D)."""
+        """Position by position.
+
+        Args:
+            x: Inputs (..., D).
+            noise: Random bits of dropout; None for no dropout.
+
+        Returns:
+            Outputs (..., D).
+        """
         hidden_units = linear(x, self.expand.weight, self.expand.bias)
         hidden_units = self.hidden_dropout(self.activation(hidden_units), noise)
         contracted_units = linear(hidden_units, self.contract.weight, self.contract.bias)
@@ -193,12 +201,22 @@ def causal_depthwise_conv(
 
 
 def with_prefix(encoder_state: State, layer_index: int) -> State:
-    """``encoder_state`` of one layer under the keys it has in the state of the whole stack."""
+    """The state of one layer under the keys that it has in the state of the whole stack.
+
+    Args:
+        encoder_state: Of the layer.
+        layer_index: Its place in the stack, which becomes the prefix.
+    """
     return {f"{layer_index}.{state_key}": tensor for state_key, tensor in encoder_state.items()}
 
 
 def of_prefix(encoder_state: State, layer_index: int) -> State:
-    """The state of one layer out of that of the whole stack; undoes :func:`with_prefix`."""
+    """The state of one layer out of that of the whole stack; undoes :func:`with_prefix`.
+
+    Args:
+        encoder_state: Of the stack.
+        layer_index: Place of the layer in it.
+    """
     prefix = f"{layer_index}."
     return {
         state_key.removeprefix(prefix): tensor

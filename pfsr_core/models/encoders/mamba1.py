@@ -156,7 +156,16 @@ def mamba1_encoder(
     expand: int,
     dropout_rate: float,
 ) -> Stack:
-    """Mamba4Rec's encoder, (B, L, D) to (B, L, D), D = ``embedding_dim``."""
+    """Mamba4Rec's encoder: (B, L, D) to (B, L, D).
+
+    Args:
+        embedding_dim: D, width of an item vector.
+        num_layers: Layers; one alone has no residual.
+        state_dim: N, numbers of state per channel.
+        conv_width: W, positions that the convolution sees.
+        expand: E / D, inner width over ``embedding_dim``.
+        dropout_rate: Probability that an entry is dropped.
+    """
     add_residual = num_layers > 1
     mixers = [Mamba1Mixer(embedding_dim, state_dim, conv_width, expand) for _ in range(num_layers)]
     return Stack([MixerLayer(mixer, embedding_dim, dropout_rate, add_residual) for mixer in mixers])

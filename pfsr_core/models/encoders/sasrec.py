@@ -64,13 +64,29 @@ class AttentionBlock(nn.Module):
     def forward(
         self, x: Tensor, noise: Noise | None = None, visible_mask: Tensor | None = None
     ) -> Tensor:
-        """``visible_mask`` (B, L, L) in place of causality."""
+        """All positions.
+
+        Args:
+            x: Inputs (B, L, D).
+            noise: Random bits of dropout; None for no dropout.
+            visible_mask: What each position sees (B, L, L); None for causal attention.
+
+        Returns:
+            Outputs (B, L, D).
+        """
         return self._read(x, self.keys_and_values(x), visible_mask, noise)
 
     def decode(self, x: Tensor, visible_mask: Tensor, kv_cache: State, count: int) -> Tensor:
-        """The last ``count`` of x alone, (B, count, D), without dropout.
+        """The outputs of the last positions, without dropout.
 
-        ``kv_cache``: of the first S - L positions; ``visible_mask`` (B, L, S).
+        Args:
+            x: Inputs (B, L, D).
+            visible_mask: What each position sees (B, L, S).
+            kv_cache: Keys and values of the first S - L positions.
+            count: How many of the last positions.
+
+        Returns:
+            Outputs (B, count, D).
         """
         key_values = self.keys_and_values(x)
         key_values = {

@@ -61,7 +61,15 @@ class Dropout(nn.Module):
         self.noise_width = num_columns if self.dropped else 0
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """(B, L, width) to (B, L, width)."""
+        """Drops entries by the next columns of the noise.
+
+        Args:
+            x: Inputs (B, L, num_columns).
+            noise: Random bits of this pass; None for no dropout.
+
+        Returns:
+            Outputs in the shape of x.
+        """
         if noise is None or not self.dropped:
             return x
         return x * self.mask(noise.take(self.noise_width), x.dtype)
@@ -73,7 +81,15 @@ class Dropout(nn.Module):
 
 
 def draw_bits(shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
-    """Uniform random bits as int16, of any shape."""
+    """Uniform random bits.
+
+    Args:
+        shape: Any shape.
+        generator: Source of the bits.
+
+    Returns:
+        An int16 tensor of this shape.
+    """
     num_bits = int(np.prod(shape))
     random_words = generator.bit_generator.random_raw(-(-num_bits // 4))
     return torch.from_numpy(random_words.view(np.int16)[:num_bits].reshape(shape))

@@ -21,7 +21,16 @@ LANES = 16  # of the kernel's vectors, at least: with eight (AVX2) it is only as
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
+    """``torch.nn.functional.linear``, by the compiled kernel where that is faster.
+
+    Args:
+        x: Inputs (..., D).
+        weight: (E, D).
+        bias: (E,).
+
+    Returns:
+        ``x @ weight.T + bias``: (..., E).
+    """
     leading_shape = x.shape[:-1]
     is_small = leading_shape.numel() * weight.numel() < WORK
     if (is_small and not is_transformed()) or not _applies_to(x, weight, bias):
@@ -32,7 +41,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
-    """``torch.baddbmm`` with a bias for each column: a (G, R, D), b (G, D, C), bias (G, C)."""
+    """``torch.baddbmm`` with a bias for each column.
+
+    Args:
+        a: (G, R, D).
+        b: (G, D, C).
+        bias: (G, C).
+
+    Returns:
+        ``a @ b`` plus the bias: (G, R, C).
+    """
     if a.numel() * b.shape[-1] >= WORK and _applies_to(a, b, bias):
         return _differentiable(a, b, bias)
     return torch.baddbmm(bias[:, None], a, b)

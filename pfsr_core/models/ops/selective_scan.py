@@ -71,7 +71,19 @@ def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
 def selective_scan_step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One position: x, dt (b, E), B, C (b, N), h (b, E, N) to the next h and y (b, E)."""
+    """One position of the scan.
+
+    Args:
+        x: Input (b, E).
+        dt: Step size (b, E).
+        A: Decay (E, N).
+        B: Input direction (b, N).
+        C: Output direction (b, N).
+        h: State before the position (b, E, N).
+
+    Returns:
+        The next state (b, E, N) and the output y (b, E).
+    """
     decay = torch.exp(dt.unsqueeze(-1) * A)
     h = decay * h + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
     return h, (h @ C.unsqueeze(-1)).squeeze(-1)
@@ -164,11 +176,9 @@ def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
         h = torch.zeros_like(saved_states[tile_rows, 0])
         for index, segment_slice in enumerate(segments):
             saved_states[tile_rows, index] = h
-            tile_segment = (tile_rows, segment_slice)
-            _, segment_states = _segment_states(
-                dt[tile_segment], u[tile_segment], _of_rows(A, tile_rows), B[tile_segment], h
-            )
-            y[tile_segment] = _over_states(C[tile_segment], segment_states)
+            at = (tile_rows, segment_slice)
+            _, segment_states = _segment_states(dt[at], u[at], _of_rows(A, tile_rows), B[at], h)
+            y[at] = _over_states(C[at], segment_states)
             h = segment_states[:, -1]
     return y, saved_states
 
@@ -189,19 +199,18 @@ def _backward(
         )
         grad_carry = torch.zeros_like(saved_states[tile_rows, 0])
         for index, segment_slice in reversed(segments):
-            tile_segment, first_state = (tile_rows, segment_slice), saved_states[tile_rows, index]
-            decay, segment_states = _segment_states(
-                dt[tile_segment], u[tile_segment], A_tile, B[tile_segment], first_state
-            )
-            grad_C[tile_segment] = _over_channels(segment_states, grad_y[tile_segment])
-            grad_h, grad_carry = _state_gradients(
-                grad_y[tile_segment], C[tile_segment], decay, grad_carry
-            )
-            grad_B[tile_segment] = _over_channels(grad_h, u[tile_segment])
-            grad_u[tile_segment] = _over_states(B[tile_segment], grad_h)
+            at, first_state = (tile_rows, segment_slice), saved_states[tile_rows, index]
+            decay, segment_states = _segment_states(dt[at], u[at], A_tile, B[at], first_state)
+            grad_C[at] = _over_channels(segment_states, grad_y[at])
+            grad_h, grad_carry = _state_gradients(grad_y[at], C[at], decay, grad_carry)
+            grad_B[at] = _over_channels(grad_h, u[at])
+            grad_u[at] = _over_states(B[at], grad_h)
             grad_exponent = _exponent_gradients(grad_h, decay, segment_states, first_state)
-            grad_dt[tile_segment] = (grad_exponent * A_tile).sum(-2)
-            grad_A_tile += _sum_to(grad_exponent.mul_(dt[tile_segment].unsqueeze(-2)), A_tile)
+            grad_dt[at] = (grad_exponent * A_tile).sum(-2)
+            grad_exponent.mul_(dt[at].unsqueeze(-2))
+            # Summed over positions, and over sequences where they share A.
+            shares_decay = A_tile.shape[0] == 1
+            grad_A_tile += grad_exponent.sum((0, 1))[None] if shares_decay else grad_exponent.sum(1)
     return grad_u * dt, grad_dt.addcmul_(grad_u, x), grad_A, grad_B, grad_C
 
 
@@ -227,11 +236,6 @@ def _exponent_gradients(
     grad_h[:, 1:].mul_(segment_states[:, :-1])
     grad_h[:, 0].mul_(first_state)
     return grad_h
-
-
-def _sum_to(gradient: Tensor, A: Tensor) -> Tensor:
-    """Sum (rows, T, N, E) over positions, and over sequences where they share A (1, 1, N, E)."""
-    return gradient.sum((0, 1)).unsqueeze(0) if A.shape[0] == 1 else gradient.sum(1)
 
 
 # --- autograd, and vmap by folding the mapped dimension into the sequences ----------------------

@@ -113,21 +113,21 @@ def test_a_later_time_leaves_earlier_outputs(encoder: HSTU, changed: int) -> Non
     x, when = histories(2, 8), times(2, 8)
     later = when.clone()
     later[:, changed:] += 400 * DAY
-    before, after = encoder(x, times=when), encoder(x, item_times=later)
+    before, after = encoder(x, item_times=when), encoder(x, item_times=later)
     close(after[:, :changed], before[:, :changed])
     assert not torch.allclose(after[:, changed], before[:, changed])
 
 
 def test_only_differences_of_times_matter(encoder: HSTU) -> None:
     x, when = histories(2, 8), times(2, 8)
-    close(encoder(x, times=when + 10**9), encoder(x, item_times=when))
+    close(encoder(x, item_times=when + 10**9), encoder(x, item_times=when))
 
 
 def test_padding_has_any_time(encoder: HSTU) -> None:
     x, when = histories(2, 6), times(2, 6)
     padded = torch.cat([x, torch.zeros(2, 3, DIM, dtype=x.dtype)], dim=1)
     longer = torch.cat([when, torch.zeros(2, 3, dtype=torch.long)], dim=1)
-    close(encoder(padded, times=longer)[:, :6], encoder(x, item_times=when))
+    close(encoder(padded, item_times=longer)[:, :6], encoder(x, item_times=when))
 
 
 def test_clients_of_their_own_with_times(encoder: HSTU) -> None:
