@@ -15,8 +15,8 @@ from pfsr_core.models.encoders.mamba1 import DT_MAX, DT_MIN, Mamba1Mixer, mamba1
 
 GOLDEN = Path(__file__).parent / "golden" / "mamba1.safetensors"
 CASES = {
-    "small": {"dim": 6, "state_dim": 4, "conv_width": 4, "expand": 2},
-    "two-ranks": {"dim": 20, "state_dim": 3, "conv_width": 3, "expand": 1},
+    "small": {"model_dim": 6, "state_dim": 4, "conv_width": 4, "expand": 2},
+    "two-ranks": {"model_dim": 20, "state_dim": 3, "conv_width": 3, "expand": 1},
 }
 
 
