@@ -31,7 +31,7 @@ def _associative(model: ModelSettings, anchored: bool) -> SequenceEncoder:
         conv_width=model.conv_width,
         expand=model.expand,
         num_heads=model.num_heads,
-        dropout=model.dropout,
+        dropout_rate=model.dropout,
         anchored=anchored,
     )
 
@@ -45,10 +45,15 @@ ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
         state_dim=m.state_dim,
         conv_width=m.conv_width,
         expand=m.expand,
-        dropout=m.dropout,
+        dropout_rate=m.dropout,
     ),
     "sasrec": lambda m: sasrec_encoder(
-        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout, extra=_memory_tokens(m)
+        m.embedding_dim,
+        m.num_layers,
+        m.num_heads,
+        m.max_length,
+        m.dropout,
+        extra_positions=_memory_tokens(m),
     ),
     "hstu": lambda m: hstu_encoder(
         m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout

@@ -7,7 +7,7 @@ items within r directions, ``b`` (n + 1,) raises what is popular there. With g, 
 nothing changes, whatever V is.
 
 The bias is a last column of the table, and what the model expects next ends with a 1, so that
-training, evaluation and serving know of no bias.
+training, evaluation and serving need no code for a bias.
 """
 
 from __future__ import annotations
@@ -29,39 +29,51 @@ BASIS = "adapter.basis"  # V
 START = 0.1  # spread of V's coordinates at the start
 
 
-def first_adapter(rows: int, dim: int, rank: int, seed: int) -> Params:
-    """An adapter that changes nothing, for ``rows`` = n + 1 rows."""
+def first_adapter(num_rows: int, embedding_dim: int, adapter_rank: int, seed: int) -> Params:
+    """An adapter that changes nothing, for ``num_rows`` = n + 1 rows."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        SCALE: torch.zeros(dim),
-        FACTORS: torch.zeros(rows, rank),
-        BASIS: torch.randn(rank, dim, generator=generator) * START,
-        BIAS: torch.zeros(rows),
+        SCALE: torch.zeros(embedding_dim),
+        FACTORS: torch.zeros(num_rows, adapter_rank),
+        BASIS: torch.randn(adapter_rank, embedding_dim, generator=generator) * START,
+        BIAS: torch.zeros(num_rows),
     }
 
 
-def adapt(table: Tensor, adapter: Mapping[str, Tensor], codes: Tensor) -> Tensor:
-    """The table (V + 1, D) with the adapter applied, and the bias as a last column: (V + 1, D + 1).
+def adapt(item_table: Tensor, adapter_params: Mapping[str, Tensor], own_rows: Tensor) -> Tensor:
+    """The item table with the adapter applied; differentiable, and may be mapped.
 
-    ``codes`` (n + 1,): which rows those of U and b belong to. Differentiable, and may be mapped.
+    Args:
+        item_table: Shared item vectors (V + 1, D).
+        adapter_params: g, U, V and b of the client.
+        own_rows: Rows of the table that those of U and b belong to (n + 1,).
+
+    Returns:
+        (V + 1, D + 1): the adapted vectors, and the bias as a last column.
     """
-    scaled = table * (1 + adapter[SCALE])
-    moved = add_rows(scaled, adapter[FACTORS] @ adapter[BASIS], codes)
-    bias = add_rows(table.new_zeros(len(table), 1), adapter[BIAS][:, None], codes)
-    return torch.cat([moved, bias], dim=1)
+    scaled_rows = item_table * (1 + adapter_params[SCALE])
+    moved_rows = add_rows(scaled_rows, adapter_params[FACTORS] @ adapter_params[BASIS], own_rows)
+    bias_column = add_rows(
+        item_table.new_zeros(len(item_table), 1), adapter_params[BIAS][:, None], own_rows
+    )
+    return torch.cat([moved_rows, bias_column], dim=1)
 
 
 def with_bias(apply: Apply) -> Apply:
     """A model for tables with a last column of biases: what it expects next, with a 1 after it."""
 
     def biased(
-        params: Params,
-        items: Tensor,
-        bits: Tensor | None,
-        times: Tensor | None = None,
-        context: SequenceContext | None = None,
+        model_params: Params,
+        item_codes: Tensor,
+        dropout_bits: Tensor | None,
+        item_times: Tensor | None = None,
+        sequence_context: SequenceContext | None = None,
     ) -> Tensor:
-        return _and_one(apply(_without_bias(params), items, bits, times, context))
+        return _and_one(
+            apply(
+                _without_bias(model_params), item_codes, dropout_bits, item_times, sequence_context
+            )
+        )
 
     return biased
 
@@ -69,23 +81,27 @@ def with_bias(apply: Apply) -> Apply:
 def memory_with_bias(
     compress: Compress, continue_from: ContinueFrom
 ) -> tuple[Compress, ContinueFrom]:
-    """The same of a model that serves from a memory."""
+    """The same for the functions of a model that serves from a memory."""
 
-    def compressed(params: Params, items: Tensor, users: Tensor, times: Tensor | None) -> State:
-        return compress(_without_bias(params), items, users, times)
+    def compressed(
+        model_params: Params, item_codes: Tensor, user_rows: Tensor, item_times: Tensor | None
+    ) -> State:
+        return compress(_without_bias(model_params), item_codes, user_rows, item_times)
 
     def continued(
-        params: Params, items: Tensor, memory: State, times: Tensor | None
+        model_params: Params, item_codes: Tensor, memory_state: State, item_times: Tensor | None
     ) -> tuple[Tensor, State]:
-        hidden, after = continue_from(_without_bias(params), items, memory, times)
-        return _and_one(hidden), after
+        hidden_states, next_memory = continue_from(
+            _without_bias(model_params), item_codes, memory_state, item_times
+        )
+        return _and_one(hidden_states), next_memory
 
     return compressed, continued
 
 
-def _without_bias(params: Params) -> Params:
-    return {**params, ITEMS: params[ITEMS][:, :-1]}
+def _without_bias(model_params: Params) -> Params:
+    return {**model_params, ITEMS: model_params[ITEMS][:, :-1]}
 
 
-def _and_one(hidden: Tensor) -> Tensor:
-    return torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], dim=-1)
+def _and_one(hidden_states: Tensor) -> Tensor:
+    return torch.cat([hidden_states, hidden_states.new_ones(*hidden_states.shape[:-1], 1)], dim=-1)

@@ -1,4 +1,4 @@
-"""How a client comes by the item table that it ranks with, as functions of its parameters."""
+"""The item table that a client ranks with, as functions of its parameters."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ItemFunctions:
     averaged: frozenset[str] = frozenset()
 
 
-def all_candidates(data: ClientDataset) -> Tensor:
+def all_candidates(client_data: ClientDataset) -> Tensor:
     """Sorted codes of all items that the client may rank: (V',)."""
-    return torch.from_numpy(data.rankable_items)
+    return torch.from_numpy(client_data.rankable_items)
 
 
-def own_candidates(data: ClientDataset) -> Tensor:
+def own_candidates(client_data: ClientDataset) -> Tensor:
     """Sorted codes of the items that the client's users touched: (V',)."""
-    return torch.from_numpy(data.touched)
+    return torch.from_numpy(client_data.touched)

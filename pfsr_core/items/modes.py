@@ -3,8 +3,8 @@
     private    a table of the client's own items, which stays on the client
     shared     a table of the catalogue, averaged
     dual       that table plus a private residual on the rows of the client's own items
-    semantic   ``W t_i`` plus such a residual: ``t_i`` is a public vector of the item that nobody
-               sends, and the projection ``W`` is shared, so no row of any item leaves a client
+    semantic   ``W t_i`` plus such a residual: ``t_i`` is a public vector of the item that is
+               never sent, and the projection ``W`` is shared, so no row of any item leaves a client
     adapted    ``W t_i`` under a private market adapter (:mod:`pfsr_core.items.adapter`) in place
                of a residual: a scale, residuals of low rank and a bias for each own item
 
@@ -62,7 +62,7 @@ class ItemCatalogue:
         texts: Words about each item, "" where none are known.
         known: False on a server that owns no data, and knows neither: only shapes are right then.
         histories: Training histories of all clients, where they are in one place.
-        vectors: Item vectors that were made before, in place of all of these.
+        vectors: Item vectors made before, used instead of all of these.
     """
 
     item_ids: tuple[str, ...]
@@ -73,14 +73,14 @@ class ItemCatalogue:
 
 
 def identity(apply: Apply) -> Apply:
-    """The model as it is."""
+    """Returns the model unchanged."""
     return apply
 
 
 def identity_memory(
     compress: Compress, continue_from: ContinueFrom
 ) -> tuple[Compress, ContinueFrom]:
-    """What serves from a memory as it is."""
+    """Returns both serving functions unchanged."""
     return compress, continue_from
 
 
@@ -115,7 +115,7 @@ class ItemSource:
 
 @dataclass(frozen=True)
 class ItemHead:
-    """What turns a model, and what serves from a memory, into those for a mode's tables."""
+    """Wrappers of a model and of its serving functions that fit them to a mode's item table."""
 
     apply: Callable[[Apply], Apply] = identity
     memory: Callable[[Compress, ContinueFrom], tuple[Compress, ContinueFrom]] = identity_memory
@@ -131,119 +131,147 @@ class ItemMode:
     head: ItemHead = ItemHead()
 
 
-def item_mode(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    """The mode that ``model.items`` names. Raises DataError where item vectors are missing."""
-    return ITEM_MODES[model.items](model, seed, catalogue)
+def item_mode(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    """The item mode that the settings name.
+
+    Args:
+        model_settings: Their ``items`` names the mode.
+        run_seed: Seed of the run, from which tables and projections start.
+        catalogue: All items of the federation.
+
+    Raises:
+        DataError: Item vectors that the mode needs are missing.
+    """
+    return ITEM_MODES[model_settings.items](model_settings, run_seed, catalogue)
 
 
-def _materialize(params: ItemParams, table: Table) -> Callable[[Params, Params], Params]:
-    """The tensors of a mode replaced by the one ``table`` that they make."""
-    own = {*params.shared, *params.private}
+def _materialize(item_params: ItemParams, make_table: Table) -> Callable[[Params, Params], Params]:
+    """Replaces the tensors of a mode by the item table that ``make_table`` builds of them."""
+    own_names = {*item_params.shared, *item_params.private}
 
-    def materialize(merged: Params, item_index: Params) -> Params:
-        rest = {name: tensor for name, tensor in merged.items() if name not in own}
-        return {ITEMS: table(merged, item_index), **rest}
+    def materialize(merged_params: Params, item_index: Params) -> Params:
+        model_params = {
+            name: tensor for name, tensor in merged_params.items() if name not in own_names
+        }
+        return {ITEMS: make_table(merged_params, item_index), **model_params}
 
     return materialize
 
 
-def _private(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    start_of = _item_start(model, seed, _common_table(model, seed, catalogue))
-
-    def start(data: ClientDataset) -> Params:
-        histories = [user.train for user in data.users]
-        return {ITEMS: _padded(start_of(data, data.touched, histories))}
-
-    params = ItemParams({}, frozenset({ITEMS}), start)
-    functions = ItemFunctions(
-        candidates=own_candidates,
-        unseen_rows=lambda data, codes: start_of(data, codes, []),
-        materialize=_materialize(params, lambda merged, _index: merged[ITEMS]),
+def _private(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    start_of = _item_start(
+        model_settings, run_seed, _common_table(model_settings, run_seed, catalogue)
     )
-    return ItemMode(params, functions)
+
+    def start(client_data: ClientDataset) -> Params:
+        histories = [user.train for user in client_data.users]
+        return {ITEMS: _padded(start_of(client_data, client_data.touched, histories))}
+
+    item_params = ItemParams({}, frozenset({ITEMS}), start)
+    item_functions = ItemFunctions(
+        candidates=own_candidates,
+        unseen_rows=lambda data, item_codes: start_of(data, item_codes, []),
+        materialize=_materialize(item_params, lambda merged_params, _index: merged_params[ITEMS]),
+    )
+    return ItemMode(item_params, item_functions)
 
 
-def _shared_table(params: Params, item_index: Params) -> Tensor:
-    return table_rows(params[ITEMS], item_index)
+def _shared_table(merged_params: Params, item_index: Params) -> Tensor:
+    return table_rows(merged_params[ITEMS], item_index)
 
 
-def _add_residual(table: Tensor, params: Params, codes: Tensor) -> Tensor:
-    return add_rows(table, params[RESIDUAL], codes)
+def _add_residual(table: Tensor, merged_params: Params, item_codes: Tensor) -> Tensor:
+    return add_rows(table, merged_params[RESIDUAL], item_codes)
 
 
-def _shared(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    table = _common_table(model, seed, catalogue)
-    params = ItemParams({ITEMS: table}, frozenset(), lambda _data: {})
-    functions = ItemFunctions(
+def _shared(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    table = _common_table(model_settings, run_seed, catalogue)
+    item_params = ItemParams({ITEMS: table}, frozenset(), lambda _data: {})
+    item_functions = ItemFunctions(
         candidates=all_candidates,
-        unseen_rows=lambda _data, codes: table[torch.from_numpy(codes)],
-        materialize=_materialize(params, _shared_table),
+        unseen_rows=lambda _data, item_codes: table[torch.from_numpy(item_codes)],
+        materialize=_materialize(item_params, _shared_table),
         averaged=frozenset({ITEMS}),
     )
-    return ItemMode(params, functions)
+    return ItemMode(item_params, item_functions)
 
 
-def _dual(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    def table(params: Params, item_index: Params) -> Tensor:
-        shared_rows = _shared_table(params, item_index)
-        return _add_residual(shared_rows, params, item_index[OWN_ROWS])
+def _dual(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    def table(merged_params: Params, item_index: Params) -> Tensor:
+        shared_rows = _shared_table(merged_params, item_index)
+        return _add_residual(shared_rows, merged_params, item_index[OWN_ROWS])
 
-    shared = _shared(model, seed, catalogue)
-    params = replace(shared.params, private=frozenset({RESIDUAL}), start=_zero_residual(model))
-    functions = replace(shared.functions, materialize=_materialize(params, table))
-    return ItemMode(params, functions)
+    shared = _shared(model_settings, run_seed, catalogue)
+    item_params = replace(
+        shared.params, private=frozenset({RESIDUAL}), start=_zero_residual(model_settings)
+    )
+    item_functions = replace(shared.functions, materialize=_materialize(item_params, table))
+    return ItemMode(item_params, item_functions)
 
 
-def _semantic(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    residual = ItemParams({}, frozenset({RESIDUAL}), _zero_residual(model))
-    return _projected(model, seed, catalogue, residual, _add_residual)
+def _semantic(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    residual = ItemParams({}, frozenset({RESIDUAL}), _zero_residual(model_settings))
+    return _projected(model_settings, run_seed, catalogue, residual, _add_residual)
 
 
 def _projected(
-    model: ModelSettings, seed: int, catalogue: ItemCatalogue, private: ItemParams, change: Change
+    model_settings: ModelSettings,
+    run_seed: int,
+    catalogue: ItemCatalogue,
+    private_params: ItemParams,
+    change_table: Change,
 ) -> ItemMode:
-    """Projected public vectors; ``change`` is what the ``private`` part does to them."""
-    width = model.text_dim + model.id_dim
-    found = _item_vectors(model, catalogue) if catalogue.known else None
-    public, source = torch.zeros(len(catalogue.item_ids) + 1, width), ItemSource()
-    if found is not None:
-        texts = _padded(torch.from_numpy(found.rows))
-        numbers = common_item_table(catalogue.item_ids, model.id_dim, 0, 1.0)
-        public = _public_vectors(texts, numbers, model.id_weight)
-        source = ItemSource(found.digest, found.method, texts)
-    generator = torch.Generator().manual_seed(stream_seed(seed, "projection"))
-    start = torch.randn(model.embedding_dim, width, generator=generator) * model.item_std
+    """Projected public vectors, then changed by the private part with ``change_table``."""
+    public_dim = model_settings.text_dim + model_settings.id_dim
+    made_vectors = _item_vectors(model_settings, catalogue) if catalogue.known else None
+    public_vectors, item_source = torch.zeros(len(catalogue.item_ids) + 1, public_dim), ItemSource()
+    if made_vectors is not None:
+        text_rows = _padded(torch.from_numpy(made_vectors.rows))
+        id_rows = common_item_table(catalogue.item_ids, model_settings.id_dim, 0, 1.0)
+        public_vectors = _public_vectors(text_rows, id_rows, model_settings.id_weight)
+        item_source = ItemSource(made_vectors.digest, made_vectors.method, text_rows)
+    generator = torch.Generator().manual_seed(stream_seed(run_seed, "projection"))
+    start_rows = (
+        torch.randn(model_settings.embedding_dim, public_dim, generator=generator)
+        * model_settings.item_std
+    )
 
-    def table(params: Params, item_index: Params) -> Tensor:
-        projection = params[PROJECTION]
-        vectors = table_rows(public, item_index).to(projection.dtype) @ projection.T
-        return change(vectors, params, item_index[OWN_ROWS])
+    def table(merged_params: Params, item_index: Params) -> Tensor:
+        projection = merged_params[PROJECTION]
+        projected_rows = table_rows(public_vectors, item_index).to(projection.dtype) @ projection.T
+        return change_table(projected_rows, merged_params, item_index[OWN_ROWS])
 
-    params = replace(private, shared={PROJECTION: start})
-    functions = ItemFunctions(
+    item_params = replace(private_params, shared={PROJECTION: start_rows})
+    item_functions = ItemFunctions(
         candidates=all_candidates,
-        unseen_rows=lambda _data, codes: public[torch.from_numpy(codes)] @ start.T,
-        materialize=_materialize(params, table),
+        unseen_rows=lambda _data, item_codes: (
+            public_vectors[torch.from_numpy(item_codes)] @ start_rows.T
+        ),
+        materialize=_materialize(item_params, table),
         averaged=frozenset({PROJECTION}),
     )
-    return ItemMode(params, functions, source)
+    return ItemMode(item_params, item_functions, item_source)
 
 
-def _adapted(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> ItemMode:
-    adapter_seed = stream_seed(seed, "adapter")
+def _adapted(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> ItemMode:
+    adapter_seed = stream_seed(run_seed, "adapter")
 
-    def adapter(items: int) -> Params:
-        return first_adapter(items + 1, model.embedding_dim, model.adapter_rank, adapter_seed)
+    def adapter(num_items: int) -> Params:
+        return first_adapter(
+            num_items + 1, model_settings.embedding_dim, model_settings.adapter_rank, adapter_seed
+        )
 
-    private = ItemParams({}, frozenset(adapter(0)), lambda data: adapter(len(data.touched)))
-    mode = _projected(model, seed, catalogue, private, adapt)
+    private_params = ItemParams({}, frozenset(adapter(0)), lambda data: adapter(len(data.touched)))
+    projected_mode = _projected(model_settings, run_seed, catalogue, private_params, adapt)
 
-    def unseen(data: ClientDataset, codes: ItemArray) -> Tensor:
-        rows = mode.functions.unseen_rows(data, codes)
-        return torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
+    def unseen(client_data: ClientDataset, item_codes: ItemArray) -> Tensor:
+        vector_rows = projected_mode.functions.unseen_rows(client_data, item_codes)
+        return torch.cat([vector_rows, vector_rows.new_zeros(len(vector_rows), 1)], dim=1)
 
-    functions = replace(mode.functions, unseen_rows=unseen)
-    return replace(mode, functions=functions, head=ItemHead(with_bias, memory_with_bias))
+    item_functions = replace(projected_mode.functions, unseen_rows=unseen)
+    return replace(
+        projected_mode, functions=item_functions, head=ItemHead(with_bias, memory_with_bias)
+    )
 
 
 ITEM_MODES: dict[str, Callable[[ModelSettings, int, ItemCatalogue], ItemMode]] = {
@@ -255,67 +283,73 @@ ITEM_MODES: dict[str, Callable[[ModelSettings, int, ItemCatalogue], ItemMode]] =
 }
 
 
-def text_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> Tensor:
+def text_vectors(model_settings: ModelSettings, catalogue: ItemCatalogue) -> Tensor:
     """Text vectors by item code, zeros for padding: (V + 1, S). Raises DataError without texts."""
-    return _padded(torch.from_numpy(_item_vectors(model, catalogue).rows))
+    return _padded(torch.from_numpy(_item_vectors(model_settings, catalogue).rows))
 
 
-def _item_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors:
+def _item_vectors(model_settings: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors:
     if catalogue.vectors is not None:
         return catalogue.vectors
     ids = catalogue.item_ids
     texts = catalogue.texts or ("",) * len(ids)
-    return item_vectors(model.item_vectors, ids, texts, model.text_dim, catalogue.histories)
+    return item_vectors(
+        model_settings.item_vectors, ids, texts, model_settings.text_dim, catalogue.histories
+    )
 
 
-def pooled_vectors(model: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors | None:
-    """Those that cannot be made again where a model is served; None where others are asked for."""
-    pooled = model.item_vectors == CO_OCCURRENCE
-    return _item_vectors(model, catalogue) if pooled else None
+def pooled_vectors(model_settings: ModelSettings, catalogue: ItemCatalogue) -> ItemVectors | None:
+    """Co-occurrence vectors, which a served model cannot make again; None for other sources."""
+    is_pooled = model_settings.item_vectors == CO_OCCURRENCE
+    return _item_vectors(model_settings, catalogue) if is_pooled else None
 
 
-def _public_vectors(texts: Tensor, numbers: Tensor, weight: float) -> Tensor:
+def _public_vectors(text_rows: Tensor, id_rows: Tensor, id_weight: float) -> Tensor:
     """``[text ; weight * random]`` of length 1, both halves of length 1 before: (V + 1, S)."""
-    halves = torch.cat([texts, weight * unit_rows(numbers)], dim=1)
-    return unit_rows(halves)
+    joined_rows = torch.cat([text_rows, id_weight * unit_rows(id_rows)], dim=1)
+    return unit_rows(joined_rows)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """``rows`` after the padding row."""
-    return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+def _padded(vector_rows: Tensor) -> Tensor:
+    """``vector_rows`` after the padding row."""
+    return torch.cat([vector_rows.new_zeros(1, vector_rows.shape[1]), vector_rows])
 
 
-def _zero_residual(model: ModelSettings) -> Callable[[ClientDataset], Params]:
-    dim = model.embedding_dim
-    return lambda data: {RESIDUAL: torch.zeros(len(data.touched) + 1, dim)}
+def _zero_residual(model_settings: ModelSettings) -> Callable[[ClientDataset], Params]:
+    dim = model_settings.embedding_dim
+    return lambda client_data: {RESIDUAL: torch.zeros(len(client_data.touched) + 1, dim)}
 
 
-def _common_table(model: ModelSettings, seed: int, catalogue: ItemCatalogue) -> Tensor:
-    return common_item_table(catalogue.item_ids, model.embedding_dim, seed, model.item_std)
+def _common_table(model_settings: ModelSettings, run_seed: int, catalogue: ItemCatalogue) -> Tensor:
+    return common_item_table(
+        catalogue.item_ids, model_settings.embedding_dim, run_seed, model_settings.item_std
+    )
 
 
-def _item_start(model: ModelSettings, seed: int, table: Tensor) -> ItemStart:
+def _item_start(model_settings: ModelSettings, run_seed: int, table: Tensor) -> ItemStart:
     """How the rows of private tables start; ``table`` (V + 1, D) is the common start."""
-    kind, dim = model.item_start, table.shape[1]
-    std, length = model.item_std, mean_length(table)
+    start_kind, dim = model_settings.item_start, table.shape[1]
+    row_std, row_length = model_settings.item_std, mean_length(table)
 
-    def start(data: ClientDataset, items: ItemArray, histories: Sequence[ItemArray]) -> Tensor:
-        if kind == "secret":
-            names = [data.item_ids[code - 1] for code in items]
-            return common_item_table(names, dim, private_seed(data, seed), std)[1:]
-        if kind == "co-occurrence":
-            return co_occurrence_start(table, length, items, histories)
-        return table[torch.from_numpy(items)]
+    def start(
+        client_data: ClientDataset, item_codes: ItemArray, histories: Sequence[ItemArray]
+    ) -> Tensor:
+        if start_kind == "secret":
+            raw_ids = [client_data.item_ids[code - 1] for code in item_codes]
+            return common_item_table(raw_ids, dim, private_seed(client_data, run_seed), row_std)[1:]
+        if start_kind == "co-occurrence":
+            return co_occurrence_start(table, row_length, item_codes, histories)
+        return table[torch.from_numpy(item_codes)]
 
     return start
 
 
-def private_seed(data: ClientDataset, seed: int) -> int:
+def private_seed(client_data: ClientDataset, run_seed: int) -> int:
     """A seed that follows from the client's secret, HMAC-SHA256(secret, purpose and client).
 
-    On the plain loop nobody has a secret: there the run's seed stands for it, so that experiments
-    repeat. It is then no protection, and none is needed.
+    In a local simulation clients have no secret: the run's seed is used instead, so that
+    experiments repeat. It is then no protection, and none is needed.
     """
-    key = data.secret or f"no node, seed {seed}".encode()
-    digest = hmac.digest(key, f"item table of {data.client}".encode(), "sha256")
-    return int.from_bytes(digest[:8], "little")
+    hmac_key = client_data.secret or f"no node, seed {run_seed}".encode()
+    key_digest = hmac.digest(hmac_key, f"item table of {client_data.client}".encode(), "sha256")
+    return int.from_bytes(key_digest[:8], "little")

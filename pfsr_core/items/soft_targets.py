@@ -9,7 +9,7 @@ other items then learn from like targets (semantic soft cross-entropy, S2CE, of 
 any neighbour, keeps its one-hot target.
 
 Where several items are equally near, who is among the K is decided by the raw ids, so the order of
-the items does not matter, and otherwise for every y, so none becomes everybody's neighbour.
+the items does not matter, and otherwise for every y, so none becomes a neighbour of all.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SoftTargets:
     rows: Tensor
     weights: Tensor
 
-    def of(self, targets: Tensor) -> SoftTargets:
-        """Those of ``targets`` (...), row numbers: (..., N)."""
-        return SoftTargets(self.rows[targets], self.weights[targets])
+    def of(self, target_rows: Tensor) -> SoftTargets:
+        """Those of ``target_rows`` (...), row numbers: (..., N)."""
+        return SoftTargets(self.rows[target_rows], self.weights[target_rows])
 
 
 SoftTargetsOf = Callable[[Tensor], SoftTargets]
@@ -49,45 +49,62 @@ SoftTargetsOf = Callable[[Tensor], SoftTargets]
 
 
 def semantic_targets(
-    vectors: Tensor, item_ids: Sequence[str], share: float, neighbours: int, temperature: float
+    text_rows: Tensor,
+    item_ids: Sequence[str],
+    neighbour_share: float,
+    num_neighbours: int,
+    temperature: float,
 ) -> SoftTargetsOf:
-    """Soft targets by the rows of ``vectors`` (V + 1, S), padding first, zero without a text.
+    """Soft targets from text vectors.
 
-    ``item_ids[code - 1]``: raw ids. A table of (V' + 1, ``neighbours``) is made for each set of
-    candidates, and the last ones are kept.
+    A table of (V' + 1, ``num_neighbours``) is made for each set of candidates; the latest are
+    cached.
+
+    Args:
+        text_rows: Text vectors (V + 1, S), the padding row first, zero without a text.
+        item_ids: Raw ids, ``item_ids[code - 1]`` that of an item code.
+        neighbour_share: Part of the probability that neighbours get.
+        num_neighbours: K, neighbours of an item.
+        temperature: Of the softmax over cosines.
+
+    Returns:
+        A function of the sorted candidate codes (V',).
     """
-    unit = torch.nn.functional.normalize(vectors, dim=1)
-    order = torch.tensor([0, *(zlib.crc32(raw.encode()) for raw in item_ids)]) / 2**32
-    width = min(neighbours, max(1, len(item_ids) - 1))
+    unit_vectors = torch.nn.functional.normalize(text_rows, dim=1)
+    tie_order = torch.tensor([0, *(zlib.crc32(raw_id.encode()) for raw_id in item_ids)]) / 2**32
+    num_columns = min(num_neighbours, max(1, len(item_ids) - 1))
 
     @lru_cache(maxsize=TABLES)
     def table(candidates: bytes) -> SoftTargets:
-        codes = torch.from_numpy(np.frombuffer(candidates, np.int64).copy())
-        known = unit[codes].any(1)
-        rows = torch.ones(len(codes) + 1, width, dtype=torch.long)
-        weights = torch.zeros(len(codes) + 1, width)
-        step = max(1, SIMILARITIES // max(1, len(codes)))
-        for part in torch.arange(len(codes)).split(step):
-            near, mass = _nearest(unit[codes], order[codes], known, part, width)
-            rows[part + 1, : near.shape[1]] = near + 1
-            weights[part + 1, : near.shape[1]] = share * _softmax(mass / temperature)
-        return SoftTargets(rows, weights)
+        item_codes = torch.from_numpy(np.frombuffer(candidates, np.int64).copy())
+        has_text = unit_vectors[item_codes].any(1)
+        neighbour_rows = torch.ones(len(item_codes) + 1, num_columns, dtype=torch.long)
+        neighbour_weights = torch.zeros(len(item_codes) + 1, num_columns)
+        chunk_size = max(1, SIMILARITIES // max(1, len(item_codes)))
+        for item_chunk in torch.arange(len(item_codes)).split(chunk_size):
+            nearest_rows, nearest_cosines = _nearest(
+                unit_vectors[item_codes], tie_order[item_codes], has_text, item_chunk, num_columns
+            )
+            # An item without neighbours has -inf alone, hence nan, and gets weights of zero.
+            shares = torch.softmax(nearest_cosines / temperature, dim=1).nan_to_num(0.0)
+            neighbour_rows[item_chunk + 1, : nearest_rows.shape[1]] = nearest_rows + 1
+            neighbour_weights[item_chunk + 1, : nearest_rows.shape[1]] = neighbour_share * shares
+        return SoftTargets(neighbour_rows, neighbour_weights)
 
     return lambda candidates: table(candidates.numpy().tobytes())
 
 
 def _nearest(
-    unit: Tensor, order: Tensor, known: Tensor, part: Tensor, width: int
+    unit_vectors: Tensor, tie_order: Tensor, has_text: Tensor, item_chunk: Tensor, num_columns: int
 ) -> tuple[Tensor, Tensor]:
-    """The nearest of all items to those in ``part`` (P,), and their cosines, -inf for none."""
-    cosines = unit[part] @ unit.T
-    apart = known[part, None] & known & (part[:, None] != torch.arange(len(unit)))
-    cosines = cosines.masked_fill(~apart, -torch.inf)
-    preferred = cosines + TIE * ((order[part, None] + order) % 1)
-    near = preferred.topk(min(width, len(unit)), dim=1).indices
-    return near, cosines.gather(1, near)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; zeros where all is -inf."""
-    return torch.softmax(scores, dim=1).nan_to_num(0.0)
+    """The nearest items to those in ``item_chunk`` (P,), and their cosines, -inf for none."""
+    cosines = unit_vectors[item_chunk] @ unit_vectors.T
+    is_neighbour = (
+        has_text[item_chunk, None]
+        & has_text
+        & (item_chunk[:, None] != torch.arange(len(unit_vectors)))
+    )
+    cosines = cosines.masked_fill(~is_neighbour, -torch.inf)
+    tie_broken = cosines + TIE * ((tie_order[item_chunk, None] + tie_order) % 1)
+    nearest_rows = tie_broken.topk(min(num_columns, len(unit_vectors)), dim=1).indices
+    return nearest_rows, cosines.gather(1, nearest_rows)

@@ -17,85 +17,111 @@ from pfsr_core.params import Params
 
 ItemCodes = NDArray[np.int64]
 
-CONTEXT = 10  # neighbours on each side that count as co-occurring
+CONTEXT_ITEMS = 10  # neighbours on each side that count as co-occurring
 HOPS = 2  # a neighbour's neighbours count too: small clients see few pairs
 OWN_ROWS, TABLE_ROWS = "own rows", "table rows"
 MIX = 20.0  # length of the co-occurrence part over the common part
 
 
-def common_item_table(item_ids: Sequence[str], dim: int, seed: int, std: float) -> Tensor:
-    """(V + 1, dim) normal rows, each from a generator of its own: (seed, raw item id).
+def common_item_table(item_ids: Sequence[str], dim: int, run_seed: int, row_std: float) -> Tensor:
+    """Normal rows, each from a generator of its own that is seeded with the raw item id.
 
-    The same raw id starts at the same place on every client, whatever its vocabulary is.
+    The same raw id has the same start on every client, whatever its catalogue is.
+
+    Args:
+        item_ids: Raw ids by item code.
+        dim: D, width of a row.
+        run_seed: Seed of the run, part of every row's seed.
+        row_std: Standard deviation of an entry.
+
+    Returns:
+        The table (V + 1, D); its first row is padding and zero.
     """
-    rows = np.zeros((len(item_ids) + 1, dim), np.float32)
-    for code, raw in enumerate(item_ids, start=1):
-        rows[code] = np.random.default_rng([seed, *raw.encode()]).standard_normal(dim)
-    return torch.from_numpy(rows * np.float32(std))
+    padded_rows = np.zeros((len(item_ids) + 1, dim), np.float32)
+    for code, raw_id in enumerate(item_ids, start=1):
+        padded_rows[code] = np.random.default_rng([run_seed, *raw_id.encode()]).standard_normal(dim)
+    return torch.from_numpy(padded_rows * np.float32(row_std))
 
 
-def add_rows(table: Tensor, rows: Tensor, codes: Tensor) -> Tensor:
-    """``table`` (V + 1, D) with ``rows`` (n, D) added at ``codes`` (n,).
+def add_rows(item_table: Tensor, rows: Tensor, item_codes: Tensor) -> Tensor:
+    """A table with some rows changed; differentiable, and may be mapped by ``torch.func``.
 
-    Differentiable, and may be mapped by ``torch.func``; rows that fill up have the code 0.
+    Args:
+        item_table: (V + 1, D).
+        rows: What is added (n, D).
+        item_codes: Row of the table for each of them (n,), 0 for padding.
+
+    Returns:
+        The new table (V + 1, D).
     """
-    return table.scatter_add(0, codes[:, None].expand_as(rows), rows)
+    return item_table.scatter_add(0, item_codes[:, None].expand_as(rows), rows)
 
 
 def item_rows(
-    private: ItemCodes, candidates: Tensor, catalogue: ItemCodes | None
+    private_items: ItemCodes, candidates: Tensor, catalogue_codes: ItemCodes | None
 ) -> dict[str, Tensor]:
     """Which items the rows of a client's item tensors are of.
 
-    OWN_ROWS (n + 1,): where the items ``private`` (n,) of its private tensor stand in its table, of
-    the sorted ``candidates`` (V',). TABLE_ROWS (V' + 1,): the codes of its table, absent where it
-    sells the whole catalogue. The padding row is the first of both.
+    OWN_ROWS (n + 1,): where the ``private_items`` (n,) of its private tensor stand in its table,
+    of the sorted ``candidates`` (V',). TABLE_ROWS (V' + 1,): the codes of its table, absent where
+    it ranks the whole catalogue. The padding row is the first of both.
     """
-    own = row_numbers(torch.from_numpy(np.concatenate([[0], private])), candidates)
-    if catalogue is None:
-        return {OWN_ROWS: own}
-    return {OWN_ROWS: own, TABLE_ROWS: torch.cat([candidates.new_zeros(1), candidates])}
+    own_rows = row_numbers(torch.from_numpy(np.concatenate([[0], private_items])), candidates)
+    if catalogue_codes is None:
+        return {OWN_ROWS: own_rows}
+    return {OWN_ROWS: own_rows, TABLE_ROWS: torch.cat([candidates.new_zeros(1), candidates])}
 
 
-def table_rows(table: Tensor, rows: Params) -> Tensor:
-    """A client's rows (V' + 1, D) of the ``table`` (V + 1, D) of the whole catalogue."""
-    return table[rows[TABLE_ROWS]] if TABLE_ROWS in rows else table
+def table_rows(item_table: Tensor, item_index: Params) -> Tensor:
+    """A client's rows (V' + 1, D) of the ``item_table`` (V + 1, D) of the whole catalogue."""
+    return item_table[item_index[TABLE_ROWS]] if TABLE_ROWS in item_index else item_table
 
 
-def row_numbers(codes: Tensor, items: Tensor) -> Tensor:
-    """Where ``codes`` of any shape stand in a table that holds the sorted ``items`` (V',).
+def row_numbers(item_codes: Tensor, item_candidates: Tensor) -> Tensor:
+    """Row numbers of items in a client's table: i + 1 for ``item_candidates[i]``.
 
-    Row i + 1 is that of ``items[i]``; 0, padding, stays 0. Every code must be among the items.
+    Args:
+        item_codes: Codes of any shape, each among the candidates or 0, padding, which stays 0.
+        item_candidates: Sorted codes of the table's rows (V',).
+
+    Returns:
+        Row numbers in the shape of ``item_codes``.
     """
-    return torch.where(codes > 0, torch.searchsorted(items, codes) + 1, 0)
+    return torch.where(item_codes > 0, torch.searchsorted(item_candidates, item_codes) + 1, 0)
 
 
 def co_occurrence_start(
-    table: Tensor, length: Tensor, items: ItemCodes, histories: Sequence[ItemCodes]
+    item_table: Tensor, row_length: Tensor, own_items: ItemCodes, histories: Sequence[ItemCodes]
 ) -> Tensor:
-    """Rows of ``items`` moved towards the items they occur with on this client: (n, D).
-
-    ``table`` (V + 1, D): the common start of the whole catalogue; ``length``: the mean of its rows'
-    lengths. ``items`` (n,): distinct codes, sorted, among them every one in ``histories``.
+    """Rows of ``own_items`` moved towards the items they occur with on this client: (n, D).
 
     Random indexing (Kanerva et al. 2000) on positive pointwise mutual information: each row becomes
     a weighted sum of the *common* rows of its neighbours, and of theirs, so clients that never
     exchange a table still start in one coordinate system. An item without neighbours keeps its
     common row; all rows have the given length.
+
+    Args:
+        item_table: The common start of the whole catalogue (V + 1, D).
+        row_length: Length of the result's rows, the mean of the table's.
+        own_items: Distinct sorted codes (n,), among them every one in ``histories``.
+        histories: Training histories of the client, item codes each.
+
+    Returns:
+        The start of the private rows (n, D).
     """
-    places = [np.searchsorted(items, history) for history in histories]
-    weights = _ppmi(_counts(places, len(items)))
-    common = unit_rows(table[torch.from_numpy(items)])
-    reached, context = common, torch.zeros_like(common)
+    item_positions = [np.searchsorted(own_items, history) for history in histories]
+    neighbour_weights = _ppmi(_counts(item_positions, len(own_items)))
+    common_rows = unit_rows(item_table[torch.from_numpy(own_items)])
+    reached_rows, context_rows = common_rows, torch.zeros_like(common_rows)
     for _ in range(HOPS):
-        reached = unit_rows(weights @ reached)
-        context = context + reached
-    return unit_rows(common + MIX * unit_rows(context)) * length
+        reached_rows = unit_rows(neighbour_weights @ reached_rows)
+        context_rows = context_rows + reached_rows
+    return unit_rows(common_rows + MIX * unit_rows(context_rows)) * row_length
 
 
-def mean_length(table: Tensor) -> Tensor:
+def mean_length(item_table: Tensor) -> Tensor:
     """Mean Euclidean length of the rows after the padding row: a scalar."""
-    length: Tensor = torch.linalg.vector_norm(table[1:], dim=1).mean()
+    length: Tensor = torch.linalg.vector_norm(item_table[1:], dim=1).mean()
     return length
 
 
@@ -105,16 +131,18 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / length.clamp(min=1e-12)
 
 
-def _counts(histories: Sequence[ItemCodes], size: int) -> Tensor:
-    """Co-occurrence within CONTEXT steps, weighted 1 / distance, symmetric: (size, size)."""
-    counts = np.zeros((size, size), np.float32)
+def _counts(histories: Sequence[ItemCodes], num_items: int) -> Tensor:
+    """Co-occurrence within CONTEXT_ITEMS steps, weighted 1 / distance, symmetric: (n, n)."""
+    pair_counts = np.zeros((num_items, num_items), np.float32)
     for history in histories:
-        for gap in range(1, min(CONTEXT, len(history) - 1) + 1):
-            np.add.at(counts, (history[:-gap], history[gap:]), np.float32(1 / gap))
-    return torch.from_numpy(counts + counts.T)
+        for step_gap in range(1, min(CONTEXT_ITEMS, len(history) - 1) + 1):
+            np.add.at(
+                pair_counts, (history[:-step_gap], history[step_gap:]), np.float32(1 / step_gap)
+            )
+    return torch.from_numpy(pair_counts + pair_counts.T)
 
 
-def _ppmi(counts: Tensor) -> Tensor:
-    total, row = counts.sum(), counts.sum(1, keepdim=True)
-    ratio = counts * total / (row * row.T).clamp(min=1e-12)
+def _ppmi(pair_counts: Tensor) -> Tensor:
+    total_count, row_counts = pair_counts.sum(), pair_counts.sum(1, keepdim=True)
+    ratio = pair_counts * total_count / (row_counts * row_counts.T).clamp(min=1e-12)
     return torch.log(ratio.clamp(min=1.0))

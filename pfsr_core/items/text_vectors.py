@@ -1,4 +1,4 @@
-"""Vectors of items, of words about them where there are any: what "semantic" is made from.
+"""Public item vectors, of words about the items where there are any, for the mode "semantic".
 
 Four sources need nothing but the texts of the data (title, genres, categories):
 
@@ -27,7 +27,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -68,51 +68,70 @@ class ItemVectors:
 
 
 def item_vectors(
-    source: str,
+    vector_source: str,
     item_ids: Sequence[str],
-    texts: Sequence[str],
-    dim: int,
+    item_texts: Sequence[str],
+    text_dim: int,
     histories: Sequence[ItemArray] = (),
 ) -> ItemVectors:
-    """Vectors of the items from ``source``; raises DataError when they cannot be made.
+    """Vectors of the items of a catalogue.
 
-    ``texts``: words about each item, "" where none are known. ``histories``: training histories of
-    all clients, which "co-occurrence" alone looks at.
+    Args:
+        vector_source: One of the sources above, or the path of a file.
+        item_ids: Raw ids by item code.
+        item_texts: Words about each item, "" where none are known.
+        text_dim: Width of a vector.
+        histories: Training histories of all clients, only for "co-occurrence".
+
+    Raises:
+        DataError: The source needs a package, texts, histories or a file that is not there.
     """
-    made_from = [list(texts)]
-    if source == TF_IDF:
-        rows, method = tf_idf(_known(texts, source), dim), source
-    elif source == HASHED:
-        rows, method = hashed(_known(texts, source), dim), source
-    elif source == WORDLLAMA:
-        rows = wordllama(_known(texts, source), dim)
-        method = f"{source} {version(source)}"  # whose weights come with it
-    elif source.startswith(SENTENCE):
-        rows, method = _sentences(source, _known(texts, source), dim), source
-    elif source == CO_OCCURRENCE:
-        pooled = _some(histories)
-        rows, method = co_occurrence_vectors(pooled, len(item_ids), dim), source
-        made_from = [history.tolist() for history in pooled]
+    made_from = [list(item_texts)]
+    if vector_source == TF_IDF:
+        vector_rows, method_name = (
+            tf_idf(_known(item_texts, vector_source), text_dim),
+            vector_source,
+        )
+    elif vector_source == HASHED:
+        vector_rows, method_name = (
+            hashed(_known(item_texts, vector_source), text_dim),
+            vector_source,
+        )
+    elif vector_source == WORDLLAMA:
+        vector_rows = wordllama(_known(item_texts, vector_source), text_dim)
+        method_name = f"{vector_source} {version(vector_source)}"  # whose weights come with it
+    elif vector_source.startswith(SENTENCE):
+        vector_rows, method_name = (
+            _sentences(vector_source, _known(item_texts, vector_source), text_dim),
+            vector_source,
+        )
+    elif vector_source == CO_OCCURRENCE:
+        pooled_histories = _some(histories)
+        vector_rows, method_name = (
+            co_occurrence_vectors(pooled_histories, len(item_ids), text_dim),
+            vector_source,
+        )
+        made_from = [history.tolist() for history in pooled_histories]
     else:
-        rows, method = _from_file(Path(source).expanduser(), item_ids, dim)
-    method = f"{method}, {dim}"
-    digest = hashlib.sha256(json.dumps([method, list(item_ids), *made_from]).encode())
-    return ItemVectors(_unit(rows), digest.hexdigest(), method)
+        vector_rows, method_name = _from_file(Path(vector_source).expanduser(), item_ids, text_dim)
+    method_name = f"{method_name}, {text_dim}"
+    content_digest = hashlib.sha256(json.dumps([method_name, list(item_ids), *made_from]).encode())
+    row_lengths = np.linalg.norm(vector_rows, axis=1, keepdims=True)
+    unit_rows = np.asarray(vector_rows / np.maximum(row_lengths, 1e-12), np.float32)
+    return ItemVectors(unit_rows, content_digest.hexdigest(), method_name)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in small letters; a year is followed by its decade."""
-    return list(_words(text))
-
-
-def _words(text: str) -> Iterator[str]:
+    text_words = []
     for word in WORDS.findall(text.lower()):
-        yield word
+        text_words.append(word)
         if YEAR.fullmatch(word):
-            yield f"{word[:3]}0s"
+            text_words.append(f"{word[:3]}0s")
+    return text_words
 
 
-def tf_idf(texts: Sequence[str], dim: int) -> Vectors:
+def tf_idf(item_texts: Sequence[str], text_dim: int) -> Vectors:
     """TF-IDF over the words that two texts share, each counted once, cut by a truncated SVD.
 
     Columns beyond the rank are zero. Singular vectors are unique but for their sign, which
@@ -121,148 +140,163 @@ def tf_idf(texts: Sequence[str], dim: int) -> Vectors:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    weigh = TfidfVectorizer(analyzer=words_of, binary=True, min_df=min(2, len(texts)))
+    tfidf_vectorizer = TfidfVectorizer(
+        analyzer=words_of, binary=True, min_df=min(2, len(item_texts))
+    )
     try:
-        weights = weigh.fit_transform(texts)
+        tfidf_weights = tfidf_vectorizer.fit_transform(item_texts)
     except ValueError:  # no word occurs twice
-        return np.zeros((len(texts), dim), np.float32)
-    rank = min(dim, min(weights.shape) - 1)
-    rows = np.zeros((len(texts), dim), np.float32)
-    if rank > 0:
-        cut = TruncatedSVD(rank, algorithm="randomized", n_iter=10, random_state=0)
-        rows[:, :rank] = cut.fit_transform(weights)
-    return rows
+        return np.zeros((len(item_texts), text_dim), np.float32)
+    svd_rank = min(text_dim, min(tfidf_weights.shape) - 1)
+    vector_rows = np.zeros((len(item_texts), text_dim), np.float32)
+    if svd_rank > 0:
+        truncated_svd = TruncatedSVD(svd_rank, algorithm="randomized", n_iter=10, random_state=0)
+        vector_rows[:, :svd_rank] = truncated_svd.fit_transform(tfidf_weights)
+    return vector_rows
 
 
-def hashed(texts: Sequence[str], dim: int) -> Vectors:
+def hashed(item_texts: Sequence[str], text_dim: int) -> Vectors:
     """Sum of the directions of a text's words, each counted once: (V, dim)."""
-    found = [sorted(set(words_of(text))) for text in texts]
-    direction = {word: _direction(word, dim) for words in found for word in words}
-    rows = [sum((direction[word] for word in words), np.zeros(dim)) for words in found]
-    return np.array(rows, np.float32).reshape(len(texts), dim)
+    word_lists = [sorted(set(words_of(text))) for text in item_texts]
+    word_directions = {
+        word: _direction(word, text_dim) for text_words in word_lists for word in text_words
+    }
+    vector_rows = [
+        sum((word_directions[word] for word in text_words), np.zeros(text_dim))
+        for text_words in word_lists
+    ]
+    return np.array(vector_rows, np.float32).reshape(len(item_texts), text_dim)
 
 
-def _direction(word: str, dim: int) -> NDArray[np.float64]:
-    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
-    return np.random.default_rng(seed).standard_normal(dim)
+def _direction(word: str, text_dim: int) -> NDArray[np.float64]:
+    word_seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+    return np.random.default_rng(word_seed).standard_normal(text_dim)
 
 
-def wordllama(texts: Sequence[str], dim: int) -> Vectors:
+def wordllama(item_texts: Sequence[str], text_dim: int) -> Vectors:
     """Vectors of sentences (V, dim) of WordLlama's 256 numbers, which it was trained to have cut.
 
-    Raises DataError without the package, and for a ``dim`` that is none of WORDLLAMA_DIMS.
+    Raises DataError without the package, and for a ``text_dim`` that is none of WORDLLAMA_DIMS.
     """
     try:
         import wordllama as package
     except ImportError:
         raise _needs(WORDLLAMA, "wordllama") from None
-    if dim not in WORDLLAMA_DIMS:
+    if text_dim not in WORDLLAMA_DIMS:
         *smaller, widest = WORDLLAMA_DIMS
         raise DataError(
-            f"model.text-dim is {dim}, and {WORDLLAMA} has vectors of "
+            f"model.text-dim is {text_dim}, and {WORDLLAMA} has vectors of "
             f"{', '.join(map(str, smaller))} or {widest} numbers. Fix: choose one of these."
         )
-    # As a cache, the package's own folder is found whole, and nothing is asked of the network.
-    home = Path(package.__file__).parent
-    model = package.WordLlama.load(cache_dir=home, trunc_dim=dim, disable_download=True)
-    return _with_words(texts, model.embed(list(texts), norm=False))
+    # With the package's own folder as the cache nothing is downloaded.
+    package_dir = Path(package.__file__).parent
+    sentence_model = package.WordLlama.load(
+        cache_dir=package_dir, trunc_dim=text_dim, disable_download=True
+    )
+    return _with_words(item_texts, sentence_model.embed(list(item_texts), norm=False))
 
 
-def _sentences(source: str, texts: Sequence[str], dim: int) -> Vectors:
-    name = source.removeprefix(SENTENCE)
+def _sentences(vector_source: str, item_texts: Sequence[str], text_dim: int) -> Vectors:
+    model_name = vector_source.removeprefix(SENTENCE)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise _needs(source, "sentence-transformers", "sentences") from None
-    rows = SentenceTransformer(name, device="cpu").encode(list(texts), convert_to_numpy=True)
-    return _with_words(texts, _of_width(rows, dim, name))
+        raise _needs(vector_source, "sentence-transformers", "sentences") from None
+    vector_rows = SentenceTransformer(model_name, device="cpu").encode(
+        list(item_texts), convert_to_numpy=True
+    )
+    return _with_words(item_texts, _of_width(vector_rows, text_dim, model_name))
 
 
-def _with_words(texts: Sequence[str], rows: ArrayLike) -> Vectors:
-    """``rows``, zero where there is no text: a model has a vector of "" too."""
-    known = np.array([bool(text) for text in texts])
-    return np.where(known[:, None], np.asarray(rows, np.float32), np.float32(0))
+def _with_words(item_texts: Sequence[str], vector_rows: ArrayLike) -> Vectors:
+    """``vector_rows``, zero where there is no text: a model has a vector of "" too."""
+    has_text = np.array([bool(text) for text in item_texts])
+    return np.where(has_text[:, None], np.asarray(vector_rows, np.float32), np.float32(0))
 
 
-def _needs(source: str, package: str, extra: str = "") -> DataError:
+def _needs(vector_source: str, package: str, extra_name: str = "") -> DataError:
     return DataError(
-        f"model.item-vectors = {source!r} needs {package}. "
-        f"Fix: pip install 'pfsr[{extra or package}]', or use {TF_IDF!r}."
+        f"model.item-vectors = {vector_source!r} needs {package}. "
+        f"Fix: pip install 'pfsr[{extra_name or package}]', or use {TF_IDF!r}."
     )
 
 
-def _from_file(path: Path, item_ids: Sequence[str], dim: int) -> tuple[Vectors, str]:
+def _from_file(file_path: Path, item_ids: Sequence[str], text_dim: int) -> tuple[Vectors, str]:
     readers = {".npz": _read_npz, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
+    if file_path.suffix.lower() not in readers:
         raise DataError(
-            f"model.item-vectors = {str(path)!r}: neither a file of vectors ({', '.join(readers)}) "
-            f"nor one of {TF_IDF}, {HASHED}, {WORDLLAMA}, {CO_OCCURRENCE}, {SENTENCE}<model>. Fix: "
-            f"choose one of these."
+            f"model.item-vectors = {str(file_path)!r}: neither a file of vectors "
+            f"({', '.join(readers)}) nor one of {TF_IDF}, {HASHED}, {WORDLLAMA}, "
+            f"{CO_OCCURRENCE}, {SENTENCE}<model>. Fix: choose one of these."
         )
-    ids, found = readers[path.suffix.lower()](path)
-    found = _of_width(found, dim, str(path))
-    places = {raw: row for row, raw in enumerate(ids)}
-    if len(places) < len(ids):
-        twice = next(raw for row, raw in enumerate(ids) if places[raw] != row)
-        problem, fix = f"item {twice!r} has two vectors", "give each item of the data one"
-        raise MalformedFileError(path, None, problem, fix)
-    missing = [raw for raw in item_ids if raw not in places]
-    if missing:
+    raw_ids, file_rows = readers[file_path.suffix.lower()](file_path)
+    file_rows = _of_width(file_rows, text_dim, str(file_path))
+    row_by_id = {raw_id: row_index for row_index, raw_id in enumerate(raw_ids)}
+    if len(row_by_id) < len(raw_ids):
+        repeated_id = next(
+            raw_id for row_index, raw_id in enumerate(raw_ids) if row_by_id[raw_id] != row_index
+        )
+        problem, fix = f"item {repeated_id!r} has two vectors", "give each item of the data one"
+        raise MalformedFileError(file_path, None, problem, fix)
+    missing_ids = [raw_id for raw_id in item_ids if raw_id not in row_by_id]
+    if missing_ids:
         raise DataError(
-            f"{path} has no vector of {len(missing)} items, among them {', '.join(missing[:5])}. "
+            f"{file_path} has no vector of {len(missing_ids)} items, among them "
+            f"{', '.join(missing_ids[:5])}. "
             f"Fix: give each item of the data a row."
         )
-    rows = found[[places[raw] for raw in item_ids]]
-    return rows, hashlib.sha256(read_bytes(path)).hexdigest()
+    vector_rows = file_rows[[row_by_id[raw_id] for raw_id in item_ids]]
+    return vector_rows, hashlib.sha256(read_bytes(file_path)).hexdigest()
 
 
-def _read_npz(path: Path) -> tuple[list[str], Vectors]:
+def _read_npz(file_path: Path) -> tuple[list[str], Vectors]:
     fix = "np.savez(path, ids=array of n raw ids, vectors=array (n, dim))"
-    read_bytes(path)  # a missing file is said so
+    read_bytes(file_path)  # raises for a missing file
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            ids, vectors = file["ids"].astype(str), file["vectors"].astype(np.float32)
+        with zipfile.ZipFile(file_path), np.load(file_path, allow_pickle=False) as file:
+            raw_ids, vectors = file["ids"].astype(str), file["vectors"].astype(np.float32)
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise MalformedFileError(path, None, f"not ids and vectors ({error})", fix) from None
-    if vectors.ndim != 2 or ids.shape != vectors.shape[:1] or not np.isfinite(vectors).all():
-        problem = f"{ids.size} ids and vectors of shape {vectors.shape}, or values not finite"
-        raise MalformedFileError(path, None, problem, fix)
-    return ids.tolist(), vectors
+        raise MalformedFileError(file_path, None, f"not ids and vectors ({error})", fix) from None
+    if vectors.ndim != 2 or raw_ids.shape != vectors.shape[:1] or not np.isfinite(vectors).all():
+        problem = f"{raw_ids.size} ids and vectors of shape {vectors.shape}, or values not finite"
+        raise MalformedFileError(file_path, None, problem, fix)
+    return raw_ids.tolist(), vectors
 
 
-def _read_csv(path: Path) -> tuple[list[str], Vectors]:
-    table = read_csv_table(path, ",")
-    ids, *columns = table.columns.values()
-    vectors = np.empty((len(ids), len(columns)), np.float32)
-    for row, cells in enumerate(zip(*columns, strict=True)):
+def _read_csv(file_path: Path) -> tuple[list[str], Vectors]:
+    csv_table = read_csv_table(file_path, ",")
+    raw_ids, *columns = csv_table.columns.values()
+    vectors = np.empty((len(raw_ids), len(columns)), np.float32)
+    for row_index, row_cells in enumerate(zip(*columns, strict=True)):
         try:
-            vectors[row] = [float(cell) for cell in cells]
+            vectors[row_index] = [float(cell) for cell in row_cells]
         except ValueError:
-            vectors[row] = np.nan
-        if not np.isfinite(vectors[row]).all():
-            problem, fix = f"{cells} are not all numbers", "write id,number,... in each line"
-            raise MalformedFileError(path, table.lines[row], problem, fix)
-    return [cell.strip() for cell in ids], vectors
+            vectors[row_index] = np.nan
+        if not np.isfinite(vectors[row_index]).all():
+            problem, fix = f"{row_cells} are not all numbers", "write id,number,... in each line"
+            raise MalformedFileError(file_path, csv_table.lines[row_index], problem, fix)
+    return [cell.strip() for cell in raw_ids], vectors
 
 
-def _of_width(rows: Vectors, dim: int, name: str) -> Vectors:
-    if rows.shape[1] != dim:
+def _of_width(vector_rows: Vectors, text_dim: int, source_name: str) -> Vectors:
+    if vector_rows.shape[1] != text_dim:
         raise DataError(
-            f"{name} has vectors of {rows.shape[1]} numbers, model.text-dim is {dim}. "
-            f"Fix: model.text-dim = {rows.shape[1]}."
+            f"{source_name} has vectors of {vector_rows.shape[1]} numbers, "
+            f"model.text-dim is {text_dim}. "
+            f"Fix: model.text-dim = {vector_rows.shape[1]}."
         )
-    return rows
+    return vector_rows
 
 
-def _known(texts: Sequence[str], source: str) -> Sequence[str]:
-    if not any(texts):
+def _known(item_texts: Sequence[str], vector_source: str) -> Sequence[str]:
+    if not any(item_texts):
         raise DataError(
             f"the data have no titles or other texts of items, and model.item-vectors is "
-            f"{source!r}. Fix: give the data a column title, genres or text (MovieLens: its file "
-            f"of items beside the ratings), or vectors in a file: model.item-vectors = "
+            f"{vector_source!r}. Fix: give the data a column title, genres or text (MovieLens: its "
+            f"file of items beside the ratings), or vectors in a file: model.item-vectors = "
             f"'vectors.npz'. For an experiment on data in one place: {CO_OCCURRENCE!r}."
         )
-    return texts
+    return item_texts
 
 
 def _some(histories: Sequence[ItemArray]) -> Sequence[ItemArray]:
@@ -272,8 +306,3 @@ def _some(histories: Sequence[ItemArray]) -> Sequence[ItemArray]:
             f"and there are none here. Fix: {HASHED!r}, or vectors in a file."
         )
     return histories
-
-
-def _unit(rows: Vectors) -> Vectors:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(length, 1e-12), np.float32)

@@ -1,4 +1,4 @@
-"""Compressors: what of a long history an encoder reads, and what serving remembers of the rest.
+"""Compressors: what of a long history an encoder reads, and what serving stores of the rest.
 
     identity   the latest ``max_length`` items, read anew every time
     tokens     K learned tokens stand for the old items, the recent ones are read (attention)
@@ -45,7 +45,7 @@ HIDDEN = "hidden"  # (B, D): what is expected after the last of them
 
 
 class SequenceContext(NamedTuple):
-    """What is known of the sequences of a batch besides their items; (B,) each.
+    """Per-sequence data of a batch besides the items; (B,) each.
 
     ``split_at``: how many of the first items are old, before the memory tokens. ``user_rows``: rows
     of the tensor of users.
@@ -58,9 +58,9 @@ class SequenceContext(NamedTuple):
 class Compressor(nn.Module):
     """How a model reads a history.
 
-    Calling it takes ``(encoder, x, noise, packed, *, context, times)``: x (B, L, D), packed where
-    there is a ``packed``, to what each item expects next, in the same shape. ``times`` (B, L): for
-    an encoder that reads them.
+    Calling it takes ``(encoder, x, noise, packed_batch, *, sequence_context, item_times)`` and maps
+    x (B, L, D), packed where there is a ``packed_batch``, to the prediction of each position, in
+    the same shape. ``item_times`` (B, L) are for an encoder that reads them.
 
     Attributes:
         num_memory_tokens: Positions that it adds before the items of each row.
@@ -73,42 +73,79 @@ class Compressor(nn.Module):
         def __call__(self, *inputs: Any, **named: Any) -> Tensor:
             """Outputs of the module."""
 
-    def split_points(self, lengths: Tensor) -> Tensor:
-        """How many of the first ``lengths`` items (B,) are old, once training is over: (B,)."""
+    def split_points(self, history_lengths: Tensor) -> Tensor:
+        """Number of old items of each history outside training.
+
+        Args:
+            history_lengths: Items of each history (B,).
+
+        Returns:
+            Items before the memory tokens (B,).
+        """
         raise NotImplementedError
 
-    def window_start(self, length: int, max_length: int) -> int:
-        """The first item of a history of ``length`` that is read at all."""
+    def window_start(self, history_length: int, max_length: int) -> int:
+        """Index of the first item that the encoder reads.
+
+        Args:
+            history_length: Items of the history.
+            max_length: The most items that the encoder reads at once.
+        """
         raise NotImplementedError
 
 
 class MemoryCompressor(Compressor):
-    """A compressor that can serve from what it remembers of a user.
+    """A compressor that can serve from a stored memory of a user's history.
 
     ``encoder``: of the kind that the compressor was made for.
     """
 
-    def memory_length(self, length: int, covered: int | None) -> int:
-        """How many items of a history a memory must stand for to go on from it.
+    def memory_length(self, history_length: int, covered_length: int | None) -> int:
+        """How many items of a history a memory must cover to continue from it.
 
-        ``covered``: those of a memory that is at hand. It serves where the answer is the same.
+        Args:
+            history_length: Items of the history.
+            covered_length: Items that a stored memory covers, None without one. The stored memory
+                can be used where the result is this number.
         """
         raise NotImplementedError
 
-    def compress(self, encoder: Any, x: Tensor, users: Tensor, times: Tensor | None) -> State:
-        """The memory of embedded items x (B, P, D), P may be 0, of the ``users`` (B,)."""
+    def compress(
+        self, encoder: Any, x: Tensor, user_rows: Tensor, item_times: Tensor | None
+    ) -> State:
+        """The memory of a prefix of each history.
+
+        Args:
+            encoder: Of the kind that the compressor was made for.
+            x: Embedded items (B, P, D); P may be 0.
+            user_rows: Rows of the tensor of users (B,).
+            item_times: Seconds (B, P), None where they are not known.
+
+        Returns:
+            Tensors whose first dimension is B.
+        """
         raise NotImplementedError
 
     def continue_from(
-        self, encoder: Any, x: Tensor, memory: State, times: Tensor | None
+        self, encoder: Any, x: Tensor, memory_state: State, item_times: Tensor | None
     ) -> tuple[Tensor, State]:
-        """What is expected after the items x (B, R, D) that follow: (B, D), and the new memory."""
+        """The prediction after the items that follow a memory, and the memory after them.
+
+        Args:
+            encoder: Of the kind that the compressor was made for.
+            x: Embedded items that follow (B, R, D).
+            memory_state: As :meth:`compress` gives it.
+            item_times: Seconds (B, R), None where they are not known.
+
+        Returns:
+            The output at the last item (B, D), and the next memory.
+        """
         raise NotImplementedError
 
 
-def latest_start(length: int, max_length: int) -> int:
-    """The first item that is read of a history of ``length``: the latest ``max_length`` are."""
-    return max(0, length - max_length)
+def latest_start(history_length: int, max_length: int) -> int:
+    """Index of the first of the latest ``max_length`` items of a history."""
+    return max(0, history_length - max_length)
 
 
 class WholeHistory(Compressor):
@@ -119,22 +156,24 @@ class WholeHistory(Compressor):
         encoder: SequenceEncoder,
         x: Tensor,
         noise: Noise | None,
-        packed: PackedSequences | None,
+        packed_batch: PackedSequences | None,
         *,
-        times: Tensor | None,
+        item_times: Tensor | None,
         **_unread: object,
     ) -> Tensor:
         """The encoder's outputs for all items: see :class:`Compressor`."""
-        known = [part for part in (packed, times) if part is not None]  # never both
-        return encoder(x, noise, *known)
+        extra_inputs = [
+            part for part in (packed_batch, item_times) if part is not None
+        ]  # never both
+        return encoder(x, noise, *extra_inputs)
 
-    def split_points(self, lengths: Tensor) -> Tensor:
+    def split_points(self, history_lengths: Tensor) -> Tensor:
         """No item is old: zeros (B,)."""
-        return torch.zeros_like(lengths)
+        return torch.zeros_like(history_lengths)
 
-    def window_start(self, length: int, max_length: int) -> int:
+    def window_start(self, history_length: int, max_length: int) -> int:
         """The latest ``max_length`` items are read."""
-        return latest_start(length, max_length)
+        return latest_start(history_length, max_length)
 
 
 class LearnedTokens(MemoryCompressor):
@@ -144,157 +183,171 @@ class LearnedTokens(MemoryCompressor):
     serves that many new items, and answers do not depend on when it was made.
     """
 
-    def __init__(self, dim: int, tokens: int, recent: int, private: bool) -> None:
-        """Tokens for sequences of width ``dim``.
+    def __init__(
+        self, embedding_dim: int, num_tokens: int, max_recent: int, per_user: bool
+    ) -> None:
+        """Tokens for sequences of width ``embedding_dim``.
 
         Args:
-            dim: D, width of an item vector.
-            tokens: K, number of memory tokens.
-            recent: R, number of items that may stay uncompressed.
-            private: Whether each user of a client has an offset (K, D) of its own.
+            embedding_dim: D, width of an item vector.
+            num_tokens: K, number of memory tokens.
+            max_recent: R, number of items that may stay uncompressed.
+            per_user: Whether each user of a client has an offset (K, D) of its own.
         """
         super().__init__()
-        self.num_memory_tokens, self.recent = tokens, recent
-        self.stride = recent - recent // 2
-        self.tokens = nn.Parameter(torch.randn(tokens, dim))
-        self.users = nn.Parameter(torch.zeros(1, tokens, dim)) if private else None
+        self.num_memory_tokens, self.recent = num_tokens, max_recent
+        self.stride = max_recent - max_recent // 2
+        self.tokens = nn.Parameter(torch.randn(num_tokens, embedding_dim))
+        self.users = nn.Parameter(torch.zeros(1, num_tokens, embedding_dim)) if per_user else None
 
     def forward(
         self,
         encoder: AttentionEncoder,
         x: Tensor,
         noise: Noise | None,
-        _packed: PackedSequences | None,
+        _packed_batch: PackedSequences | None,
         *,
-        context: SequenceContext,
-        times: Tensor | None,
+        sequence_context: SequenceContext,
+        item_times: Tensor | None,
     ) -> Tensor:
         """The encoder's outputs for the items, without those of the tokens."""
-        plan = plan_around_tokens(context.split_at, x.shape[1], self.num_memory_tokens, times)
-        whole = torch.cat([self._tokens_of(context.user_rows), x], 1)
-        return encoder(whole, noise, plan=plan)[:, self.num_memory_tokens :]
+        plan = plan_around_tokens(
+            sequence_context.split_at, x.shape[1], self.num_memory_tokens, item_times
+        )
+        tokens_and_items = torch.cat([self._tokens_of(sequence_context.user_rows), x], 1)
+        return encoder(tokens_and_items, noise, plan=plan)[:, self.num_memory_tokens :]
 
-    def split_points(self, lengths: Tensor) -> Tensor:
+    def split_points(self, history_lengths: Tensor) -> Tensor:
         """The number of old items, a multiple of the stride: (B,)."""
-        beyond = (lengths - self.recent).clamp(min=0)
-        return -(-beyond // self.stride) * self.stride
+        excess_length = (history_lengths - self.recent).clamp(min=0)
+        return -(-excess_length // self.stride) * self.stride
 
-    def window_start(self, length: int, max_length: int) -> int:
+    def window_start(self, history_length: int, max_length: int) -> int:
         """The old items that are read are those before the split, as many as fit."""
-        return max(0, self.memory_length(length) - (max_length - self.recent))
+        return max(0, self.memory_length(history_length) - (max_length - self.recent))
 
-    def memory_length(self, length: int, _covered: int | None = None) -> int:
+    def memory_length(self, history_length: int, _covered_length: int | None = None) -> int:
         """The split point of the history, whatever memory is at hand."""
-        return int(self.split_points(torch.tensor(length)))
+        return int(self.split_points(torch.tensor(history_length)))
 
     def compress(
-        self, encoder: AttentionEncoder, x: Tensor, users: Tensor, times: Tensor | None
+        self, encoder: AttentionEncoder, x: Tensor, user_rows: Tensor, item_times: Tensor | None
     ) -> State:
         """Keys and values of the tokens after the old items x (B, P, D): see the base class."""
         split_at = torch.full((len(x),), x.shape[1], device=x.device)
-        plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, times)
-        whole = torch.cat([self._tokens_of(users), x], 1)
-        known = {} if times is None else {TIME: time_of_tokens(split_at, times)}
+        plan = plan_around_tokens(split_at, x.shape[1], self.num_memory_tokens, item_times)
+        tokens_and_items = torch.cat([self._tokens_of(user_rows), x], 1)
+        token_times = {} if item_times is None else {TIME: time_of_tokens(split_at, item_times)}
         return {
             COVERED: split_at,
-            **known,
-            **encoder.build_kv_cache(whole, plan, self.num_memory_tokens),
+            **token_times,
+            **encoder.build_kv_cache(tokens_and_items, plan, self.num_memory_tokens),
         }
 
     def continue_from(
-        self, encoder: AttentionEncoder, x: Tensor, memory: State, times: Tensor | None
+        self, encoder: AttentionEncoder, x: Tensor, memory_state: State, item_times: Tensor | None
     ) -> tuple[Tensor, State]:
         """The last of the recent items x (B, R, D), and the same memory: see the base class."""
-        of_tokens = memory.get(TIME)
+        token_times = memory_state.get(TIME)
         plan = plan_after_tokens(
-            memory[COVERED], x.shape[1], self.num_memory_tokens, of_tokens, times
+            memory_state[COVERED], x.shape[1], self.num_memory_tokens, token_times, item_times
         )
-        return encoder.decode(x, plan, memory), memory
+        return encoder.decode(x, plan, memory_state), memory_state
 
-    def _tokens_of(self, users: Tensor) -> Tensor:
-        """The tokens of ``users`` (B,): (B, K, D)."""
+    def _tokens_of(self, user_rows: Tensor) -> Tensor:
+        """The tokens of ``user_rows`` (B,): (B, K, D)."""
         if self.users is None:
-            return self.tokens.expand(len(users), -1, -1)
-        return self.tokens + self.users[users]
+            return self.tokens.expand(len(user_rows), -1, -1)
+        return self.tokens + self.users[user_rows]
 
 
 class RecurrentState(MemoryCompressor):
     """The encoder's own state: all of a history is read, and none of it twice."""
 
-    def __init__(self, encoder: RecurrentEncoder, private: bool) -> None:
+    def __init__(self, encoder: RecurrentEncoder, per_user: bool) -> None:
         """A compressor for the states of ``encoder``.
 
         Args:
             encoder: Whose state is kept; it is not held here.
-            private: Whether each user of a client has a first state of its own.
+            per_user: Whether each user of a client has a first state of its own.
         """
         super().__init__()
         self.users = None
-        if private:
-            numbers = sum(part.numel() for part in encoder.initial_state(1).values())
-            self.users = nn.Parameter(torch.zeros(1, numbers))
+        if per_user:
+            state_size = sum(part.numel() for part in encoder.initial_state(1).values())
+            self.users = nn.Parameter(torch.zeros(1, state_size))
 
     def forward(
         self,
         encoder: RecurrentEncoder,
         x: Tensor,
         noise: Noise | None,
-        packed: PackedSequences | None,
+        packed_batch: PackedSequences | None,
         *,
-        context: SequenceContext,
+        sequence_context: SequenceContext,
         **_unread: object,
     ) -> Tensor:
         """The encoder's outputs, from the users' first states on where they have some."""
-        start = None if self.users is None else self._start(encoder, context.user_rows)
-        return encoder(x, noise, packed, start)
+        first_state = (
+            None if self.users is None else self._start(encoder, sequence_context.user_rows)
+        )
+        return encoder(x, noise, packed_batch, first_state)
 
-    def split_points(self, lengths: Tensor) -> Tensor:
+    def split_points(self, history_lengths: Tensor) -> Tensor:
         """No item is old: zeros (B,)."""
-        return torch.zeros_like(lengths)
+        return torch.zeros_like(history_lengths)
 
-    def window_start(self, _length: int, _max_length: int) -> int:
+    def window_start(self, _history_length: int, _max_length: int) -> int:
         """All of a history is read."""
         return 0
 
-    def memory_length(self, length: int, covered: int | None) -> int:
+    def memory_length(self, history_length: int, covered_length: int | None) -> int:
         """What the memory at hand stands for, where the history is no shorter; else 0."""
-        return covered if covered is not None and covered <= length else 0
+        if covered_length is None or covered_length > history_length:
+            return 0
+        return covered_length
 
     def compress(
-        self, encoder: RecurrentEncoder, x: Tensor, users: Tensor, _times: Tensor | None
+        self, encoder: RecurrentEncoder, x: Tensor, user_rows: Tensor, _item_times: Tensor | None
     ) -> State:
         """The state after x (B, P, D), and the output of the last item: see the base class."""
-        like = torch.zeros_like(x[:, :0].sum(1))
-        start = {**self._start(encoder, users), HIDDEN: like}
-        start[COVERED] = torch.zeros(len(x), dtype=torch.long)
-        return self.continue_from(encoder, x, start)[1]
+        zero_output = torch.zeros_like(x[:, :0].sum(1))
+        first_state = {**self._start(encoder, user_rows), HIDDEN: zero_output}
+        first_state[COVERED] = torch.zeros(len(x), dtype=torch.long)
+        return self.continue_from(encoder, x, first_state)[1]
 
     def continue_from(
-        self, encoder: RecurrentEncoder, x: Tensor, memory: State, _times: Tensor | None = None
+        self,
+        encoder: RecurrentEncoder,
+        x: Tensor,
+        memory_state: State,
+        _item_times: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """The output after x (B, R, D) and the state there: see the base class.
 
         Few items are taken step by step, more of them all at once.
         """
-        hidden, covered = memory[HIDDEN], memory[COVERED] + x.shape[1]
-        state = {name: t for name, t in memory.items() if name not in (HIDDEN, COVERED)}
+        hidden_state, covered_length = memory_state[HIDDEN], memory_state[COVERED] + x.shape[1]
+        encoder_state = {
+            name: t for name, t in memory_state.items() if name not in (HIDDEN, COVERED)
+        }
         if x.shape[1] > STEPS:
-            outputs, state = encoder.forward_from(x, state)
-            hidden = outputs[:, -1]
+            hidden_states, encoder_state = encoder.forward_from(x, encoder_state)
+            hidden_state = hidden_states[:, -1]
         else:
-            for item in x.unbind(1):
-                hidden, state = encoder.step(item, state)
-        return hidden, {**state, HIDDEN: hidden, COVERED: covered}
+            for item_vector in x.unbind(1):
+                hidden_state, encoder_state = encoder.step(item_vector, encoder_state)
+        return hidden_state, {**encoder_state, HIDDEN: hidden_state, COVERED: covered_length}
 
-    def _start(self, encoder: RecurrentEncoder, users: Tensor) -> State:
-        """The states before the first items of ``users`` (B,)."""
-        state = encoder.initial_state(len(users))
+    def _start(self, encoder: RecurrentEncoder, user_rows: Tensor) -> State:
+        """The states before the first items of ``user_rows`` (B,)."""
+        encoder_state = encoder.initial_state(len(user_rows))
         if self.users is None:
-            return state
-        sizes = [part[0].numel() for part in state.values()]
-        parts = self.users[users].split(sizes, dim=1)
-        pairs = zip(state.items(), parts, strict=True)
-        return {name: part.view(zero.shape) for (name, zero), part in pairs}
+            return encoder_state
+        tensor_sizes = [part[0].numel() for part in encoder_state.values()]
+        user_parts = self.users[user_rows].split(tensor_sizes, dim=1)
+        tensor_pairs = zip(encoder_state.items(), user_parts, strict=True)
+        return {name: part.view(zero.shape) for (name, zero), part in tensor_pairs}
 
 
 @dataclass(frozen=True)

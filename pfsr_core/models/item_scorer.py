@@ -28,24 +28,40 @@ class ItemScorer(nn.Module):
         self.items = nn.Embedding(num_items + 1, embedding_dim, padding_idx=0)
         self.score = nn.Linear(embedding_dim, 1)
 
-    def forward(self, items: Tensor, *_unread: object) -> Tensor:
+    def forward(self, item_codes: Tensor, *_unread: object) -> Tensor:
         """Item codes (B, L) -> what each position expects next (B, L, D): w, whatever they are."""
-        return self.score.weight[0].expand(*items.shape, -1)
+        return self.score.weight[0].expand(*item_codes.shape, -1)
 
 
-def item_logits(params: Params, rows: Tensor) -> Tensor:
-    """``w . E[rows] + b`` for row numbers of any shape."""
-    logits: Tensor = params[ITEMS][rows] @ params[WEIGHT][0] + params[BIAS]
+def item_logits(model_params: Params, item_rows: Tensor) -> Tensor:
+    """``w . E[rows] + b``.
+
+    Args:
+        model_params: Item table and score function.
+        item_rows: Row numbers of any shape.
+
+    Returns:
+        Logits in the shape of ``item_rows``.
+    """
+    logits: Tensor = model_params[ITEMS][item_rows] @ model_params[WEIGHT][0] + model_params[BIAS]
     return logits
 
 
-def head_of(params: Params) -> Params:
+def head_of(model_params: Params) -> Params:
     """The score function of a whole model or of a client's state."""
-    return {name: params[name] for name in (WEIGHT, BIAS)}
+    return {name: model_params[name] for name in (WEIGHT, BIAS)}
 
 
 def first_head(embedding_dim: int, seed: int) -> Params:
-    """The score function that every client starts with: uniform within 1 / sqrt(D)."""
-    generator, bound = torch.Generator().manual_seed(seed), embedding_dim**-0.5
-    weight = torch.empty(1, embedding_dim).uniform_(-bound, bound, generator=generator)
-    return {WEIGHT: weight, BIAS: torch.empty(1).uniform_(-bound, bound, generator=generator)}
+    """The score function that every client starts with, uniform within 1 / sqrt(D).
+
+    Args:
+        embedding_dim: D, width of an item vector.
+        seed: Of the generator.
+    """
+    generator, init_bound = torch.Generator().manual_seed(seed), embedding_dim**-0.5
+    weight = torch.empty(1, embedding_dim).uniform_(-init_bound, init_bound, generator=generator)
+    return {
+        WEIGHT: weight,
+        BIAS: torch.empty(1).uniform_(-init_bound, init_bound, generator=generator),
+    }

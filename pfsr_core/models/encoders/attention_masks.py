@@ -1,6 +1,6 @@
 """Which position of a sequence sees which, where plain causality does not say it.
 
-An attention encoder takes a plan in place of "position t sees positions <= t", and may be
+An attention encoder takes a plan instead of "position t sees positions <= t", and may be
 given the keys and values of positions that were computed before.
 
 Letters in shapes: B batch, L positions that look, S >= L positions that are seen, D width.
@@ -31,82 +31,117 @@ class AttentionPlan:
 
 
 class AttentionEncoder(SequenceEncoder):
-    """An encoder that can be told which position sees which.
+    """An encoder that takes an attention plan.
 
     Calling it takes ``plan`` as a keyword: (B, L, D) to (B, L, D), causal without one.
     """
 
-    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, count: int) -> State:
-        """What later positions see of the first ``count`` of x, without dropout.
+    def build_kv_cache(self, x: Tensor, plan: AttentionPlan, num_cached: int) -> State:
+        """Keys and values of the first positions, without dropout.
 
-        Every tensor has the rows of x as its first dimension.
+        Args:
+            x: Inputs (B, L, D).
+            plan: Which position sees which.
+            num_cached: How many of the first positions later ones attend to.
+
+        Returns:
+            Tensors whose first dimension is B.
         """
         raise NotImplementedError
 
-    def decode(self, x: Tensor, plan: AttentionPlan, memory: State) -> Tensor:
-        """The last of x (B, L, D) alone, (B, D), without dropout.
+    def decode(self, x: Tensor, plan: AttentionPlan, kv_cache: State) -> Tensor:
+        """The output of the last position, without dropout.
 
-        ``memory``: what :meth:`build_kv_cache` gave of the S - L positions before x.
+        Args:
+            x: Inputs (B, L, D).
+            plan: Of L positions that see S.
+            kv_cache: What :meth:`build_kv_cache` returned for the S - L positions before x.
+
+        Returns:
+            Output at the last position (B, D).
         """
         raise NotImplementedError
 
 
 def plan_around_tokens(
-    split_at: Tensor, length: int, tokens: int, times: Tensor | None = None
+    split_at: Tensor, num_items: int, num_tokens: int, item_times: Tensor | None = None
 ) -> AttentionPlan:
-    """[tokens | items]: rows of ``length`` items, of which the first ``split_at`` (B,) are old.
-
-    ``times`` (B, L) of the items; tokens have that of the last old item.
+    """The plan of rows [memory tokens | items].
 
     Old items see old items, causally. Tokens see all old items and, causally, each other; they
     count as standing at the split. Recent items see the tokens and, causally, recent items: what is
     old reaches them through the tokens alone.
+
+    Args:
+        split_at: How many of the first items of each row are old (B,).
+        num_items: L, items of a row.
+        num_tokens: K, memory tokens.
+        item_times: Seconds of the items (B, L); tokens have those of the last old item.
     """
-    index = torch.arange(length, device=split_at.device)
-    old = index < split_at[:, None]
-    same = old[:, :, None] == old[:, None, :]
-    among_items = same & (index[:, None] >= index)
-    to_tokens = (~old)[:, :, None].expand(-1, -1, tokens)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=split_at.device).tril()
-    of_tokens = [causal.expand(len(split_at), -1, -1), old[:, None, :].expand(-1, tokens, -1)]
-    visible = torch.cat([torch.cat(of_tokens, 2), torch.cat([to_tokens, among_items], 2)], 1)
-    known = None if times is None else _with_tokens(time_of_tokens(split_at, times), times, tokens)
+    item_positions = torch.arange(num_items, device=split_at.device)
+    is_old = item_positions < split_at[:, None]
+    same_side = is_old[:, :, None] == is_old[:, None, :]
+    among_items = same_side & (item_positions[:, None] >= item_positions)
+    to_tokens = (~is_old)[:, :, None].expand(-1, -1, num_tokens)
+    causal_mask = torch.ones(
+        num_tokens, num_tokens, dtype=torch.bool, device=split_at.device
+    ).tril()
+    token_masks = [
+        causal_mask.expand(len(split_at), -1, -1),
+        is_old[:, None, :].expand(-1, num_tokens, -1),
+    ]
+    visible_mask = torch.cat([torch.cat(token_masks, 2), torch.cat([to_tokens, among_items], 2)], 1)
+    position_times = (
+        None
+        if item_times is None
+        else _with_tokens(time_of_tokens(split_at, item_times), item_times, num_tokens)
+    )
     return AttentionPlan(
-        _with_tokens(split_at, index.expand(len(split_at), -1), tokens), visible, known
+        _with_tokens(split_at, item_positions.expand(len(split_at), -1), num_tokens),
+        visible_mask,
+        position_times,
     )
 
 
-def time_of_tokens(split_at: Tensor, times: Tensor) -> Tensor:
+def time_of_tokens(split_at: Tensor, item_times: Tensor) -> Tensor:
     """Seconds of the last old item of rows split at ``split_at`` (B,).
 
     0 where none is old: (B,).
     """
-    last = torch.arange(times.shape[1], device=times.device) == split_at[:, None] - 1
-    return (times * last).sum(1)
+    is_last_old = (
+        torch.arange(item_times.shape[1], device=item_times.device) == split_at[:, None] - 1
+    )
+    return (item_times * is_last_old).sum(1)
 
 
 def plan_after_tokens(
     split_at: Tensor,
-    length: int,
-    tokens: int,
-    of_tokens: Tensor | None = None,
-    times: Tensor | None = None,
+    num_items: int,
+    num_tokens: int,
+    token_times: Tensor | None = None,
+    item_times: Tensor | None = None,
 ) -> AttentionPlan:
-    """Recent items that follow tokens standing at ``split_at`` (B,), all of which they see.
+    """The plan of recent items that follow memory tokens and see all of them.
 
-    The same positions as in :func:`plan_around_tokens`, without the old items. ``of_tokens`` (B,):
-    their time; ``times`` (B, length): of the items.
+    The same positions as in :func:`plan_around_tokens`, without the old items.
+
+    Args:
+        split_at: Old items of each row (B,), the position of its tokens.
+        num_items: L, recent items.
+        num_tokens: K, memory tokens.
+        token_times: Seconds of the tokens (B,).
+        item_times: Seconds of the items (B, L).
     """
-    index = torch.arange(length, device=split_at.device)
-    causal = index[:, None] >= index
-    visible = torch.cat([causal.new_ones(length, tokens), causal], 1)
-    positions = _with_tokens(split_at, split_at[:, None] + index, tokens)
-    known = None
-    if of_tokens is not None and times is not None:
-        known = _with_tokens(of_tokens, times, tokens)
-    return AttentionPlan(positions, visible.expand(len(split_at), -1, -1), known)
+    item_positions = torch.arange(num_items, device=split_at.device)
+    causal_mask = item_positions[:, None] >= item_positions
+    visible_mask = torch.cat([causal_mask.new_ones(num_items, num_tokens), causal_mask], 1)
+    all_positions = _with_tokens(split_at, split_at[:, None] + item_positions, num_tokens)
+    position_times = None
+    if token_times is not None and item_times is not None:
+        position_times = _with_tokens(token_times, item_times, num_tokens)
+    return AttentionPlan(all_positions, visible_mask.expand(len(split_at), -1, -1), position_times)
 
 
-def _with_tokens(of_tokens: Tensor, of_items: Tensor, tokens: int) -> Tensor:
+def _with_tokens(of_tokens: Tensor, of_items: Tensor, num_tokens: int) -> Tensor:
     """One number (B,) for all tokens, then those of the items (B, L): (B, tokens + L)."""
-    return torch.cat([of_tokens[:, None].expand(-1, tokens), of_items], 1)
+    return torch.cat([of_tokens[:, None].expand(-1, num_tokens), of_items], 1)

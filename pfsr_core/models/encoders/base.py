@@ -2,8 +2,8 @@
 
 A new encoder derives from :class:`SequenceEncoder`, or from :class:`RecurrentEncoder` where its
 state has one size however long the history is, or from
-:class:`pfsr_core.models.encoders.attention_masks.AttentionEncoder` where it can be told which
-position sees which. Everything that a model or a compressor asks of an encoder is declared here;
+:class:`pfsr_core.models.encoders.attention_masks.AttentionEncoder` where it takes an
+attention plan. Everything that a model or a compressor asks of an encoder is declared here;
 nothing is inherited to be reused.
 
 Letters in shapes: B batch, L length, D width, T interactions of a packed batch.
@@ -47,14 +47,20 @@ class SequenceEncoder(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """The state before the first interaction, on the parameters' device and in their dtype.
 
-        Every tensor has ``batch_size`` as its first dimension.
+        Args:
+            batch_size: B, first dimension of every tensor of the state.
         """
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One new interaction x (B, D): the output (B, D) and the next state.
+    def step(self, x: Tensor, encoder_state: State) -> tuple[Tensor, State]:
+        """One new interaction; neither input is written to.
 
-        Neither ``x`` nor ``state`` is written to.
+        Args:
+            x: Its item vector (B, D).
+            encoder_state: State before it.
+
+        Returns:
+            The output (B, D) and the next state.
         """
         raise NotImplementedError
 
@@ -67,34 +73,46 @@ class RecurrentEncoder(SequenceEncoder):
     """
 
     def forward_from(
-        self, x: Tensor, state: State, noise: Noise | None = None
+        self, x: Tensor, encoder_state: State, noise: Noise | None = None
     ) -> tuple[Tensor, State]:
-        """All of x (B, L, D) after ``state``, L >= 1: the outputs and the state after the last.
+        """All positions at once from a state on; equal to as many calls of :meth:`step`.
 
-        What as many :meth:`step` give, all at once. x has no padding.
+        Args:
+            x: Inputs (B, L, D) without padding, L >= 1.
+            encoder_state: State before the first position.
+            noise: Random bits of dropout; None for no dropout.
+
+        Returns:
+            Outputs (B, L, D), and the state after the last position.
         """
         raise NotImplementedError
 
 
 class Mixer(Protocol):
-    """An encoder without dropout, which may be told how long the sequences are."""
+    """An encoder without dropout that may be given the lengths of the sequences."""
 
     def __call__(
-        self, x: Tensor, lengths: Tensor | None = None, state: State | None = None
+        self, x: Tensor, seq_lengths: Tensor | None = None, encoder_state: State | None = None
     ) -> Tensor:
-        """(B, L, D) to (B, L, D); with ``lengths`` (B,) whatever behind them.
+        """Mixes all positions.
 
-        ``state``: what the sequence begins with, in place of the initial state.
+        Args:
+            x: Inputs (B, L, D).
+            seq_lengths: Positions of each sequence (B,); outputs behind them are undefined.
+            encoder_state: State before the first position, instead of the initial state.
+
+        Returns:
+            Outputs (B, L, D).
         """
 
     def initial_state(self, batch_size: int) -> State:
         """As an encoder's."""
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, encoder_state: State) -> tuple[Tensor, State]:
         """As an encoder's."""
 
-    def final_state(self, x: Tensor, state: State) -> State:
-        """The state that x (B, L, D) leaves behind, L >= 1, where it was ``state`` before."""
+    def final_state(self, x: Tensor, encoder_state: State) -> State:
+        """The state after x (B, L, D), L >= 1, where it was ``encoder_state`` before."""
 
 
 class LayerList(nn.ModuleList, Generic[Layer]):

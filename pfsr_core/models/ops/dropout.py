@@ -1,4 +1,4 @@
-"""Dropout from bits that the caller brings: the same bits, the same masks, in a batch or not.
+"""Dropout from bits that the caller passes: the same bits, the same masks, in a batch or not.
 
 ``nn.Dropout`` draws from a global generator in the order in which layers happen to run, so a client
 trained alone and the same client trained in a batch of clients would get different masks. Here a
@@ -21,53 +21,78 @@ LEVELS = 2**16  # a mask compares 16 random bits with a threshold
 class Noise:
     """The bits of one forward pass, ``bits`` (B, L, M) int16, handed out from left to right."""
 
-    def __init__(self, bits: Tensor) -> None:
+    def __init__(self, dropout_bits: Tensor) -> None:
         """Bits (B, L, M), of which none is taken yet."""
-        self.bits, self.used = bits, 0
+        self.bits, self.used = dropout_bits, 0
 
-    def take(self, width: int) -> Tensor:
-        """The next ``width`` columns: (B, L, width). Raises ValueError when there are none left."""
-        end = self.used + width
-        if end > self.bits.shape[-1]:
+    def take(self, num_columns: int) -> Tensor:
+        """The next columns of bits.
+
+        Args:
+            num_columns: W, how many.
+
+        Returns:
+            Bits (B, L, W) that no other layer gets.
+
+        Raises:
+            ValueError: Fewer are left.
+        """
+        end_column = self.used + num_columns
+        if end_column > self.bits.shape[-1]:
             raise ValueError(
-                f"noise of width {self.bits.shape[-1]} for a model that takes at least {end}: "
-                "draw it with the model's noise_width"
+                f"noise of width {self.bits.shape[-1]} for a model that takes at least"
+                f" {end_column}: draw it with the model's noise_width"
             )
-        part = self.bits[..., self.used : end]
-        self.used = end
-        return part
+        taken_bits = self.bits[..., self.used : end_column]
+        self.used = end_column
+        return taken_bits
 
 
 class Dropout(nn.Module):
     """Zeroes each entry with probability ``p`` and scales the others by 1 / (1 - p).
 
-    ``p`` is held to a multiple of 1 / 65536. ``width``: size of the last dimension of what it is
-    applied to. Without noise, or with p = 0, it is the identity.
+    ``p`` is rounded to a multiple of 1 / 65536. Without noise, or with p = 0, it is the identity.
     """
 
-    def __init__(self, p: float, width: int) -> None:
-        """Dropout of inputs (B, L, width) with probability ``p``."""
+    def __init__(self, p: float, num_columns: int) -> None:
+        """Dropout of inputs (B, L, num_columns) with probability ``p``."""
         super().__init__()
         self.dropped = round(p * LEVELS)
-        self.noise_width = width if self.dropped else 0
+        self.noise_width = num_columns if self.dropped else 0
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """(B, L, width) to (B, L, width)."""
+        """Drops entries by the next columns of the noise.
+
+        Args:
+            x: Inputs (B, L, num_columns).
+            noise: Random bits of this pass; None for no dropout.
+
+        Returns:
+            Outputs in the shape of x.
+        """
         if noise is None or not self.dropped:
             return x
         return x * self.mask(noise.take(self.noise_width), x.dtype)
 
-    def mask(self, bits: Tensor, dtype: torch.dtype) -> Tensor:
-        """0 or 1 / (1 - p) for every one of ``bits``, in their shape."""
-        kept = (bits >= self.dropped - LEVELS // 2).to(dtype)
-        return kept * (LEVELS / (LEVELS - self.dropped))
+    def mask(self, dropout_bits: Tensor, dtype: torch.dtype) -> Tensor:
+        """0 or 1 / (1 - p) for every one of ``dropout_bits``, in their shape."""
+        keep_mask = (dropout_bits >= self.dropped - LEVELS // 2).to(dtype)
+        return keep_mask * (LEVELS / (LEVELS - self.dropped))
 
 
 def draw_bits(shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
-    """Uniform random bits as int16, of any shape."""
-    count = int(np.prod(shape))
-    words = generator.bit_generator.random_raw(-(-count // 4))
-    return torch.from_numpy(words.view(np.int16)[:count].reshape(shape))
+    """Uniform random bits.
+
+    Args:
+        shape: Any shape.
+        generator: Source of the bits.
+
+    Returns:
+        An int16 tensor of this shape.
+    """
+    num_bits = int(np.prod(shape))
+    random_words = generator.bit_generator.random_raw(-(-num_bits // 4))
+    return torch.from_numpy(random_words.view(np.int16)[:num_bits].reshape(shape))
 
 
 class TakesNoise(Protocol):

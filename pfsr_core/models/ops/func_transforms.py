@@ -1,4 +1,4 @@
-"""What a model must know of ``torch.func``: whether it is mapped, and over what."""
+"""Helpers for code that may run under ``torch.func``: is it mapped, and over which dimension."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """``tensor`` with the mapped dimension ``dim`` first; expanded to ``size`` where it is None."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+def mapped_first(tensor: Tensor, mapped_dim: int | None, mapped_size: int) -> Tensor:
+    """Moves the mapped dimension of a tensor to the front, as a rule for ``vmap`` needs it.
+
+    Args:
+        tensor: An input of the mapped function.
+        mapped_dim: Its mapped dimension; None where it is not mapped, and is expanded.
+        mapped_size: Size of the mapped dimension.
+    """
+    if mapped_dim is None:
+        return tensor.expand(mapped_size, *tensor.shape)
+    return tensor.movedim(mapped_dim, 0)

@@ -31,11 +31,11 @@ _enabled = True
 def use_kernels(enabled: bool) -> Iterator[None]:
     """Whether blocks that run inside may use the kernel where it is installed."""
     global _enabled  # noqa: PLW0603
-    before, _enabled = _enabled, enabled
+    previous_setting, _enabled = _enabled, enabled
     try:
         yield
     finally:
-        _enabled = before
+        _enabled = previous_setting
 
 
 def applies_to(*tensors: Tensor) -> bool:
@@ -49,18 +49,26 @@ def applies_to(*tensors: Tensor) -> bool:
 
 
 def mix(
-    u: Tensor, parameters: MixerParameters, eps: float, lengths: Tensor | None = None
+    u: Tensor, parameters: MixerParameters, norm_eps: float, seq_lengths: Tensor | None = None
 ) -> Tensor:
-    """The block's output (R, L, D) for u (R, L, D), differentiable once in u and the parameters.
+    """The block's output, differentiable once in u and the parameters.
 
-    ``lengths`` (R,) of int64, taken as if within [0, L]: positions from there on cost nothing,
-    give zeros and pass no gradient on. Without lengths every position counts. Works under
-    ``torch.func``'s ``grad`` and ``vmap``. ``eps`` is that of the RMS norm.
+    Works under ``torch.func``'s ``grad`` and ``vmap``.
+
+    Args:
+        u: Inputs (R, L, D).
+        parameters: Of the block.
+        norm_eps: Epsilon of the RMS norm.
+        seq_lengths: int64 (R,), taken as if within [0, L]: positions from there on cost nothing,
+            give zeros and pass no gradient on. None where every position counts.
+
+    Returns:
+        Outputs (R, L, D).
     """
     present = [tensor for tensor in parameters if tensor is not None]
-    keep = torch.is_grad_enabled()
-    out: Tensor = _Mix.apply(eps, keep, lengths, u, *present)[0]  # type: ignore[no-untyped-call]
-    return out
+    save_rows = torch.is_grad_enabled()
+    block_output: Tensor = _Mix.apply(norm_eps, save_rows, seq_lengths, u, *present)[0]  # type: ignore[no-untyped-call]
+    return block_output
 
 
 # --- autograd, and vmap by folding the mapped dimension into the groups --------------------------
@@ -75,22 +83,22 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.eps, _, lengths, *tensors = inputs
+        ctx.eps, _, seq_lengths, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(lengths, output[1], *tensors)
+        ctx.save_for_backward(seq_lengths, output[1], *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, _: None) -> Any:
-        lengths, kept, *tensors = ctx.saved_tensors
+        seq_lengths, saved_rows, *tensors = ctx.saved_tensors
         if grad_out is None:
             return (None,) * (3 + len(tensors))
-        gradients = _MixBackward.apply(ctx.eps, lengths, grad_out, kept, *tensors)  # type: ignore[no-untyped-call]
+        gradients = _MixBackward.apply(ctx.eps, seq_lengths, grad_out, saved_rows, *tensors)  # type: ignore[no-untyped-call]
         return None, None, None, *gradients
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _folded(_Mix, info.batch_size, in_dims, inputs, _Layout(4, 2))
+    def vmap(vmap_info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        return _folded(_Mix, vmap_info.batch_size, in_dims, inputs, _Layout(4, 2))
 
 
 class _MixBackward(torch.autograd.Function):
@@ -112,8 +120,8 @@ class _MixBackward(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _folded(_MixBackward, info.batch_size, in_dims, inputs, _Layout(5, 1))
+    def vmap(vmap_info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        return _folded(_MixBackward, vmap_info.batch_size, in_dims, inputs, _Layout(5, 1))
 
 
 class _Layout(NamedTuple):
@@ -124,26 +132,29 @@ class _Layout(NamedTuple):
 
 
 def _folded(
-    function: Any,
-    size: int,
-    dims: tuple[int | None, ...],
+    autograd_function: Any,
+    mapped_size: int,
+    mapped_dims: tuple[int | None, ...],
     inputs: tuple[Any, ...],
-    layout: _Layout,
+    tensor_layout: _Layout,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """``function`` on ``size`` times as many groups; outputs carry the mapped dimension first."""
-    stacked = [
-        mapped_first(value, dim, size) if isinstance(value, Tensor) else value
-        for value, dim in zip(inputs, dims, strict=True)
+    """The function on ``mapped_size`` times as many groups, the mapped dimension first."""
+    stacked_inputs = [
+        mapped_first(value, mapped_dim, mapped_size) if isinstance(value, Tensor) else value
+        for value, mapped_dim in zip(inputs, mapped_dims, strict=True)
     ]
-    grouped = stacked[layout.first_parameter + A_LOG].dim() > 2
-    folded = [
+    parameters_mapped = stacked_inputs[tensor_layout.first_parameter + A_LOG].dim() > 2
+    folded_inputs = [
         value.flatten(0, 1)
-        if isinstance(value, Tensor) and (grouped or index < layout.first_parameter)
+        if isinstance(value, Tensor)
+        and (parameters_mapped or index < tensor_layout.first_parameter)
         else value
-        for index, value in enumerate(stacked)
+        for index, value in enumerate(stacked_inputs)
     ]
     outputs = [
-        output.unflatten(0, (size, -1)) if grouped or index < layout.row_outputs else output
-        for index, output in enumerate(function.apply(*folded))
+        output.unflatten(0, (mapped_size, -1))
+        if parameters_mapped or index < tensor_layout.row_outputs
+        else output
+        for index, output in enumerate(autograd_function.apply(*folded_inputs))
     ]
     return tuple(outputs), (0,) * len(outputs)

@@ -21,18 +21,36 @@ LANES = 16  # of the kernel's vectors, at least: with eight (AVX2) it is only as
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear``: x (..., D), weight (E, D) and bias (E,) to (..., E)."""
-    rows = x.shape[:-1]
-    little = rows.numel() * weight.numel() < WORK
-    if (little and not is_transformed()) or not _applies_to(x, weight, bias):
+    """``torch.nn.functional.linear``, by the compiled kernel where that is faster.
+
+    Args:
+        x: Inputs (..., D).
+        weight: (E, D).
+        bias: (E,).
+
+    Returns:
+        ``x @ weight.T + bias``: (..., E).
+    """
+    leading_shape = x.shape[:-1]
+    is_small = leading_shape.numel() * weight.numel() < WORK
+    if (is_small and not is_transformed()) or not _applies_to(x, weight, bias):
         return F.linear(x, weight, bias)
-    return _differentiable(x.reshape(rows.numel(), x.shape[-1]), weight.T, bias).view(
-        *rows, len(weight)
+    return _differentiable(x.reshape(leading_shape.numel(), x.shape[-1]), weight.T, bias).view(
+        *leading_shape, len(weight)
     )
 
 
 def grouped_product(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
-    """``torch.baddbmm`` with a bias for each column: a (G, R, D), b (G, D, C), bias (G, C)."""
+    """``torch.baddbmm`` with a bias for each column.
+
+    Args:
+        a: (G, R, D).
+        b: (G, D, C).
+        bias: (G, C).
+
+    Returns:
+        ``a @ b`` plus the bias: (G, R, C).
+    """
     if a.numel() * b.shape[-1] >= WORK and _applies_to(a, b, bias):
         return _differentiable(a, b, bias)
     return torch.baddbmm(bias[:, None], a, b)
@@ -48,7 +66,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """``out += a @ b`` of matrices, not differentiable; ``out`` is contiguous."""
     if a.numel() * b.shape[-1] >= WORK and _applies_to(out, a, b):
-        kernel_calls.add_product(out, a, b)
+        kernel_calls.accumulate_product(out, a, b)
     else:
         out.addmm_(a, b)
 
@@ -59,8 +77,8 @@ def _applies_to(*tensors: Tensor) -> bool:
 
 
 def _differentiable(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    function = _MappedProduct if is_transformed() else _Product
-    out: Tensor = function.apply(a, b, bias)  # type: ignore[no-untyped-call]
+    product_function = _MappedProduct if is_transformed() else _Product
+    out: Tensor = product_function.apply(a, b, bias)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -73,14 +91,14 @@ class _Product(torch.autograd.Function):
         return kernel_calls.multiply(a, b, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         a, b = ctx.saved_tensors
         of_a, of_b, of_bias = ctx.needs_input_grad
         return (
-            _differentiable(grad, b.mT, None) if of_a else None,
+            _differentiable(grad_output, b.mT, None) if of_a else None,
             # transposed, so that the gradient of a weight, b.mT, is contiguous as the weight is
-            _differentiable(grad.mT, a, None).mT if of_b else None,
-            grad.sum(-2) if of_bias else None,
+            _differentiable(grad_output.mT, a, None).mT if of_b else None,
+            grad_output.sum(-2) if of_bias else None,
         )
 
 
@@ -98,13 +116,15 @@ class _MappedProduct(torch.autograd.Function):
     backward = _Product.backward
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
+    def vmap(vmap_info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor | None) -> Any:
         """The mapped dimension becomes one of groups, or of more groups."""
-        mapped: Any = [
-            None if value is None else mapped_first(value, dim, info.batch_size)
-            for value, dim in zip(inputs, in_dims, strict=True)
+        mapped_inputs: Any = [
+            None if value is None else mapped_first(value, mapped_dim, vmap_info.batch_size)
+            for value, mapped_dim in zip(inputs, in_dims, strict=True)
         ]
-        nested = mapped[0].dim() > 3
-        folded = [x.flatten(0, 1) if nested and x is not None else x for x in mapped]
-        out = _differentiable(*folded)
-        return out.unflatten(0, (info.batch_size, -1)) if nested else out, 0
+        is_nested = mapped_inputs[0].dim() > 3
+        folded_inputs = [
+            x.flatten(0, 1) if is_nested and x is not None else x for x in mapped_inputs
+        ]
+        out = _differentiable(*folded_inputs)
+        return out.unflatten(0, (vmap_info.batch_size, -1)) if is_nested else out, 0

@@ -32,21 +32,21 @@ class PackedSequences:
 
     def pad(self, x: Tensor) -> Tensor:
         """(T, E) to (B, L, E), zeros in between."""
-        batch, length = self.shape
-        flat = x.new_zeros(batch * length, x.shape[1])
-        padded: Tensor = flat.index_copy(0, self.index, x).unflatten(0, self.shape)
-        return padded
+        batch_size, seq_length = self.shape
+        flat_rows = x.new_zeros(batch_size * seq_length, x.shape[1])
+        padded_rows: Tensor = flat_rows.index_copy(0, self.index, x).unflatten(0, self.shape)
+        return padded_rows
 
 
-def find_packing(items: Tensor) -> PackedSequences | None:
+def find_packing(item_codes: Tensor) -> PackedSequences | None:
     """The packing of item codes (B, L), right-padded with 0; None where packing would not pay.
 
     None as well inside ``torch.func`` transforms: there a shape may not depend on values.
     """
     if is_transformed():
         return None
-    real = items > 0
-    index = real.flatten().nonzero()[:, 0]
-    if not 0 < len(index) < WORTH_IT * items.numel():
+    is_item = item_codes > 0
+    index = is_item.flatten().nonzero()[:, 0]
+    if not 0 < len(index) < WORTH_IT * item_codes.numel():
         return None
-    return PackedSequences(index, (items.shape[0], items.shape[1]), real.sum(1))
+    return PackedSequences(index, (item_codes.shape[0], item_codes.shape[1]), is_item.sum(1))

@@ -35,7 +35,7 @@ class Direction(NamedTuple):
 
 
 def ssd_chunked(
-    inputs: ScanInputs, decay: Tensor, anchored: Direction | None, chunk: int
+    inputs: ScanInputs, decay: Tensor, anchored: Direction | None, chunk_length: int
 ) -> Tensor:
     """Both directions as matrix products over chunks, linear in L.
 
@@ -45,35 +45,43 @@ def ssd_chunked(
         inputs: The sequence.
         decay: a (H,) < 0, of the forward direction.
         anchored: The second direction; None leaves it out.
-        chunk: The longest chunk; the length is divided evenly.
+        chunk_length: The longest chunk; the length is divided evenly.
 
     Returns:
         y (B, L, H, P), without the skip term.
     """
     x, dt, B, C = inputs
-    length = x.shape[1]
-    chunk = math.ceil(length / math.ceil(length / chunk))
+    seq_length = x.shape[1]
+    chunk_length = math.ceil(seq_length / math.ceil(seq_length / chunk_length))
     log_decay, dx = (decay * dt).mT, (dt[..., None] * x).transpose(1, 2)  # heads before positions
-    anchors = []  # exp(a' c_{s-1}) and g
+    anchor_scalars = []  # exp(a' c_{s-1}) and g
     if anchored is not None:
-        anchors = [torch.exp(anchored.decay * (dt.cumsum(1) - dt)).mT, anchored.gate.mT]
+        anchor_scalars = [torch.exp(anchored.decay * (dt.cumsum(1) - dt)).mT, anchored.gate.mT]
     # split, not slices: the gradient of a slice is as large as what it was cut from.
-    tokens = (B.split(chunk, dim=1), C.split(chunk, dim=1), dx.split(chunk, dim=2))
-    scalars = [part.split(chunk, dim=2) for part in (log_decay, *anchors)]
-    outputs: list[Tensor] = []
-    state: Tensor | None = None
-    for b, c, v, d, *of_chunk in zip(*tokens, *scalars, strict=True):
+    token_chunks = (
+        B.split(chunk_length, dim=1),
+        C.split(chunk_length, dim=1),
+        dx.split(chunk_length, dim=2),
+    )
+    scalar_chunks = [part.split(chunk_length, dim=2) for part in (log_decay, *anchor_scalars)]
+    chunk_outputs: list[Tensor] = []
+    carried_state: Tensor | None = None
+    for b, c, v, d, *of_chunk in zip(*token_chunks, *scalar_chunks, strict=True):
         e, g = of_chunk or (None, None)
         r = d.cumsum(2)  # from the chunk's start: small numbers
         y = _within(r, g, e, b, c) @ v
-        if state is not None:
-            y = y + _weighted(c, torch.exp(r), g) @ state
-        outputs.append(y)
-        if len(outputs) < len(tokens[0]):
-            end = r[..., -1:]
-            added = _weighted(b, torch.exp(end - r), e).mT @ v
-            state = added if state is None else _faded(state, end, anchored is not None) + added
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+        if carried_state is not None:
+            y = y + _weighted(c, torch.exp(r), g) @ carried_state
+        chunk_outputs.append(y)
+        if len(chunk_outputs) < len(token_chunks[0]):
+            chunk_decay = r[..., -1:]
+            chunk_state = _weighted(b, torch.exp(chunk_decay - r), e).mT @ v
+            carried_state = (
+                chunk_state
+                if carried_state is None
+                else _faded(carried_state, chunk_decay, anchored is not None) + chunk_state
+            )
+    return torch.cat(chunk_outputs, dim=2).transpose(1, 2)
 
 
 def _within(r: Tensor, gate: Tensor | None, anchor: Tensor | None, B: Tensor, C: Tensor) -> Tensor:
@@ -81,29 +89,29 @@ def _within(r: Tensor, gate: Tensor | None, anchor: Tensor | None, B: Tensor, C:
 
     r (B, H, Q): log decay since the chunk's start; gate and anchor likewise, or None.
     """
-    products = (C @ B.mT).tril()  # (B, Q, Q), serves both directions
-    weights: Tensor = _Weights.apply(products, r, gate, anchor)[0]  # type: ignore[no-untyped-call]
+    pair_products = (C @ B.mT).tril()  # (B, Q, Q), serves both directions
+    weights: Tensor = _Weights.apply(pair_products, r, gate, anchor)[0]  # type: ignore[no-untyped-call]
     return weights
 
 
-def _weighted(vectors: Tensor, fading: Tensor, anchored: Tensor | None) -> Tensor:
+def _weighted(vectors: Tensor, decay_weights: Tensor, anchored: Tensor | None) -> Tensor:
     """B or C (B, Q, N) for each head, and once for each direction: (B, H, Q, N or 2 N).
 
-    ``fading`` and ``anchored`` (B, H, Q): their weights. The states of both directions are one
-    matrix (B, H, 2 N, P), so one product reads or writes both.
+    ``decay_weights`` and ``anchored`` (B, H, Q): their weights. The states of both directions are
+    one matrix (B, H, 2 N, P), so one product reads or writes both.
     """
-    both = fading[..., None] * vectors[:, None]
+    weighted_vectors = decay_weights[..., None] * vectors[:, None]
     if anchored is None:
-        return both
-    return torch.cat([both, anchored[..., None] * vectors[:, None]], dim=-1)
+        return weighted_vectors
+    return torch.cat([weighted_vectors, anchored[..., None] * vectors[:, None]], dim=-1)
 
 
-def _faded(state: Tensor, end: Tensor, anchored: bool) -> Tensor:
-    """``state`` after a chunk of log decay ``end`` (B, H, 1); the anchored half does not fade."""
-    factor = torch.exp(end)[..., None]
+def _faded(carried_state: Tensor, chunk_decay: Tensor, anchored: bool) -> Tensor:
+    """The state after a chunk of log decay (B, H, 1); its anchored half does not decay."""
+    factor = torch.exp(chunk_decay)[..., None]
     if not anchored:
-        return factor * state
-    h, S = state.chunk(2, dim=2)
+        return factor * carried_state
+    h, S = carried_state.chunk(2, dim=2)
     return torch.cat([factor * h, S], dim=2)
 
 
@@ -119,40 +127,42 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        products: Tensor, r: Tensor, gate: Tensor | None, anchor: Tensor | None
+        pair_products: Tensor, r: Tensor, gate: Tensor | None, anchor: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # Above the diagonal r_t - r_s > 0 and may overflow; there the products are zero.
-        forward = (r[..., :, None] - r[..., None, :]).clamp(max=0).exp_()
-        return _both(forward, gate, anchor) * products[..., None, :, :], forward
+        forward_weights = (r[..., :, None] - r[..., None, :]).clamp(max=0).exp_()
+        return _both(forward_weights, gate, anchor) * pair_products[
+            ..., None, :, :
+        ], forward_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
-        products, _, gate, anchor = inputs
-        ctx.save_for_backward(products, gate, anchor, output[1])
+        pair_products, _, gate, anchor = inputs
+        ctx.save_for_backward(pair_products, gate, anchor, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        products, gate, anchor, forward = ctx.saved_tensors
+        pair_products, gate, anchor, forward_weights = ctx.saved_tensors
         grad_weights, grad_forward = grads
         grad_products = grad_gate = grad_anchor = None
         if grad_weights is not None:
-            grad_products = (grad_weights * _both(forward, gate, anchor)).sum(-3)
-            grad = grad_weights * products[..., None, :, :]
+            grad_products = (grad_weights * _both(forward_weights, gate, anchor)).sum(-3)
+            grad = grad_weights * pair_products[..., None, :, :]
             if gate is not None:
                 grad_gate = (grad @ anchor[..., None])[..., 0]
                 grad_anchor = (gate[..., None, :] @ grad)[..., 0, :]
             grad_forward = grad if grad_forward is None else grad + grad_forward
         if grad_forward is None:
             return None, None, None, None
-        grad_gaps = grad_forward * forward
+        grad_gaps = grad_forward * forward_weights
         return grad_products, grad_gaps.sum(-1) - grad_gaps.sum(-2), grad_gate, grad_anchor
 
 
-def _both(forward: Tensor, gate: Tensor | None, anchor: Tensor | None) -> Tensor:
+def _both(forward_weights: Tensor, gate: Tensor | None, anchor: Tensor | None) -> Tensor:
     if gate is None or anchor is None:
-        return forward
-    return torch.addcmul(forward, gate[..., :, None], anchor[..., None, :])
+        return forward_weights
+    return torch.addcmul(forward_weights, gate[..., :, None], anchor[..., None, :])
 
 
 def associative_scan_reference(
@@ -160,31 +170,31 @@ def associative_scan_reference(
 ) -> Tensor:
     """The same map, one interaction at a time; the oracle of :func:`ssd_chunked`."""
     x, dt, B, C = inputs
-    batch, L, H, P = x.shape
-    h = x.new_zeros(batch, H, P, B.shape[-1])
+    batch_size, L, H, P = x.shape
+    h = x.new_zeros(batch_size, H, P, B.shape[-1])
     S = torch.zeros_like(h)
-    product = x.new_ones(batch, H)
-    outputs = []
+    anchor_decay = x.new_ones(batch_size, H)
+    chunk_outputs = []
     for t in range(L):
-        drive = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
-        h = torch.exp(decay * dt[:, t])[..., None, None] * h + drive
+        state_input = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, None, None]
+        h = torch.exp(decay * dt[:, t])[..., None, None] * h + state_input
         y = torch.einsum("bhpn,bn->bhp", h, C[:, t])
         if anchored is not None:
-            S = S + product[..., None, None] * drive
-            product = product * torch.exp(anchored.decay * dt[:, t])
+            S = S + anchor_decay[..., None, None] * state_input
+            anchor_decay = anchor_decay * torch.exp(anchored.decay * dt[:, t])
             y = y + anchored.gate[:, t, :, None] * torch.einsum("bhpn,bn->bhp", S, C[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, dim=1)
+        chunk_outputs.append(y)
+    return torch.stack(chunk_outputs, dim=1)
 
 
-def reversed_scan_of_prefix(x: Tensor, dt: Tensor, B: Tensor, a: Tensor, length: int) -> Tensor:
+def reversed_scan_of_prefix(x: Tensor, dt: Tensor, B: Tensor, a: Tensor, seq_length: int) -> Tensor:
     """The literal definition: read the prefix from its end to its start, return the last state.
 
     (B, L, H, P), (B, L, H), (B, L, N), (H,) -> (B, H, P, N). Decay of the element that is read
     next applies to what was read before it, so the product runs over the older elements.
     """
-    state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
-    for s in reversed(range(length)):
-        drive = (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, None, None]
-        state = torch.exp(a * dt[:, s])[..., None, None] * state + drive
-    return state
+    carried_state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[-1])
+    for s in reversed(range(seq_length)):
+        state_input = (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, None, None]
+        carried_state = torch.exp(a * dt[:, s])[..., None, None] * carried_state + state_input
+    return carried_state

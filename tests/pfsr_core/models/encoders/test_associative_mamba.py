@@ -74,7 +74,7 @@ def test_anchored_direction_equals_the_explicit_reversed_scan_of_every_prefix() 
     both = chunked(scan, 5) - chunked(forward_only, 5)
     for t in range(17):
         parts = (scan["x"], scan["dt"], scan["B"], scan["a_anchored"])
-        state = reversed_scan_of_prefix(*parts, length=t + 1)
+        state = reversed_scan_of_prefix(*parts, seq_length=t + 1)
         y = torch.einsum("bhpn,bn->bhp", state, scan["C"][:, t])
         expected = scan["gate"][:, t, :, None] * y
         torch.testing.assert_close(both[:, t], expected, rtol=1e-9, atol=2e-9)
@@ -145,7 +145,7 @@ class FlippedMamba(SequenceEncoder):
 def leak(encoder: SequenceEncoder) -> float:
     """Largest change at positions < t over all t when the items >= t are exchanged."""
     torch.manual_seed(3)
-    model = NextItemModel(30, 16, encoder, dropout=0.3).double().eval()
+    model = NextItemModel(30, 16, encoder, dropout_rate=0.3).double().eval()
     items = torch.randint(1, 31, (4, 12))
     before, largest = model(items), 0.0
     for t in range(1, 12):
@@ -156,7 +156,9 @@ def leak(encoder: SequenceEncoder) -> float:
 
 
 def test_the_target_does_not_leak() -> None:
-    encoder = associative_encoder(16, num_layers=2, dropout=0.3, num_heads=2, state_dim=4, chunk=5)
+    encoder = associative_encoder(
+        16, num_layers=2, dropout_rate=0.3, num_heads=2, state_dim=4, chunk_length=5
+    )
     assert leak(encoder) < 1e-12
 
 

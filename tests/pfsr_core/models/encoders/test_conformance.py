@@ -24,22 +24,22 @@ Build = Callable[[int, float], Any]  # (embedding_dim, dropout) to an encoder
 
 ENCODERS_UNDER_TEST: dict[str, Build] = {
     "mamba1": lambda dim, dropout: mamba1_encoder(
-        dim, 1, state_dim=4, conv_width=4, expand=2, dropout=dropout
+        dim, 1, state_dim=4, conv_width=4, expand=2, dropout_rate=dropout
     ),
     "mamba1-2-layers": lambda dim, dropout: mamba1_encoder(
-        dim, 2, state_dim=4, conv_width=3, expand=2, dropout=dropout
+        dim, 2, state_dim=4, conv_width=3, expand=2, dropout_rate=dropout
     ),
     "sasrec": lambda dim, dropout: sasrec_encoder(dim, 2, 2, 700, dropout),
     "hstu": lambda dim, dropout: hstu_encoder(dim, 2, 2, 700, dropout),
     "gru4rec": lambda dim, dropout: gru4rec_encoder(dim, 2, 12, dropout),
     "associative": lambda dim, dropout: associative_encoder(
-        dim, num_layers=1, dropout=dropout, state_dim=4, num_heads=2, chunk=16
+        dim, num_layers=1, dropout_rate=dropout, state_dim=4, num_heads=2, chunk_length=16
     ),
     "associative-2-layers": lambda dim, dropout: associative_encoder(
-        dim, num_layers=2, dropout=dropout, state_dim=3, num_heads=4, chunk=5
+        dim, num_layers=2, dropout_rate=dropout, state_dim=3, num_heads=4, chunk_length=5
     ),
     "forward-only": lambda dim, dropout: associative_encoder(
-        dim, num_layers=1, dropout=dropout, state_dim=4, num_heads=2, anchored=False
+        dim, num_layers=1, dropout_rate=dropout, state_dim=4, num_heads=2, anchored=False
     ),
 }
 
@@ -133,7 +133,7 @@ class TestStep:
         x, state = histories(3, 20), encoder.initial_state(3)
         for t in range(7):
             _, state = encoder.step(x[:, t], state)
-        close(encoder(x[:, 7:], state=state), encoder(x)[:, 7:])
+        close(encoder(x[:, 7:], encoder_state=state), encoder(x)[:, 7:])
         outputs, after = encoder.forward_from(x[:, 7:], state)
         close(outputs, encoder(x)[:, 7:])
         for t in range(7, 20):

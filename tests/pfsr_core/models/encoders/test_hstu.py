@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from pfsr_core.models.encoders.hstu import HSTU, causal_view, hstu_encoder, time_buckets
+from pfsr_core.models.encoders.hstu import HSTU, causal_plan, hstu_encoder, time_buckets
 from pfsr_core.models.ops.dropout import Noise, draw_bits
 
 DIM, HEADS, MAX_LENGTH = 8, 2, 11
@@ -89,13 +89,13 @@ def test_equals_the_equations(encoder: HSTU) -> None:
     expected = x
     for block in encoder.blocks:
         expected = block_in_plain_python(block, expected, when.tolist())
-    close(encoder(x[None], times=when[None])[0], encoder.norm(expected))
+    close(encoder(x[None], item_times=when[None])[0], encoder.norm(expected))
 
 
 def test_without_times_every_gap_is_zero(encoder: HSTU) -> None:
     x = histories(2, 6)
-    close(encoder(x), encoder(x, times=torch.full((2, 6), 10**9)))
-    assert not torch.allclose(encoder(x), encoder(x, times=times(2, 6)), atol=1e-3)
+    close(encoder(x), encoder(x, item_times=torch.full((2, 6), 10**9)))
+    assert not torch.allclose(encoder(x), encoder(x, item_times=times(2, 6)), atol=1e-3)
 
 
 def test_item_by_item_with_times_equals_the_whole(encoder: HSTU) -> None:
@@ -104,7 +104,7 @@ def test_item_by_item_with_times_equals_the_whole(encoder: HSTU) -> None:
     for t in range(MAX_LENGTH):
         output, state = encoder.step(x[:, t], state, when[:, t])
         outputs.append(output)
-    close(torch.stack(outputs, dim=1), encoder(x, times=when))
+    close(torch.stack(outputs, dim=1), encoder(x, item_times=when))
 
 
 @pytest.mark.parametrize("changed", [1, 5])
@@ -113,21 +113,21 @@ def test_a_later_time_leaves_earlier_outputs(encoder: HSTU, changed: int) -> Non
     x, when = histories(2, 8), times(2, 8)
     later = when.clone()
     later[:, changed:] += 400 * DAY
-    before, after = encoder(x, times=when), encoder(x, times=later)
+    before, after = encoder(x, item_times=when), encoder(x, item_times=later)
     close(after[:, :changed], before[:, :changed])
     assert not torch.allclose(after[:, changed], before[:, changed])
 
 
 def test_only_differences_of_times_matter(encoder: HSTU) -> None:
     x, when = histories(2, 8), times(2, 8)
-    close(encoder(x, times=when + 10**9), encoder(x, times=when))
+    close(encoder(x, item_times=when + 10**9), encoder(x, item_times=when))
 
 
 def test_padding_has_any_time(encoder: HSTU) -> None:
     x, when = histories(2, 6), times(2, 6)
     padded = torch.cat([x, torch.zeros(2, 3, DIM, dtype=x.dtype)], dim=1)
     longer = torch.cat([when, torch.zeros(2, 3, dtype=torch.long)], dim=1)
-    close(encoder(padded, times=longer)[:, :6], encoder(x, times=when))
+    close(encoder(padded, item_times=longer)[:, :6], encoder(x, item_times=when))
 
 
 def test_clients_of_their_own_with_times(encoder: HSTU) -> None:
@@ -161,7 +161,7 @@ def test_order_matters(encoder: HSTU) -> None:
     with torch.no_grad():
         encoder.get_parameter("blocks.0.position_bias").zero_()
     block = encoder.blocks[0]
-    view = causal_view(x, None)
+    view = causal_plan(x, None)
     close(block(x, view)[:, -1], block(swapped, view)[:, -1])
 
 

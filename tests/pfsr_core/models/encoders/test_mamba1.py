@@ -15,8 +15,8 @@ from pfsr_core.models.encoders.mamba1 import DT_MAX, DT_MIN, Mamba1Mixer, mamba1
 
 GOLDEN = Path(__file__).parent / "golden" / "mamba1.safetensors"
 CASES = {
-    "small": {"dim": 6, "state_dim": 4, "conv_width": 4, "expand": 2},
-    "two-ranks": {"dim": 20, "state_dim": 3, "conv_width": 3, "expand": 1},
+    "small": {"model_dim": 6, "state_dim": 4, "conv_width": 4, "expand": 2},
+    "two-ranks": {"model_dim": 20, "state_dim": 3, "conv_width": 3, "expand": 1},
 }
 
 
@@ -87,7 +87,7 @@ def test_initialisation() -> None:
 
 
 def test_layers_keep_the_initialisation_of_dt() -> None:
-    encoder = mamba1_encoder(16, 2, state_dim=4, conv_width=4, expand=2, dropout=0.2)
+    encoder = mamba1_encoder(16, 2, state_dim=4, conv_width=4, expand=2, dropout_rate=0.2)
     biases = [p for name, p in encoder.named_parameters() if name.endswith("dt_proj.bias")]
     assert len(biases) == 2
     for bias in biases:

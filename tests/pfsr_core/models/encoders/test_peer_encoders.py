@@ -65,7 +65,9 @@ class TestLayers:
 
     @pytest.mark.parametrize("num_layers", [1, 2])
     def test_residual_only_with_several_layers(self, num_layers: int) -> None:
-        encoder = mamba1_encoder(8, num_layers, state_dim=4, conv_width=4, expand=2, dropout=0.1)
+        encoder = mamba1_encoder(
+            8, num_layers, state_dim=4, conv_width=4, expand=2, dropout_rate=0.1
+        )
         assert [layer.residual for layer in encoder.layers] == [num_layers > 1] * num_layers
 
 

@@ -67,7 +67,7 @@ def test_hstu(row: int) -> None:
     first = length - int(golden["lengths"][row])
     x, times = golden["input"][None, row, first:], golden["times"][None, row, first:]
     expected = encoder.norm(golden["output"][None, row, first:])
-    torch.testing.assert_close(encoder(x, times=times), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(encoder(x, item_times=times), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_sasrec() -> None:

@@ -254,7 +254,7 @@ class TestLengths:
         u = histories(block, 4, 131)
         weights = torch.randn_like(u)
         u.requires_grad_()
-        output = kernels.mix(u, block._mixer_parameters(), associative_mamba.NORM_EPS, lengths)
+        output = kernels.mix(u, block._mixer_parameters(), associative_mamba.RMS_NORM_EPS, lengths)
         (output * weights).sum().backward()
         grad_u, gradients = u.grad, {n: p.grad for n, p in block.named_parameters()}
         u.grad = None
@@ -272,7 +272,9 @@ class TestLengths:
         block = block_of("odd")
         u = histories(block, 2, 20)
         parameters = block._mixer_parameters()
-        output = kernels.mix(u, parameters, associative_mamba.NORM_EPS, torch.tensor([10**9, -5]))
+        output = kernels.mix(
+            u, parameters, associative_mamba.RMS_NORM_EPS, torch.tensor([10**9, -5])
+        )
         assert torch.equal(output[0], block(u)[0])
         assert not output[1].any()
 
@@ -280,7 +282,7 @@ class TestLengths:
         block = block_of("odd")
         u, lengths = histories(block, 2, 20), torch.tensor([3, 4], dtype=torch.int32)
         with pytest.raises(TypeError, match="give a contiguous tensor of int64"):
-            kernels.mix(u, block._mixer_parameters(), associative_mamba.NORM_EPS, lengths)
+            kernels.mix(u, block._mixer_parameters(), associative_mamba.RMS_NORM_EPS, lengths)
 
 
 @needs_kernel

@@ -101,7 +101,7 @@ class TestMultiply:
         close(kernel_calls.multiply(a, b), exact)
         close(kernel_calls.multiply(a, b, bias), exact + bias.double())
         before = out.double()
-        kernel_calls.add_product(out, a, b)
+        kernel_calls.accumulate_product(out, a, b)
         close(out, exact + before)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,7 +118,7 @@ class TestMultiply:
     def test_nothing_is_written_beside_the_result(self) -> None:
         whole = torch.full((3, 10, 19), 7.0)
         a, b = torch.randn(10, 5), torch.randn(5, 19)
-        kernel_calls.add_product(whole[1], a, b)
+        kernel_calls.accumulate_product(whole[1], a, b)
         assert (whole[0] == 7).all()
         assert (whole[2] == 7).all()
 

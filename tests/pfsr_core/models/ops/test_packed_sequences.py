@@ -15,8 +15,8 @@ from pfsr_core.models.ops.dropout import draw_bits
 from pfsr_core.models.ops.packed_sequences import find_packing
 
 ENCODERS = {
-    "associative": lambda: associative_encoder(8, num_layers=2, dropout=0.3, state_dim=4),
-    "mamba1": lambda: mamba1_encoder(8, 2, state_dim=4, conv_width=4, expand=2, dropout=0.3),
+    "associative": lambda: associative_encoder(8, num_layers=2, dropout_rate=0.3, state_dim=4),
+    "mamba1": lambda: mamba1_encoder(8, 2, state_dim=4, conv_width=4, expand=2, dropout_rate=0.3),
     "gru4rec": lambda: gru4rec_encoder(8, 1, 12, 0.3),
 }
 ITEMS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 0, 0, 0], [6, 0, 0, 0, 0]])
@@ -25,7 +25,7 @@ ITEMS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 0, 0, 0], [6, 0, 0, 0, 0]])
 @pytest.fixture(params=ENCODERS)
 def model(request: pytest.FixtureRequest) -> NextItemModel:
     torch.manual_seed(0)
-    return NextItemModel(9, 8, ENCODERS[request.param](), dropout=0.3)
+    return NextItemModel(9, 8, ENCODERS[request.param](), dropout_rate=0.3)
 
 
 def test_pad_undoes_pack() -> None:
