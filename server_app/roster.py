@@ -94,7 +94,11 @@ class Roster:
     @cached_property
     def facts(self) -> dict[str, ClientFacts]:
         """What is known about each client, by name."""
-        return {name: facts for member in self.members for name, facts in member.clients.items()}
+        return {
+            client_name: client_facts
+            for member in self.members
+            for client_name, client_facts in member.clients.items()
+        }
 
     @cached_property
     def users(self) -> int:
@@ -106,18 +110,18 @@ class Roster:
         """The split of the run; nodes with data of their own have one each, joined by +."""
         return "+".join(sorted({member.split_digest for member in self.members}))
 
-    def coverage(self, split: str) -> float:
+    def coverage(self, split_name: str) -> float:
         """Share of the held-out items that their own client has ever seen."""
-        covered = sum(facts.covered[split] for facts in self.facts.values())
-        return covered / self.users if self.users else 0.0
+        num_covered = sum(client_facts.covered[split_name] for client_facts in self.facts.values())
+        return num_covered / self.users if self.users else 0.0
 
 
 @lru_cache(maxsize=2)
 def _names(members: tuple[Member, ...]) -> tuple[str, ...]:
     """Kept from round to round: the roster is made anew each time, its members are not."""
-    return tuple(sorted(name for member in members for name in member.clients))
+    return tuple(sorted(client_name for member in members for client_name in member.clients))
 
 
 @lru_cache(maxsize=2)
 def _users(members: tuple[Member, ...]) -> int:
-    return sum(facts.users for member in members for facts in member.clients.values())
+    return sum(client_facts.users for member in members for client_facts in member.clients.values())
