@@ -132,7 +132,7 @@ def _admit(
     roster: Roster, node_answers: Mapping[int, RecordDict]
 ) -> tuple[tuple[Member, ...], dict[int, str]]:
     """The members with those who answered, and why others of these cannot be members."""
-    members_by_id = {member.place: member for member in roster.members}
+    members_by_id = {member.stable_id: member for member in roster.members}
     rejected_reasons: dict[int, str] = {}
     taken_ids: set[tuple[int, str]] = set()
     for node_id, content in node_answers.items():
@@ -141,25 +141,25 @@ def _admit(
         except ProtocolError as error:
             rejected_reasons[node_id] = str(error)
             continue
-        if member.place in taken_ids:
+        if member.stable_id in taken_ids:
             rejected_reasons[node_id] = f"another node calls itself {member.label} too"
             continue
-        taken_ids.add(member.place)
-        members_by_id[member.place] = member
+        taken_ids.add(member.stable_id)
+        members_by_id[member.stable_id] = member
     return tuple(members_by_id[stable_id] for stable_id in sorted(members_by_id)), rejected_reasons
 
 
 def _replaced(roster: Roster, members: tuple[Member, ...], now: float) -> dict[int, Refusal]:
     """Refusals of nodes replaced by another: themselves under a new id, or one named alike."""
-    node_ids = {member.place: member.node for member in members}
+    node_ids = {member.stable_id: member.node for member in members}
     return {
         old_member.node: Refusal(
-            f"node {node_ids[old_member.place]} calls itself {old_member.label} now",
+            f"node {node_ids[old_member.stable_id]} calls itself {old_member.label} now",
             now,
             replaced=True,
         )
         for old_member in roster.members
-        if node_ids[old_member.place] != old_member.node
+        if node_ids[old_member.stable_id] != old_member.node
     }
 
 

@@ -47,13 +47,13 @@ class Member:
     vectors: str
 
     @property
-    def place(self) -> tuple[int, str]:
-        """What stays when the node comes back under another id."""
+    def stable_id(self) -> tuple[int, str]:
+        """Partition and name, which stay when the node comes back under another id."""
         return self.partition, self.name
 
     @property
     def label(self) -> int | str:
-        """How messages name it."""
+        """The name of the node in messages, or its partition."""
         return self.name or self.partition
 
 
@@ -64,7 +64,7 @@ class Refusal:
     Attributes:
         reason: in words.
         when: it was refused, on the monotonic clock, in seconds.
-        replaced: whether a later node has its place.
+        replaced: whether a later node has taken its place.
     """
 
     reason: str

@@ -1,6 +1,6 @@
 """Keys, Flower command lines and the connection profile of a federation over the network.
 
-Only files and command lines are made here; docs/deployment.md says who runs what where.
+Only files and command lines are made here; docs/guides/deployment.md says who runs what where.
 """
 
 from __future__ import annotations
