@@ -33,45 +33,47 @@ app = ClientApp()
 
 
 def limits(message: Message, context: Context) -> Limits:
-    """What may leave in answer to ``message``, asked apart from the answer itself."""
-    values: dict[str, Any] = dict(_ask(LIMITS, message, context).metrics)
-    return Limits(**values)
+    """What may leave in answer to ``message``, asked separately from the answer itself."""
+    limit_values: dict[str, Any] = dict(_ask(LIMITS, message, context).metrics)
+    return Limits(**limit_values)
 
 
 @app.query("register", mods=[only_shared_leaves(limits, (FACTS, METRICS))])
-def register(message: Message, context: Context) -> Message:
+def on_register(message: Message, context: Context) -> Message:
     """Which clients the node hosts, and of which sizes."""
-    answer = _ask(REGISTER, message, context)
-    return _reply(message, answer, {FACTS: ConfigRecord(dict(answer.facts))})
+    node_answer = _ask(REGISTER, message, context)
+    return _reply(message, node_answer, {FACTS: ConfigRecord(dict(node_answer.facts))})
 
 
 @app.query("baselines", mods=[only_shared_leaves(limits, (METRICS,))])
-def baselines(message: Message, context: Context) -> Message:
+def on_baselines(message: Message, context: Context) -> Message:
     """Sums of the model-free baselines."""
     return _reply(message, _ask(BASELINES, message, context))
 
 
 @app.train(mods=[only_shared_leaves(limits)])
-def train(message: Message, context: Context) -> Message:
+def on_train(message: Message, context: Context) -> Message:
     """One round: the mean of the clients' updates, and the evaluation of what was received."""
-    answer = _ask(TRAIN, message, context)
-    return _reply(message, answer, {SHARED: ArrayRecord({SHARED: Array(answer.flat)})})
+    node_answer = _ask(TRAIN, message, context)
+    return _reply(message, node_answer, {SHARED: ArrayRecord({SHARED: Array(node_answer.flat)})})
 
 
 @app.query("finish", mods=[only_shared_leaves(limits, (METRICS,))])
-def finish(message: Message, context: Context) -> Message:
+def on_finish(message: Message, context: Context) -> Message:
     """After the last round: the evaluation of what is served from now on."""
     return _reply(message, _ask(FINISH, message, context))
 
 
-def _ask(kind: str, message: Message, context: Context) -> Answer:
-    content = message.content
+def _ask(request_kind: str, message: Message, context: Context) -> Answer:
+    message_content = message.content
     request = Request(
-        kind=kind,
+        kind=request_kind,
         run_config=dict(context.run_config),
         node_config=dict(context.node_config),
-        config=dict(content.config_records.get(CONFIG, {})),
-        flat=content.array_records[SHARED][SHARED].numpy() if kind in WITH_ARRAY else nothing(),
+        config=dict(message_content.config_records.get(CONFIG, {})),
+        flat=message_content.array_records[SHARED][SHARED].numpy()
+        if request_kind in WITH_ARRAY
+        else nothing(),
     )
     if _short_lived() and context.node_config.get("worker", True):
         from client_app.worker_client import ask
@@ -87,6 +89,8 @@ def _short_lived() -> bool:
     return Path(sys.argv[0]).name == FLOWER_PROCESS
 
 
-def _reply(message: Message, answer: Answer, records: dict[str, Any] | None = None) -> Message:
-    content = {**(records or {}), METRICS: MetricRecord(dict(answer.metrics))}
-    return Message(RecordDict(content), reply_to=message)
+def _reply(
+    message: Message, node_answer: Answer, reply_records: dict[str, Any] | None = None
+) -> Message:
+    reply_content = {**(reply_records or {}), METRICS: MetricRecord(dict(node_answer.metrics))}
+    return Message(RecordDict(reply_content), reply_to=message)

@@ -27,9 +27,9 @@ NODES = NodeHost()
 
 
 def answer(request: Request) -> Answer:
-    """The node's answer. What it raises reaches the server: see below.
+    """The node's answer. The text of an error that it raises reaches the server.
 
-    An error may quote what it stumbled over. From a node with data of its own only the texts of
+    An error may quote the data that caused it. From a node with data of its own only the texts of
     FOR_THE_SERVER leave; of any other error the name leaves, and the text goes to the node's log.
     """
     try:
@@ -40,8 +40,8 @@ def answer(request: Request) -> Answer:
         if not request.node_config.get("data-path"):
             raise
         traceback.print_exc()
-        name = type(error).__name__
-        raise NodeFailureError(f"{name}; what it says is in the node's log") from None
+        error_name = type(error).__name__
+        raise NodeFailureError(f"{error_name}; what it says is in the node's log") from None
 
 
 def _answer(request: Request) -> Answer:
@@ -50,14 +50,14 @@ def _answer(request: Request) -> Answer:
     if request.kind == LIMITS:
         return Answer(_limits(node, request)._asdict())
     if request.kind == REGISTER:
-        facts, numbers = handlers.register(node, request.config)
-        return Answer(numbers, facts)
+        node_facts, node_metrics = handlers.register(node, request.config)
+        return Answer(node_metrics, node_facts)
     if request.kind == BASELINES:
         return Answer(handlers.baselines(node))
     instruction = instruction_from_config(request.config)
     if request.kind == TRAIN:
-        flat, metrics = handlers.train(node, instruction, request.flat)
-        return Answer(metrics, flat=flat)
+        flat_update, metrics = handlers.train(node, instruction, request.flat)
+        return Answer(metrics, flat=flat_update)
     if request.kind == FINISH:
         return Answer(handlers.finish(node, instruction, request.flat))
     raise ValueError(f"no node answers {request.kind!r}")
@@ -65,8 +65,8 @@ def _answer(request: Request) -> Answer:
 
 def _limits(node: Node, request: Request) -> Limits:
     """What the answer to ``request.config`` may hold: an array only where clients train."""
-    values = 0
+    num_values = 0
     if request.config.get("clients"):
         instruction = instruction_from_config(request.config)
-        values = size_of(node.model(instruction.algorithm).algorithm.client.reply_shapes)
-    return Limits(values, len(node.clients))
+        num_values = size_of(node.model(instruction.algorithm).algorithm.client.reply_shapes)
+    return Limits(num_values, len(node.clients))

@@ -23,7 +23,7 @@ from pfsr_core.evaluation.client import no_users
 from pfsr_core.evaluation.metrics.registry import client_sum_keys, variant_sum_keys
 from pfsr_core.evaluation.ranking import merge
 from pfsr_core.federated.aggregation import merge_sums, unpack_shared
-from pfsr_core.federated.algorithm import Broadcast, Reply, Sums
+from pfsr_core.federated.algorithm import Broadcast, Sums
 from pfsr_core.federated.evaluation import (
     ClientModels,
     evaluate_clients,
@@ -72,160 +72,241 @@ class Assignment:
     broadcast: Broadcast
 
     def load_states(self, clients: Sequence[ClientDataset]) -> States:
-        """The private states to continue from, of the clients that have one."""
+        """Loads the private states to continue from, of the clients that have one."""
         last_rounds = self.instruction.last_rounds
-        rounds = {data.client: last_rounds.get(data.client, 0) for data in clients}
-        fingerprints = {data.client: self.assembly.fingerprint_of(data) for data in clients}
-        run, algorithm = self.instruction.run, self.instruction.algorithm
-        return self.node.store.load_many(run, algorithm, rounds, fingerprints)
+        client_rounds = {
+            client_data.client: last_rounds.get(client_data.client, 0) for client_data in clients
+        }
+        client_fingerprints = {
+            client_data.client: self.assembly.fingerprint_of(client_data) for client_data in clients
+        }
+        run_id, algorithm_name = self.instruction.run, self.instruction.algorithm
+        return self.node.store.load_many(run_id, algorithm_name, client_rounds, client_fingerprints)
 
-    def save_states(self, states: States) -> None:
+    def save_states(self, client_states: States) -> None:
         """Saves the states after this round beside those that the server last aggregated."""
-        hosted, instruction = self.node.hosted, self.instruction
-        key = instruction.run, instruction.algorithm, instruction.round
-        fingerprints = {name: self.assembly.fingerprint_of(hosted[name]) for name in states}
-        self.node.store.save(*key, fingerprints, states, last_rounds=instruction.last_rounds)
+        hosted_clients, instruction = self.node.hosted, self.instruction
+        state_key = instruction.run, instruction.algorithm, instruction.round
+        client_fingerprints = {
+            client_name: self.assembly.fingerprint_of(hosted_clients[client_name])
+            for client_name in client_states
+        }
+        self.node.store.save(
+            *state_key, client_fingerprints, client_states, last_rounds=instruction.last_rounds
+        )
 
     def evaluate(
-        self, clients: Sequence[ClientDataset], states: States, assembly: Assembly | None = None
+        self,
+        clients: Sequence[ClientDataset],
+        client_states: States,
+        assembly: Assembly | None = None,
     ) -> ClientSums:
-        """Both splits by client, with the model that each would recommend with."""
-        length = self.node.settings.model.max_length
-        models = ClientModels(assembly or self.assembly, length, self.broadcast.params, states)
-        evaluations = evaluate_models(models, clients)
+        """Evaluates clients on both splits, each with the model that it would recommend with.
+
+        Args:
+            clients: The clients to evaluate.
+            client_states: Private states by client; absent ones start anew.
+            assembly: The model to evaluate with; None for that of the instruction.
+
+        Returns:
+            Sums of the metrics over the users of each client, by client and split.
+        """
+        client_models = ClientModels(
+            assembly or self.assembly,
+            self.node.settings.model.max_length,
+            self.broadcast.params,
+            client_states,
+        )
+        evaluations = evaluate_models(client_models, clients)
         return {
-            data.client: {split: one[split].client_sums() for split in SPLITS}
-            for data, one in zip(clients, evaluations, strict=True)
+            client_data.client: {split: client_evaluation[split].client_sums() for split in SPLITS}
+            for client_data, client_evaluation in zip(clients, evaluations, strict=True)
         }
 
 
-def make_assignment(node: Node, instruction: Instruction, received: Flat) -> Assignment:
-    """Unpacks what was received for the model that the instruction names.
+def make_assignment(node: Node, instruction: Instruction, flat_params: Flat) -> Assignment:
+    """Unpacks the received parameters for the model that the instruction names.
+
+    Args:
+        node: The node that carries the instruction out.
+        instruction: What the server asks for.
+        flat_params: The shared parameters, (values,) float32.
 
     Raises:
-        ProtocolError: it is not a vector of that model's shared parameters.
+        ProtocolError: ``flat_params`` is not a vector of that model's shared parameters.
     """
     assembly = node.model(instruction.algorithm)
-    params = unpack_shared(received, assembly.shared_shapes)
-    broadcast = Broadcast(params, instruction.round, instruction.signals)
+    shared_params = unpack_shared(flat_params, assembly.shared_shapes)
+    broadcast = Broadcast(shared_params, instruction.round, instruction.signals)
     return Assignment(node, instruction, assembly, broadcast)
 
 
-def register(node: Node, config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
-    """(facts, numbers) about this node. Copies the private states of a warm start, once."""
-    if config["warm-start"]:
-        node.store.copy_states(config["warm-start"], config["run"])
-    split = node.dataset.split
+def register(node: Node, register_config: Mapping[str, Any]) -> tuple[dict[str, Any], Metrics]:
+    """Describes this node to the server; copies the private states of a warm start, once.
+
+    Args:
+        node: The node.
+        register_config: The run's id under "run", the one to start from under "warm-start".
+
+    Returns:
+        Facts about the node and its data, and lists with a number for each client.
+    """
+    if register_config["warm-start"]:
+        node.store.copy_states(register_config["warm-start"], register_config["run"])
+    data_split = node.dataset.split
     assembly = node.model(node.settings.algorithm.name)
-    facts = {
+    node_facts = {
         "partition": node.partition,
         "name": node.name,
         "partitions": node.partitions,
-        "clients": [data.client for data in node.clients],
-        "split-digest": split.digest,
-        "items-digest": vocabulary_digest(split.item_ids),
-        "num-items": len(split.item_ids),
-        "describe": json.dumps(describe(node.dataset.interactions, split)),
+        "clients": [client_data.client for client_data in node.clients],
+        "split-digest": data_split.digest,
+        "items-digest": vocabulary_digest(data_split.item_ids),
+        "num-items": len(data_split.item_ids),
+        "describe": json.dumps(describe(node.dataset.interactions, data_split)),
         # A shared item table has a row for each item: its ids are common knowledge then, only then.
-        "item-ids": list(split.item_ids) if ITEMS in assembly.task.partition.shared else [],
+        "item-ids": list(data_split.item_ids) if ITEMS in assembly.task.partition.shared else [],
         # Nodes with data of their own must make item vectors alike, but have items of their own.
         "vectors": assembly.vectors_digest if node.partitions else assembly.vectors_method,
     }
-    covered = {
-        f"{CLIENT}{s}/covered": [data.target_coverage(s) for data in node.clients] for s in SPLITS
+    covered_counts = {
+        f"{CLIENT}{split_name}/covered": [
+            client_data.target_coverage(split_name) for client_data in node.clients
+        ]
+        for split_name in SPLITS
     }
-    users = [len(data.users) for data in node.clients]
-    interactions = [data.num_interactions for data in node.clients]
-    return facts, {f"{CLIENT}users": users, f"{CLIENT}interactions": interactions, **covered}
+    user_counts = [len(client_data.users) for client_data in node.clients]
+    interaction_counts = [client_data.num_interactions for client_data in node.clients]
+    return node_facts, {
+        f"{CLIENT}users": user_counts,
+        f"{CLIENT}interactions": interaction_counts,
+        **covered_counts,
+    }
 
 
 def baselines(node: Node) -> Metrics:
-    """Sums of every baseline, fitted on each client alone, and the sums of each client."""
-    metrics: Metrics = {}
-    empty = no_users(node.settings.data.sampled_99).client_sums()
-    for name, scorer_of in BASELINES.items():
-        sums: ClientSums = {data.client: {} for data in node.clients}
-        for split in SPLITS:
-            for one in evaluate_clients(scorer_of, node.clients, split):
-                sums[one.client][split] = one.client_sums()
-        metrics |= _evaluation_metrics(empty, sums, f"{name}/", node.clients)
-    return metrics
+    """Evaluates the model-free baselines, each fitted on each client alone.
 
-
-def train(node: Node, instruction: Instruction, received: Flat) -> tuple[Flat, Metrics]:
-    """One round: evaluates what was received, trains the asked clients, saves their states."""
-    started = time.perf_counter()
-    work = make_assignment(node, instruction, received)
-    asked = node.named(instruction.clients)
-    metrics: Metrics = {}
-    if instruction.evaluate:
-        chosen = node.clients if node.settings.run.evaluate_clients == "all" else asked
-        sums: ClientSums = {}
-        for portion in portions(work.assembly.algorithm, work.broadcast.params, chosen):
-            sums |= work.evaluate(portion, work.load_states(portion))
-        metrics |= _evaluation_metrics(_empty_sums(node, work.assembly), sums)
-    flat = pack({})
-    if asked:
-        reply = update_clients(
-            work.assembly.algorithm, work.broadcast, asked, work.load_states, work.save_states
+    Returns:
+        Sums over all clients and of each client, names beginning with "<baseline>/".
+    """
+    baseline_metrics: Metrics = {}
+    empty_sums = no_users(node.settings.data.sampled_99).client_sums()
+    for baseline_name, scorer_of in BASELINES.items():
+        sums_by_client: ClientSums = {client_data.client: {} for client_data in node.clients}
+        for split_name in SPLITS:
+            for evaluation in evaluate_clients(scorer_of, node.clients, split_name):
+                sums_by_client[evaluation.client][split_name] = evaluation.client_sums()
+        baseline_metrics |= _evaluation_metrics(
+            empty_sums, sums_by_client, f"{baseline_name}/", node.clients
         )
-        flat = pack(reply.params)
-        metrics |= _reply_metrics(reply)
-    return flat, {**metrics, **_cost(started)}
+    return baseline_metrics
 
 
-def finish(node: Node, instruction: Instruction, received: Flat) -> Metrics:
+def train(node: Node, instruction: Instruction, flat_params: Flat) -> tuple[Flat, Metrics]:
+    """Does the node's part of a round: evaluates, trains the asked clients, saves their states.
+
+    Args:
+        node: The node.
+        instruction: The clients to train, and whether to evaluate the received model first.
+        flat_params: The shared parameters, (values,) float32.
+
+    Returns:
+        The mean of the clients' updates, (values,) float32 (empty where none trains), and metrics.
+    """
+    start_time = time.perf_counter()
+    assignment = make_assignment(node, instruction, flat_params)
+    assembly, broadcast = assignment.assembly, assignment.broadcast
+    asked_clients = node.named(instruction.clients)
+    round_metrics: Metrics = {}
+    if instruction.evaluate:
+        evaluates_all = node.settings.run.evaluate_clients == "all"
+        evaluated = node.clients if evaluates_all else asked_clients
+        client_sums: ClientSums = {}
+        for portion in portions(assembly.algorithm, broadcast.params, evaluated):
+            client_sums |= assignment.evaluate(portion, assignment.load_states(portion))
+        round_metrics |= _evaluation_metrics(_empty_sums(node, assembly), client_sums)
+    flat_update = pack({})
+    if asked_clients:
+        reply = update_clients(
+            assembly.algorithm,
+            broadcast,
+            asked_clients,
+            assignment.load_states,
+            assignment.save_states,
+        )
+        flat_update = pack(reply.params)
+        round_metrics |= {WEIGHT: reply.weight, NORMS: list(reply.norms)}
+        round_metrics |= prefixed(TRAINING, reply.metrics)
+    return flat_update, {**round_metrics, **_cost(start_time)}
+
+
+def finish(node: Node, instruction: Instruction, flat_params: Flat) -> Metrics:
     """The last exchange: evaluates, finetunes, evaluates again and keeps the model for serving.
 
-    For the variant FULL clients are trained once more too, and what that gives is not kept.
+    For the variant FULL clients are trained once more too, and the trained states are discarded.
+
+    Args:
+        node: The node.
+        instruction: The clients concerned, and whether to finetune and to install the model.
+        flat_params: The shared parameters to serve, (values,) float32.
+
+    Returns:
+        Sums before and after finetuning, over all clients and of each.
     """
-    started = time.perf_counter()
-    work = make_assignment(node, instruction, received)
-    assembly, broadcast = work.assembly, work.broadcast
+    start_time = time.perf_counter()
+    assignment = make_assignment(node, instruction, flat_params)
+    assembly, broadcast = assignment.assembly, assignment.broadcast
     clients = node.named(instruction.clients)
-    again = instruction.finetune or shows_full(
+    evaluates_again = instruction.finetune or shows_full(
         assembly.algorithm, node.settings.run.evaluate_clients
     )
-    measured = assembly if instruction.finetune else without_variants(assembly)
-    last: ClientSums = {}
-    finetuned: ClientSums = {}
-    outcomes: list[Sums] = []
+    finetuned_assembly = assembly if instruction.finetune else without_variants(assembly)
+    last_sums: ClientSums = {}
+    finetuned_sums: ClientSums = {}
+    outcome_sums: list[Sums] = []
 
     def served_clients() -> Iterator[tuple[str, ServedClient]]:
         """One portion of clients at a time, so that their number does not matter."""
         for portion in portions(assembly.algorithm, broadcast.params, clients):
-            states = work.load_states(portion)
-            last.update(work.evaluate(portion, states))
-            if again:
-                trained = finetune_clients(assembly.algorithm, broadcast, states, portion)
-                finetuned.update(work.evaluate(portion, trained, measured))
-                states = trained if instruction.finetune else states
+            client_states = assignment.load_states(portion)
+            last_sums.update(assignment.evaluate(portion, client_states))
+            if evaluates_again:
+                trained_states = finetune_clients(
+                    assembly.algorithm, broadcast, client_states, portion
+                )
+                finetuned_sums.update(
+                    assignment.evaluate(portion, trained_states, finetuned_assembly)
+                )
+                client_states = trained_states if instruction.finetune else client_states
             if instruction.finetune:
-                outcomes.extend(_outcomes(assembly, states))
-            for data in portion:
-                state = state_of(assembly.algorithm, states, data)
-                yield data.client, served_client(assembly, data, state)
+                outcome_sums.extend(_outcomes(assembly, client_states))
+            for client_data in portion:
+                client_state = state_of(assembly.algorithm, client_states, client_data)
+                yield client_data.client, served_client(assembly, client_data, client_state)
 
     if instruction.install:
-        node.store.install(_served_model(work), served_clients())
+        node.store.install(_served_model(assignment), served_clients())
     else:
         deque(served_clients(), maxlen=0)
-    metrics = _evaluation_metrics(_empty_sums(node, assembly), last, clients=clients)
-    if again:
-        listed = clients if instruction.finetune else None
-        metrics |= _evaluation_metrics(_empty_sums(node, measured), finetuned, FINETUNED, listed)
+    finish_metrics = _evaluation_metrics(_empty_sums(node, assembly), last_sums, clients=clients)
+    if evaluates_again:
+        listed_clients = clients if instruction.finetune else None
+        finish_metrics |= _evaluation_metrics(
+            _empty_sums(node, finetuned_assembly), finetuned_sums, FINETUNED, listed_clients
+        )
     if instruction.finetune:
-        metrics |= prefixed(OUTCOME, merge_sums(outcomes))
-    return {**metrics, **_cost(started)}
+        finish_metrics |= prefixed(OUTCOME, merge_sums(outcome_sums))
+    return {**finish_metrics, **_cost(start_time)}
 
 
-def _outcomes(assembly: Assembly, states: States) -> Iterator[Sums]:
-    """How training ended for each client: written to the node's log, as only sums leave."""
-    for client, state in states.items():
-        outcome = assembly.algorithm.personalization.outcome(state)
-        for name, value in outcome.items():
-            sys.stderr.write(f"client {client}: {name} {value:g}\n")
-        yield outcome
+def _outcomes(assembly: Assembly, client_states: States) -> Iterator[Sums]:
+    """How training ended for each client; written to the node's log, as only sums leave."""
+    for client_name, client_state in client_states.items():
+        client_outcome = assembly.algorithm.personalization.outcome(client_state)
+        for outcome_name, outcome_value in client_outcome.items():
+            sys.stderr.write(f"client {client_name}: {outcome_name} {outcome_value:g}\n")
+        yield client_outcome
 
 
 def _empty_sums(node: Node, assembly: Assembly) -> Sums:
@@ -236,47 +317,42 @@ def _empty_sums(node: Node, assembly: Assembly) -> Sums:
 
 
 def _evaluation_metrics(
-    empty: Sums,
-    sums: ClientSums,
-    prefix: str = "",
+    empty_sums: Sums,
+    client_sums: ClientSums,
+    name_prefix: str = "",
     clients: Sequence[ClientDataset] | None = None,
 ) -> Metrics:
-    """The sums of all clients and of ``empty``, and lists with a number for each of ``clients``."""
+    """The sums over all clients and ``empty_sums``; lists with a number for each of ``clients``."""
     metrics: Metrics = {}
     for split in SPLITS:
-        total = merge(empty, *(sums[name][split] for name in sorted(sums)))
-        metrics |= prefixed(f"{prefix}{split}/", total)
+        total_sums = merge(empty_sums, *(client_sums[name][split] for name in sorted(client_sums)))
+        metrics |= prefixed(f"{name_prefix}{split}/", total_sums)
         if clients is not None:
-            listed = [sums[data.client][split] for data in clients]
-            start = f"{prefix}{CLIENT}{split}/"
+            listed_sums = [client_sums[client_data.client][split] for client_data in clients]
+            client_prefix = f"{name_prefix}{CLIENT}{split}/"
             of_variants = variant_sum_keys()
-            names = [
+            metric_names = [
                 *client_sum_keys(),
-                *(name for name in empty if name.partition("/")[2] in of_variants),
+                *(name for name in empty_sums if name.partition("/")[2] in of_variants),
             ]
-            metrics |= {start + name: [part[name] for part in listed] for name in names}
+            metrics |= {
+                client_prefix + name: [client_part[name] for client_part in listed_sums]
+                for name in metric_names
+            }
     return metrics
 
 
-def _reply_metrics(reply: Reply) -> Metrics:
-    return {
-        WEIGHT: reply.weight,
-        NORMS: list(reply.norms),
-        **prefixed(TRAINING, reply.metrics),
-    }
+def _cost(start_time: float) -> Metrics:
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {SECONDS: time.perf_counter() - start_time, PEAK_MEMORY: peak_memory}
 
 
-def _cost(started: float) -> Metrics:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {SECONDS: time.perf_counter() - started, PEAK_MEMORY: peak}
-
-
-def _served_model(work: Assignment) -> Served:
+def _served_model(assignment: Assignment) -> Served:
     """The model without its clients, which follow one by one."""
-    node, instruction = work.node, work.instruction
+    node, instruction = assignment.node, assignment.instruction
     return served_model(
-        work.assembly,
-        work.broadcast.params,
+        assignment.assembly,
+        assignment.broadcast.params,
         with_algorithm(node.settings, instruction.algorithm),
         node.dataset,
         run=instruction.run,

@@ -1,4 +1,4 @@
-"""The node of a federation: which clients it hosts, where their data are, where it remembers them.
+"""The node of a federation: which clients it hosts, where their data and private states are.
 
 A node is a part of a data set that all nodes have, or the owner of data of its own. Its node config
 may say
@@ -9,7 +9,7 @@ may say
                                    group their users (federation.clients); else as the run says
     name                           what the server calls it; the owner of data needs one, and its
                                    clients are called name/client
-    state-dir                      where it remembers; else $PFSR_HOME/state, or ./.pfsr/state
+    state-dir                      where it stores states; else $PFSR_HOME/state, or ./.pfsr/state
     worker                         false: no resident process between messages
 
 A node is made once for a run config and a node config and kept while its process lives, with its
@@ -40,8 +40,8 @@ from pfsr_core.serving.node_store import NodeStore, default_state_directory
 from pfsr_core.settings.sections import RunSettings
 from pfsr_core.training.allocator import keep_freed_memory
 
-Config = Mapping[str, bool | int | float | str]
-NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FlatConfig = Mapping[str, bool | int | float | str]
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEPT_NODES = 64  # in one process, as Flower's simulation has it: they share data and models
 KEPT_DATASETS = 2
 KEPT_MODELS = 2  # over one data set
@@ -61,14 +61,15 @@ class HostedData:
     """
 
     def __init__(self, dataset: FederatedDataset) -> None:
+        """Holds ``dataset``; models are assembled when they are asked for."""
         self.dataset = dataset
         self._models: LRUCache[Settings, Assembly] = LRUCache(KEPT_MODELS)
 
     @cached_property
     def clients(self) -> dict[str, ClientDataset]:
         """All clients by name, in the order of the names."""
-        ordered = sorted(self.dataset.clients, key=lambda data: data.client)
-        return {data.client: data for data in ordered}
+        ordered_clients = sorted(self.dataset.clients, key=lambda client_data: client_data.client)
+        return {client_data.client: client_data for client_data in ordered_clients}
 
     def model(self, settings: Settings) -> Assembly:
         """The model and the algorithm of ``settings``, assembled at the first call."""
@@ -107,21 +108,23 @@ class Node:
         """All clients, in the order of their names."""
         return tuple(self.hosted.values())
 
-    def named(self, names: Sequence[str]) -> list[ClientDataset]:
-        """The clients of ``names``, in the node's order.
+    def named(self, client_names: Sequence[str]) -> list[ClientDataset]:
+        """The clients of ``client_names``, in the node's order.
 
         Raises:
             NodeError: one of them does not live here.
         """
-        unknown = [name for name in names if name not in self.hosted]
-        if unknown:
-            label = self.name or self.partition
-            raise NodeError(f"node {label} does not host {', '.join(sorted(unknown))}")
-        return [self.hosted[name] for name in sorted(set(names))]
+        unknown_names = [
+            client_name for client_name in client_names if client_name not in self.hosted
+        ]
+        if unknown_names:
+            node_label = self.name or self.partition
+            raise NodeError(f"node {node_label} does not host {', '.join(sorted(unknown_names))}")
+        return [self.hosted[client_name] for client_name in sorted(set(client_names))]
 
-    def model(self, algorithm: str) -> Assembly:
-        """The assembled model of this node under ``algorithm``; kept."""
-        return self.data.model(with_algorithm(self.settings, algorithm))
+    def model(self, algorithm_name: str) -> Assembly:
+        """The assembled model of this node under ``algorithm_name``; kept."""
+        return self.data.model(with_algorithm(self.settings, algorithm_name))
 
 
 class NodeHost:
@@ -133,10 +136,11 @@ class NodeHost:
     """
 
     def __init__(self) -> None:
+        """Starts without any node."""
         self._nodes: LRUCache[str, Node] = LRUCache(KEPT_NODES)
         self._data: LRUCache[Settings, HostedData] = LRUCache(KEPT_DATASETS)
 
-    def node(self, run_config: Config, node_config: Config) -> Node:
+    def node(self, run_config: FlatConfig, node_config: FlatConfig) -> Node:
         """The node that these configs describe.
 
         Raises:
@@ -144,22 +148,24 @@ class NodeHost:
             NodeError: the node config does not fit.
             DataError: its data cannot be read.
         """
-        key = json.dumps([dict(run_config), dict(node_config)], sort_keys=True)
-        return self._nodes.get(key, lambda: self._make(run_config, node_config))
+        node_key = json.dumps([dict(run_config), dict(node_config)], sort_keys=True)
+        return self._nodes.get(node_key, lambda: self._make(run_config, node_config))
 
     def clear(self) -> None:
         """Forgets everything, as the end of the process does."""
         self._nodes.retain(lambda _node: False)
         self._data.retain(lambda _data: False)
 
-    def _make(self, run_config: Config, node_config: Config) -> Node:
-        node = make_node(parse_settings(run_config), node_config, self._load)
-        kept = self._data.values()
-        self._nodes.retain(lambda other: other.data in kept)  # else they would keep old data
+    def _make(self, run_config: FlatConfig, node_config: FlatConfig) -> Node:
+        node = make_node(
+            parse_settings(run_config),
+            node_config,
+            lambda settings: self._data.get(settings, lambda: load_data(settings)),
+        )
+        kept_data = self._data.values()
+        # Nodes over dropped data are dropped too: they would keep the data in memory.
+        self._nodes.retain(lambda kept_node: kept_node.data in kept_data)
         return node
-
-    def _load(self, settings: Settings) -> HostedData:
-        return self._data.get(settings, lambda: load_data(settings))
 
 
 def load_data(settings: Settings) -> HostedData:
@@ -168,62 +174,79 @@ def load_data(settings: Settings) -> HostedData:
 
 
 def make_node(
-    settings: Settings, config: Config, load: Callable[[Settings], HostedData] = load_data
+    settings: Settings,
+    node_config: FlatConfig,
+    data_loader: Callable[[Settings], HostedData] = load_data,
 ) -> Node:
     """The node that Flower's node config describes.
 
     Args:
-        settings: those of the run.
-        config: the node config.
-        load: gives the data that some settings name.
+        settings: Those of the run.
+        node_config: Flower's node config; its keys are those of the module's head.
+        data_loader: Loads the data that the settings name.
 
     Raises:
-        NodeError: the node config does not fit.
-        DataError: its data cannot be read.
-        SettingsError: the settings do not fit the data.
+        NodeError: The node config does not fit.
+        DataError: Its data cannot be read.
+        SettingsError: The settings do not fit the data.
     """
     torch.set_num_threads(int(os.environ.get("PFSR_THREADS", "1")))
     keep_freed_memory()
-    own = bool(config.get("data-path", ""))
-    partition, name = int(config.get("partition-id", 0)), _name(config, own)
-    if own:
+    has_own_data = bool(node_config.get("data-path", ""))
+    partition_id = int(node_config.get("partition-id", 0))
+    node_name = _node_name(node_config, has_own_data)
+    if has_own_data:
         _check_item_vectors(settings)
-        settings = _own_data(settings, config)
-    partitions = 0 if own else int(config.get("num-partitions", 1))
-    store = NodeStore(_state_directory(config) / f"node-{name or partition}.sqlite")
-    secret = store.secret() if settings.model.item_start == "secret" else b""
-    data = load(_data_settings(settings))
-    if own:
-        clients = {f"{name}/{client}": one for client, one in data.clients.items()}
+        settings = _own_data(settings, node_config)
+    num_partitions = 0 if has_own_data else int(node_config.get("num-partitions", 1))
+    state_directory = str(node_config.get("state-dir", ""))
+    state_path = (
+        Path(state_directory).expanduser() if state_directory else default_state_directory()
+    )
+    store = NodeStore(state_path / f"node-{node_name or partition_id}.sqlite")
+    node_secret = store.secret() if settings.model.item_start == "secret" else b""
+    hosted_data = data_loader(_data_settings(settings))
+    if has_own_data:
+        hosted_clients = {
+            f"{node_name}/{client_name}": client_data
+            for client_name, client_data in hosted_data.clients.items()
+        }
     else:
-        here = hosted_by(tuple(data.clients), partition, partitions)
-        clients = {client: data.clients[client] for client in here}
-    if own or secret:
-        clients = {n: replace(one, client=n, secret=secret) for n, one in clients.items()}
-    return Node(partition, partitions, name, settings, data, clients, store)
+        hosted_names = hosted_by(tuple(hosted_data.clients), partition_id, num_partitions)
+        hosted_clients = {
+            client_name: hosted_data.clients[client_name] for client_name in hosted_names
+        }
+    if has_own_data or node_secret:
+        hosted_clients = {
+            client_name: replace(client_data, client=client_name, secret=node_secret)
+            for client_name, client_data in hosted_clients.items()
+        }
+    return Node(
+        partition_id, num_partitions, node_name, settings, hosted_data, hosted_clients, store
+    )
 
 
-def _name(config: Config, own: bool) -> str:
-    """The node's name; the number of its partition will do where that is given."""
-    name = str(config.get("name", ""))
-    if own and not name:
-        name = str(config.get("partition-id", ""))
-    if own and not name:
+def _node_name(node_config: FlatConfig, has_own_data: bool) -> str:
+    """The node's name; for a node with data of its own else the number of its partition."""
+    node_name = str(node_config.get("name", ""))
+    if has_own_data and not node_name:
+        node_name = str(node_config.get("partition-id", ""))
+    if has_own_data and not node_name:
         raise NodeError('a node with a data-path needs a name, e.g. name="berlin" (--node-config)')
-    if name and not NAMES.fullmatch(name):
-        raise NodeError(f"name {name!r}: use at most 64 letters, digits, '.', '_' and '-'")
-    return name
+    if node_name and not NODE_NAME.fullmatch(node_name):
+        raise NodeError(f"name {node_name!r}: use at most 64 letters, digits, '.', '_' and '-'")
+    return node_name
 
 
 def _check_item_vectors(settings: Settings) -> None:
-    model = settings.model
-    if model.item_vectors == CO_OCCURRENCE:
+    model_settings = settings.model
+    if model_settings.item_vectors == CO_OCCURRENCE:
         raise NodeError(
             f"model.item-vectors = {CO_OCCURRENCE!r} pools what all clients count, and a node with "
             f"a data-path keeps its data to itself. Fix: model.item-vectors = {HASHED!r} where the "
             f"data have texts, or a file of vectors that every node has."
         )
-    if model.items in ("semantic", "adapted") and model.item_vectors == TF_IDF:
+    if model_settings.items in ("semantic", "adapted") and model_settings.item_vectors == TF_IDF:
         raise NodeError(
             f"model.item-vectors = {TF_IDF!r} is fitted to a catalogue, and nodes with a data-path "
             f"have one each, so that their vectors would not mean the same. Fix: "
@@ -231,28 +254,25 @@ def _check_item_vectors(settings: Settings) -> None:
         )
 
 
-def _own_data(settings: Settings, config: Config) -> Settings:
-    data, federation = settings.data, settings.federation
-    source = str(config.get("data-source", data.source))
-    clients = int(config.get("clients", federation.clients))
+def _own_data(settings: Settings, node_config: FlatConfig) -> Settings:
+    data_settings, federation_settings = settings.data, settings.federation
+    data_source = str(node_config.get("data-source", data_settings.source))
+    num_clients = int(node_config.get("clients", federation_settings.clients))
     return replace(
         settings,
-        data=replace(data, path=str(config["data-path"]), source=source),
-        federation=replace(federation, clients=clients, values=""),  # it hosts all it has
+        data=replace(data_settings, path=str(node_config["data-path"]), source=data_source),
+        federation=replace(
+            federation_settings, clients=num_clients, values=""
+        ),  # it hosts all it has
     )
 
 
-def with_algorithm(settings: Settings, name: str) -> Settings:
+def with_algorithm(settings: Settings, algorithm_name: str) -> Settings:
     """The same settings for another algorithm."""
-    return replace(settings, algorithm=replace(settings.algorithm, name=name))
+    return replace(settings, algorithm=replace(settings.algorithm, name=algorithm_name))
 
 
 def _data_settings(settings: Settings) -> Settings:
     """What the data depend on, and nothing else: the key under which they are kept."""
-    run = RunSettings(seed=settings.run.seed)
-    return Settings(data=settings.data, federation=settings.federation, run=run)
-
-
-def _state_directory(config: Config) -> Path:
-    given = str(config.get("state-dir", ""))
-    return Path(given).expanduser() if given else default_state_directory()
+    run_settings = RunSettings(seed=settings.run.seed)
+    return Settings(data=settings.data, federation=settings.federation, run=run_settings)

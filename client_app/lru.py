@@ -14,6 +14,7 @@ class LRUCache(Generic[Key, Value]):
     """At most ``max_size`` values by key; the one that was used least recently leaves first."""
 
     def __init__(self, max_size: int) -> None:
+        """Starts empty."""
         self._max_size = max_size
         self._values: OrderedDict[Key, Value] = OrderedDict()
 

@@ -69,40 +69,48 @@ class NodeFailureError(RuntimeError):
 
 
 def send_request(connection: Connection, request: Request) -> None:
-    """Asks the other end of the connection."""
+    """Sends a request to the other end of the connection."""
     _send(connection, vars(request))
 
 
 def receive_request(connection: Connection) -> Request:
-    """What :func:`send_request` sent."""
+    """Receives what :func:`send_request` sent."""
     return Request(**_receive(connection))
 
 
 def send_answer(connection: Connection, answer: Answer) -> None:
-    """Answers the request."""
+    """Sends the answer to a request."""
     _send(connection, vars(answer))
 
 
-def send_failure(connection: Connection, reason: str) -> None:
-    """Answers that the request failed."""
-    _send(connection, {"failure": reason, "flat": nothing()})
+def send_failure(connection: Connection, failure_reason: str) -> None:
+    """Sends the reason for which a request failed."""
+    _send(connection, {"failure": failure_reason, "flat": nothing()})
 
 
 def receive_answer(connection: Connection) -> Answer:
-    """Raises NodeFailureError with what :func:`send_failure` sent."""
-    parts = _receive(connection)
-    if "failure" in parts:
-        raise NodeFailureError(parts["failure"])
-    return Answer(**parts)
+    """Receives what :func:`send_answer` sent.
+
+    Raises:
+        NodeFailureError: :func:`send_failure` was called instead; has its reason.
+    """
+    answer_parts = _receive(connection)
+    if "failure" in answer_parts:
+        raise NodeFailureError(answer_parts["failure"])
+    return Answer(**answer_parts)
 
 
-def _send(connection: Connection, parts: Mapping[str, Any]) -> None:
-    """JSON, and the array as it lies in memory: nothing that could run code when it is read."""
-    rest = {name: part for name, part in parts.items() if name != "flat"}
-    connection.send_bytes(json.dumps(rest).encode())
-    connection.send_bytes(np.ascontiguousarray(parts["flat"], np.float32).tobytes())
+def _send(connection: Connection, message_parts: Mapping[str, Any]) -> None:
+    """Sends JSON and the array's bytes: nothing that could run code when it is read."""
+    json_parts = {
+        part_name: part_value
+        for part_name, part_value in message_parts.items()
+        if part_name != "flat"
+    }
+    connection.send_bytes(json.dumps(json_parts).encode())
+    connection.send_bytes(np.ascontiguousarray(message_parts["flat"], np.float32).tobytes())
 
 
 def _receive(connection: Connection) -> dict[str, Any]:
-    rest = json.loads(connection.recv_bytes())
-    return {**rest, "flat": np.frombuffer(connection.recv_bytes(), np.float32)}
+    json_parts = json.loads(connection.recv_bytes())
+    return {**json_parts, "flat": np.frombuffer(connection.recv_bytes(), np.float32)}

@@ -6,9 +6,9 @@ the shared ones, ends in an error here and not on the wire.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from client_app.messages import Limits
@@ -22,42 +22,50 @@ class GateError(RuntimeError):
 
 
 def only_shared_leaves(
-    limits_of: LimitsOf, records: tuple[str, ...] = (SHARED, METRICS)
+    limits_of: LimitsOf, record_names: tuple[str, ...] = (SHARED, METRICS)
 ) -> Callable[[Message, Context, ClientAppCallable], Message]:
-    """A mod that lets a reply pass when it holds ``records`` and an array of the right size."""
+    """A Flower mod that passes a reply only when it holds exactly what may leave the node.
+
+    Args:
+        limits_of: Gives the limits of the reply to a message.
+        record_names: The records that the reply must have, no more and no less.
+
+    Raises:
+        GateError: When the mod is called and the reply holds anything else.
+    """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         limits = limits_of(message, context)
         reply = call_next(message, context)
         if reply.has_content():
-            check_content(reply.content, limits, records)
+            check_content(reply.content, limits, record_names)
         return reply
 
     return mod
 
 
-def check_content(content: RecordDict, limits: Limits, records: tuple[str, ...]) -> None:
-    """Raises GateError when ``content`` is not exactly what may leave."""
-    if set(content) != set(records):
-        raise GateError(f"the reply has records {sorted(content)}; only {sorted(records)} leave")
-    for name, record in content.array_records.items():
-        _check_arrays(name, record, limits.values)
-    for name, metrics in content.metric_records.items():
-        _check_lists(name, metrics, limits.longest_list)
-
-
-def _check_arrays(name: str, record: ArrayRecord, values: int) -> None:
-    if name != SHARED or list(record) != [SHARED]:
-        raise GateError(f"the reply has arrays {sorted(record)} in {name!r}; only {SHARED} leaves")
-    array = record[SHARED]
-    if array.dtype != "float32" or array.shape != (values,):
+def check_content(reply_content: RecordDict, limits: Limits, record_names: tuple[str, ...]) -> None:
+    """Raises GateError when ``reply_content`` is not exactly what may leave."""
+    if set(reply_content) != set(record_names):
         raise GateError(
-            f"the shared array is {array.dtype} {tuple(array.shape)}; the shared names have "
-            f"{values} values of float32"
+            f"the reply has records {sorted(reply_content)}; only {sorted(record_names)} leave"
         )
-
-
-def _check_lists(name: str, metrics: Mapping[str, object], longest: int) -> None:
-    for key, value in metrics.items():
-        if isinstance(value, list) and len(value) > longest:
-            raise GateError(f"{name}: {key} has {len(value)} values; at most {longest} leave")
+    for record_name, array_record in reply_content.array_records.items():
+        if record_name != SHARED or list(array_record) != [SHARED]:
+            raise GateError(
+                f"the reply has arrays {sorted(array_record)} in {record_name!r}; "
+                f"only {SHARED} leaves"
+            )
+        array = array_record[SHARED]
+        if array.dtype != "float32" or array.shape != (limits.values,):
+            raise GateError(
+                f"the shared array is {array.dtype} {tuple(array.shape)}; the shared names have "
+                f"{limits.values} values of float32"
+            )
+    for record_name, metric_record in reply_content.metric_records.items():
+        for metric_name, value in metric_record.items():
+            if isinstance(value, list) and len(value) > limits.longest_list:
+                raise GateError(
+                    f"{record_name}: {metric_name} has {len(value)} values; "
+                    f"at most {limits.longest_list} leave"
+                )

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from select import select
 
-from client_app.messages import Answer, Request, receive_request, send_answer, send_failure
+from client_app.messages import Answer, receive_request, send_answer, send_failure
 
 STOP = "stop"
 IDLE_SECONDS = 900.0
@@ -27,12 +27,19 @@ WATCH_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answers requests one after the other until one of them stops it."""
-    path, parent = Path(arguments[0]), int(arguments[1])
-    watch = Watch(parent)
-    threading.Thread(target=watch.run, args=(path,), daemon=True).start()
-    with Listener(str(path), family="AF_UNIX") as listener:
-        path.chmod(0o600)
+    """Answers requests one after the other until one of them stops the worker.
+
+    Args:
+        arguments: The path of the socket, and the id of the parent process.
+
+    Returns:
+        The exit code.
+    """
+    socket_path, parent_pid = Path(arguments[0]), int(arguments[1])
+    watch = Watch(parent_pid)
+    threading.Thread(target=watch.run, args=(socket_path,), daemon=True).start()
+    with Listener(str(socket_path), family="AF_UNIX") as listener:
+        socket_path.chmod(0o600)
         while True:
             with contextlib.suppress(EOFError, OSError), listener.accept() as connection:
                 if not serve(connection, watch):
@@ -47,29 +54,26 @@ def serve(connection: Connection, watch: Watch) -> bool:
         return False
     watch.busy(connection)
     try:
-        outcome: Answer | str = _answer(request)
+        from client_app.dispatch import answer
+
+        request_outcome: Answer | str = answer(request)
     except Exception as error:
-        outcome = f"{type(error).__name__}: {error}"
+        request_outcome = f"{type(error).__name__}: {error}"
     finally:
         watch.idle()
-    if isinstance(outcome, str):
-        send_failure(connection, outcome)
+    if isinstance(request_outcome, str):
+        send_failure(connection, request_outcome)
     else:
-        send_answer(connection, outcome)
+        send_answer(connection, request_outcome)
     return True
-
-
-def _answer(request: Request) -> Answer:
-    from client_app.dispatch import answer
-
-    return answer(request)
 
 
 class Watch:
     """Ends the process when it is not needed any more, whatever the main thread is doing."""
 
-    def __init__(self, parent: int) -> None:
-        self._parent = parent
+    def __init__(self, parent_pid: int) -> None:
+        """Watches for the end of the process ``parent_pid`` among other reasons."""
+        self._parent = parent_pid
         self._idle_since = time.monotonic()
         self._asking: Connection | None = None
 
@@ -82,33 +86,35 @@ class Watch:
         self._asking = None
         self._idle_since = time.monotonic()
 
-    def run(self, path: Path) -> None:
+    def run(self, socket_path: Path) -> None:
         """Watches until the process is not needed; removes its socket and ends it."""
         while alive(self._parent) and not self._needless():
             time.sleep(WATCH_SECONDS)
-        path.unlink(missing_ok=True)
+        socket_path.unlink(missing_ok=True)
         os._exit(0)  # the main thread waits in accept, or works and its answer has no reader
 
     def _needless(self) -> bool:
-        asking = self._asking
-        if asking is None:
+        asking_connection = self._asking
+        if asking_connection is None:
             return time.monotonic() - self._idle_since > IDLE_SECONDS
         with contextlib.suppress(OSError, ValueError):  # closed while we looked
-            # Nothing more is ever said after a request, so what can be read is the end.
-            return self._asking is asking and bool(select([asking.fileno()], [], [], 0)[0])
+            # Nothing follows a request, so a readable connection means that its end was closed.
+            return self._asking is asking_connection and bool(
+                select([asking_connection.fileno()], [], [], 0)[0]
+            )
         return False
 
 
-def alive(process: int) -> bool:
-    """Whether ``process`` runs; not one that ended and was not waited for yet."""
+def alive(process_id: int) -> bool:
+    """Whether ``process_id`` runs; not one that ended and was not waited for yet."""
     try:
-        os.kill(process, 0)
-        state = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        os.kill(process_id, 0)
+        process_stat = Path(f"/proc/{process_id}/stat").read_text("utf-8", "replace")
     except ProcessLookupError:
         return False
     except OSError:  # another user's, or a system without /proc
         return True
-    return state.rpartition(")")[2].split()[0] != "Z"
+    return process_stat.rpartition(")")[2].split()[0] != "Z"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from pfsr_core.federated.algorithm import ServerState
 from pfsr_core.files import write_atomically
 from pfsr_core.params import Params
 
-CHECKPOINT = "checkpoint.safetensors"
-PARAMS, SLOTS, SERVED = "params/", "slots/", "served/"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PARAMS_PREFIX, SLOTS_PREFIX, SERVED_PREFIX = "params/", "slots/", "served/"
 
 
 class CheckpointError(RuntimeError):
@@ -52,15 +52,21 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_checkpoint(directory: Path, progress: Progress, fingerprint: str) -> None:
-    """Writes ``progress``; ``fingerprint`` names the model and the data it belongs to."""
-    server, served = progress.server, progress.served or ServerState({})
-    numbers = {
+def save_checkpoint(checkpoint_directory: Path, progress: Progress, fingerprint: str) -> None:
+    """Writes a run's progress atomically.
+
+    Args:
+        checkpoint_directory: Where the file is written.
+        progress: What the run continues from.
+        fingerprint: Of the model and the data that the progress belongs to.
+    """
+    server_state, served_state = progress.server, progress.served or ServerState({})
+    header_fields = {
         "fingerprint": fingerprint,
-        "round": server.round,
-        "signals": dict(server.signals),
-        "names": [list(server.params), list(server.slots)],
-        "served": [served.round, dict(served.signals)] if progress.served else None,
+        "round": server_state.round,
+        "signals": dict(server_state.signals),
+        "names": [list(server_state.params), list(server_state.slots)],
+        "served": [served_state.round, dict(served_state.signals)] if progress.served else None,
         "last-rounds": dict(progress.last_rounds),
         "pending": progress.pending,
         "best": progress.best,
@@ -68,58 +74,83 @@ def save_checkpoint(directory: Path, progress: Progress, fingerprint: str) -> No
         "bytes-up": progress.bytes_up,
         "seconds": progress.seconds,
     }
-    tensors = {PARAMS + name: tensor.contiguous() for name, tensor in server.params.items()}
-    tensors |= {SLOTS + name: tensor.contiguous() for name, tensor in server.slots.items()}
-    tensors |= {SERVED + name: tensor.clone() for name, tensor in served.params.items()}
+    tensors = {
+        PARAMS_PREFIX + tensor_name: tensor.contiguous()
+        for tensor_name, tensor in server_state.params.items()
+    }
+    tensors |= {
+        SLOTS_PREFIX + tensor_name: tensor.contiguous()
+        for tensor_name, tensor in server_state.slots.items()
+    }
+    tensors |= {
+        SERVED_PREFIX + tensor_name: tensor.clone()
+        for tensor_name, tensor in served_state.params.items()
+    }
     write_atomically(
-        directory / CHECKPOINT, save_tensors(tensors, {"progress": json.dumps(numbers)})
+        checkpoint_directory / CHECKPOINT_FILE,
+        save_tensors(tensors, {"progress": json.dumps(header_fields)}),
     )
 
 
-def load_checkpoint(directory: Path, fingerprint: str) -> Progress | None:
-    """What :func:`save_checkpoint` wrote, or None. Raises CheckpointError."""
-    path = directory / CHECKPOINT
-    if not path.exists():
+def load_checkpoint(checkpoint_directory: Path, fingerprint: str) -> Progress | None:
+    """Reads what :func:`save_checkpoint` wrote.
+
+    Args:
+        checkpoint_directory: Where the file is.
+        fingerprint: Of the model and the data to continue with.
+
+    Returns:
+        The progress, or None without a checkpoint.
+
+    Raises:
+        CheckpointError: The file is damaged, or belongs to another model or other data.
+    """
+    checkpoint_path = checkpoint_directory / CHECKPOINT_FILE
+    if not checkpoint_path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            numbers = json.loads(file.metadata()["progress"])
+        with safe_open(checkpoint_path, framework="pt") as file:
+            header_fields = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({error}). Fix: restore it from a backup, or begin a new run."
+            f"{checkpoint_path} is damaged ({error}). Fix: restore it from a backup, or "
+            f"begin a new run."
         ) from None
-    if numbers["fingerprint"] != fingerprint:
+    if header_fields["fingerprint"] != fingerprint:
         raise CheckpointError(
-            f"{path} belongs to model and data {numbers['fingerprint']}, these are {fingerprint}. "
-            f"Fix: resume with the settings and the data of that run."
+            f"{checkpoint_path} belongs to model and data {header_fields['fingerprint']}, these "
+            f"are {fingerprint}. Fix: resume with the settings and the data of that run."
         )
-    return _progress(numbers, tensors)
+    return _progress(header_fields, tensors)
 
 
-def _progress(numbers: Mapping[str, Any], tensors: Params) -> Progress:
-    params, slots = numbers["names"]
-    server = ServerState(
-        params={name: tensors[PARAMS + name] for name in params},
-        round=numbers["round"],
-        signals=numbers["signals"],
-        slots={name: tensors[SLOTS + name] for name in slots},
+def _progress(header_fields: Mapping[str, Any], tensors: Params) -> Progress:
+    param_names, slot_names = header_fields["names"]
+    server_state = ServerState(
+        params={tensor_name: tensors[PARAMS_PREFIX + tensor_name] for tensor_name in param_names},
+        round=header_fields["round"],
+        signals=header_fields["signals"],
+        slots={tensor_name: tensors[SLOTS_PREFIX + tensor_name] for tensor_name in slot_names},
     )
     return Progress(
-        server=server,
-        last_rounds=numbers["last-rounds"],
-        pending=numbers["pending"],
-        best=numbers["best"],
-        served=_served(numbers, tensors),
-        bytes_down=numbers["bytes-down"],
-        bytes_up=numbers["bytes-up"],
-        seconds=numbers["seconds"],
+        server=server_state,
+        last_rounds=header_fields["last-rounds"],
+        pending=header_fields["pending"],
+        best=header_fields["best"],
+        served=_served(header_fields, tensors),
+        bytes_down=header_fields["bytes-down"],
+        bytes_up=header_fields["bytes-up"],
+        seconds=header_fields["seconds"],
     )
 
 
-def _served(numbers: Mapping[str, Any], tensors: Params) -> ServerState | None:
-    if numbers.get("served") is None:
+def _served(header_fields: Mapping[str, Any], tensors: Params) -> ServerState | None:
+    if header_fields.get("served") is None:
         return None
-    round_, signals = numbers["served"]
-    params = {name: tensors[SERVED + name] for name in numbers["names"][0]}
-    return ServerState(params, round_, signals)
+    served_round, signals = header_fields["served"]
+    served_params = {
+        tensor_name: tensors[SERVED_PREFIX + tensor_name]
+        for tensor_name in header_fields["names"][0]
+    }
+    return ServerState(served_params, served_round, signals)

@@ -1,4 +1,4 @@
-"""After the last round: which model is served, its last figures, and what the nodes made of it."""
+"""After the last round: which model is served, its last figures, and the answers of the nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pfsr_core.federated.protocol import (
 from server_app.checkpoints import Progress
 from server_app.messaging import Exchange, match_replies, send_and_receive
 from server_app.replies import (
-    client_rows,
+    client_result_rows,
     content_of,
     drop_of,
     evaluation_means,
@@ -67,65 +67,76 @@ def finish(grid: Grid, training: Training, roster: Roster, progress: Progress) -
         progress = replace(progress, server=progress.served)
     instructions = {}
     for member in roster.members:
-        clients = tuple(_finishing(training, progress, member))
-        if clients:
+        client_names = tuple(_finishing_clients(training, progress, member))
+        if client_names:
             instructions[member] = make_instruction(
                 training,
                 progress,
-                clients,
-                clients=clients,
+                client_names,
+                client_names=client_names,
                 finetune=training.settings.algorithm.finetune,
                 install=training.is_main,
             )
-    timeout = training.settings.federation.round_timeout
-    arrays = to_arrays(progress.server)
-    messages = make_messages(grid, FINISH, instructions, arrays, ConfigRecord())
-    received = match_replies(messages, send_and_receive(grid, messages, timeout), timeout)
-    return _read_replies(training, received, instructions)
+    timeout_seconds = training.settings.federation.round_timeout
+    shared_arrays = to_arrays(progress.server)
+    messages = make_messages(grid, FINISH, instructions, shared_arrays, ConfigRecord())
+    finish_exchange = match_replies(
+        messages, send_and_receive(grid, messages, timeout_seconds), timeout_seconds
+    )
+    return _read_replies(training, finish_exchange, instructions)
 
 
-def _finishing(training: Training, progress: Progress, member: Member) -> Iterable[str]:
+def _finishing_clients(training: Training, progress: Progress, member: Member) -> Iterable[str]:
     """Clients that the last exchange concerns, sorted: all, or those that ever took part."""
     if training.settings.run.evaluate_clients == "all":
         return member.clients
-    return sorted(name for name in progress.last_rounds if name in member.clients)
+    return sorted(
+        client_name for client_name in progress.last_rounds if client_name in member.clients
+    )
 
 
 def _read_replies(
-    training: Training, received: Exchange, instructions: Mapping[Member, Instruction]
+    training: Training, finish_exchange: Exchange, instructions: Mapping[Member, Instruction]
 ) -> Finish:
-    last: list[Sums] = []
-    finetuned: list[Sums] = []
-    outcomes: list[Sums] = []
-    rows: list[Mapping[str, Any]] = []
-    dropped: list[Mapping[str, Any]] = []
-    finetunes = training.settings.algorithm.finetune
-    full = shows_full(training.algorithm, training.settings.run.evaluate_clients)
-    again = FINETUNED if finetunes or full else ""
+    last_sums: list[Sums] = []
+    finetuned_sums: list[Sums] = []
+    node_outcomes: list[Sums] = []
+    client_rows: list[Mapping[str, Any]] = []
+    dropped_replies: list[Mapping[str, Any]] = []
+    finetune_enabled = training.settings.algorithm.finetune
+    evaluates_full = shows_full(training.algorithm, training.settings.run.evaluate_clients)
+    finetuned_prefix = FINETUNED if finetune_enabled or evaluates_full else ""
     for member, instruction in instructions.items():
-        names = list(instruction.clients)
+        client_names = list(instruction.clients)
         try:
-            metrics = read_finish(content_of(received, member.node), len(names))
-            parts = evaluation_sums(metrics), evaluation_sums(metrics, again)
-            outcome = under(OUTCOME, metrics)
-            listed = FINETUNED if finetunes else ""
-            variants = training.algorithm.personalization.variants
-            new_rows = list(client_rows(metrics, listed, names, variants))
+            finish_metrics = read_finish(
+                content_of(finish_exchange, member.node), len(client_names)
+            )
+            node_last = evaluation_sums(finish_metrics)
+            node_finetuned = evaluation_sums(finish_metrics, finetuned_prefix)
+            node_outcome = under(OUTCOME, finish_metrics)
+            row_prefix = FINETUNED if finetune_enabled else ""
+            variant_names = training.algorithm.personalization.variants
+            new_rows = list(
+                client_result_rows(finish_metrics, row_prefix, client_names, variant_names)
+            )
         except ProtocolError as error:
-            dropped.append(drop_of(member, error, len(names)))
+            dropped_replies.append(drop_of(member, error, len(client_names)))
             continue
-        last.append(parts[0])
-        finetuned.append(parts[1])
-        outcomes.append(outcome)
-        rows += new_rows
-    if not last:
-        raise RoundsAbandonedError(f"no node finished {training.name}: {format_reasons(dropped)}")
-    after = evaluation_means(finetuned)
+        last_sums.append(node_last)
+        finetuned_sums.append(node_finetuned)
+        node_outcomes.append(node_outcome)
+        client_rows += new_rows
+    if not last_sums:
+        raise RoundsAbandonedError(
+            f"no node finished {training.name}: {format_reasons(dropped_replies)}"
+        )
+    finetuned_means = evaluation_means(finetuned_sums)
     return Finish(
-        last=evaluation_means(last),
-        finetuned=after if finetunes else None,
-        variants={FULL: after} if full else {},
-        outcome=merge_sums(outcomes),
-        clients=rows,
-        dropped=dropped,
+        last=evaluation_means(last_sums),
+        finetuned=finetuned_means if finetune_enabled else None,
+        variants={FULL: finetuned_means} if evaluates_full else {},
+        outcome=merge_sums(node_outcomes),
+        clients=client_rows,
+        dropped=dropped_replies,
     )

@@ -27,67 +27,96 @@ class Exchange:
     problems: Mapping[int, str]
 
 
-def request(config: Mapping[str, Any], arrays: ArrayRecord | None = None) -> RecordDict:
+def request(
+    message_config: Mapping[str, Any], shared_arrays: ArrayRecord | None = None
+) -> RecordDict:
     """The content of a message: its config, and the shared array where there is one."""
-    content = RecordDict({CONFIG: ConfigRecord(dict(config))})
-    if arrays is not None:
-        content[SHARED] = arrays
+    content = RecordDict({CONFIG: ConfigRecord(dict(message_config))})
+    if shared_arrays is not None:
+        content[SHARED] = shared_arrays
     return content
 
 
 def exchange(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, timeout: float
+    grid: Grid, kind: str, node_contents: Mapping[int, RecordDict], *, timeout_seconds: float
 ) -> Exchange:
-    """Sends each node its content; all is over ``timeout`` seconds after the call."""
-    messages = [Message(content, node, kind) for node, content in contents.items()]
-    return match_replies(messages, send_and_receive(grid, messages, timeout), timeout)
+    """Sends each node its content and waits at most ``timeout_seconds`` for the answers."""
+    messages = [Message(content, node_id, kind) for node_id, content in node_contents.items()]
+    return match_replies(
+        messages, send_and_receive(grid, messages, timeout_seconds), timeout_seconds
+    )
 
 
-def send_and_receive(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
-    """Sends ``messages``; the replies that came when ``timeout`` seconds are over, also errors.
+def send_and_receive(
+    grid: Grid, messages: Sequence[Message], timeout_seconds: float
+) -> list[Message]:
+    """Sends messages and returns the replies that come in time, errors among them.
 
-    The messages are over then as well: a late node does not get what is not waited for any
-    more, and works on the next message instead of staying behind for ever.
+    The messages expire with the wait: a late node does not get a message whose answer is not
+    waited for any more, and works on the next one instead of falling ever further behind.
+
+    Args:
+        grid: The connection to the nodes.
+        messages: The messages to send.
+        timeout_seconds: How long to wait for replies.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout_seconds
     for message in messages:
-        message.metadata.ttl = timeout + GRACE
+        message.metadata.ttl = timeout_seconds + GRACE
     if messages:
         grid.push_messages(messages)
-    return list(_replies(grid, {m.metadata.message_id for m in messages}, deadline))
+    return list(
+        _replies(grid, {sent_message.metadata.message_id for sent_message in messages}, deadline)
+    )
 
 
 def match_replies(
-    messages: Iterable[Message], replies: Iterable[Message], timeout: float
+    messages: Iterable[Message], replies: Iterable[Message], timeout_seconds: float
 ) -> Exchange:
-    """What each node answered to its message, or why it did not within ``timeout`` seconds."""
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    answers, problems = _by_node(sent, replies)
-    patience = float(f"{timeout:.2g}")  # what is left of a round is an odd number
-    silent = set(sent.values()) - set(answers) - set(problems)
+    """What each node answered to its message, or why it did not within the timeout."""
+    message_nodes = {
+        message.metadata.message_id: message.metadata.dst_node_id for message in messages
+    }
+    node_answers, node_errors = _by_node(message_nodes, replies)
+    rounded_seconds = float(f"{timeout_seconds:.2g}")  # what is left of a round is an odd number
+    silent_nodes = set(message_nodes.values()) - set(node_answers) - set(node_errors)
     return Exchange(
-        answers, {**problems, **dict.fromkeys(silent, f"no answer within {patience:g} s")}
+        node_answers,
+        {**node_errors, **dict.fromkeys(silent_nodes, f"no answer within {rounded_seconds:g} s")},
     )
 
 
 def push(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, ttl: float
+    grid: Grid, kind: str, node_contents: Mapping[int, RecordDict], *, ttl: float
 ) -> dict[str, int]:
-    """Sends each node its content; nodes by the id of the message they got."""
-    messages = [Message(content, node, kind, ttl=ttl) for node, content in contents.items()]
+    """Sends each node its content and does not wait; returns node ids by message id."""
+    messages = [
+        Message(content, node_id, kind, ttl=ttl) for node_id, content in node_contents.items()
+    ]
     if messages:
         grid.push_messages(messages)
-    return {m.metadata.message_id: node for m, node in zip(messages, contents, strict=True)}
+    return {
+        sent_message.metadata.message_id: node_id
+        for sent_message, node_id in zip(messages, node_contents, strict=True)
+    }
 
 
 def pull(
-    grid: Grid, sent: Mapping[str, int], timeout: float
+    grid: Grid, message_nodes: Mapping[str, int], timeout_seconds: float
 ) -> tuple[dict[int, RecordDict], dict[int, str]]:
-    """(contents, errors) by node of the answers to ``sent`` that come within ``timeout`` seconds.
+    """Polls for answers to the messages of :func:`push`, at least once.
 
-    Looks once even without any time; nodes that did not answer are in neither.
+    Args:
+        grid: The connection to the nodes.
+        message_nodes: Node ids by message id.
+        timeout_seconds: How long to wait.
+
+    Returns:
+        Contents and errors by node id; nodes that did not answer are in neither.
     """
-    return _by_node(sent, _replies(grid, set(sent), time.monotonic() + timeout))
+    return _by_node(
+        message_nodes, _replies(grid, set(message_nodes), time.monotonic() + timeout_seconds)
+    )
 
 
 def count_bytes(messages: Iterable[Message]) -> int:
@@ -101,30 +130,30 @@ def count_bytes(messages: Iterable[Message]) -> int:
 
 
 def _by_node(
-    sent: Mapping[str, int], replies: Iterable[Message]
+    message_nodes: Mapping[str, int], replies: Iterable[Message]
 ) -> tuple[dict[int, RecordDict], dict[int, str]]:
-    answers: dict[int, RecordDict] = {}
-    problems: dict[int, str] = {}
+    node_answers: dict[int, RecordDict] = {}
+    node_errors: dict[int, str] = {}
     for reply in replies:
-        node = sent[reply.metadata.reply_to_message_id]
+        node_id = message_nodes[reply.metadata.reply_to_message_id]
         if reply.has_error():
-            problems[node] = f"error: {_first_line(reply.error.reason)}"
+            node_errors[node_id] = f"error: {_first_line(reply.error.reason)}"
         else:
-            answers[node] = reply.content
-    return answers, problems
+            node_answers[node_id] = reply.content
+    return node_answers, node_errors
 
 
-def _replies(grid: Grid, waiting: set[str], deadline: float) -> Iterable[Message]:
-    pause = FIRST_POLL
-    while waiting:
-        for reply in grid.pull_messages(sorted(waiting)):
-            if reply.metadata.reply_to_message_id in waiting:
-                waiting.discard(reply.metadata.reply_to_message_id)
+def _replies(grid: Grid, waiting_ids: set[str], deadline: float) -> Iterable[Message]:
+    poll_pause = FIRST_POLL
+    while waiting_ids:
+        for reply in grid.pull_messages(sorted(waiting_ids)):
+            if reply.metadata.reply_to_message_id in waiting_ids:
+                waiting_ids.discard(reply.metadata.reply_to_message_id)
                 yield reply
-        if not waiting or time.monotonic() >= deadline:
+        if not waiting_ids or time.monotonic() >= deadline:
             return
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(LONGEST_POLL, pause * 1.5)
+        time.sleep(min(poll_pause, max(0.0, deadline - time.monotonic())))
+        poll_pause = min(LONGEST_POLL, poll_pause * 1.5)
 
 
 def _size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
@@ -133,5 +162,5 @@ def _size(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
 
 
 def _first_line(reason: str | None) -> str:
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[0][:400] if lines else "no reason was given"
+    reason_lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return reason_lines[0][:400] if reason_lines else "no reason was given"

@@ -1,4 +1,4 @@
-"""What a node says of itself when it registers, and whether the nodes fit together."""
+"""Reads the registration of each node, and checks that the nodes fit together."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ from pfsr_core.federated.protocol import CLIENT, FACTS, METRICS, ProtocolError, 
 from server_app.roster import ClientFacts, FederationError, Member, Roster
 
 
-def read_registration(node: int, content: RecordDict) -> Member:
+def read_registration(node_id: int, content: RecordDict) -> Member:
     """The member that a node registers as. Raises ProtocolError on any other answer."""
     try:
-        facts: Mapping[str, Any] = content.config_records[FACTS]
-        metrics = content.metric_records[METRICS]
-        names = list(facts["clients"])
-        columns = [
-            numbers(metrics, CLIENT + column, len(names))
-            for column in ("users", "interactions", *(f"{split}/covered" for split in SPLITS))
+        node_facts: Mapping[str, Any] = content.config_records[FACTS]
+        node_metrics = content.metric_records[METRICS]
+        client_names = list(node_facts["clients"])
+        client_columns = [
+            numbers(node_metrics, CLIENT + column_name, len(client_names))
+            for column_name in ("users", "interactions", *(f"{split}/covered" for split in SPLITS))
         ]
         return Member(
-            node=node,
-            partition=facts["partition"],
-            partitions=facts["partitions"],
-            name=facts["name"],
+            node=node_id,
+            partition=node_facts["partition"],
+            partitions=node_facts["partitions"],
+            name=node_facts["name"],
             clients={
-                name: ClientFacts(
-                    int(users), int(size), dict(zip(SPLITS, map(int, covered), strict=True))
+                client_name: ClientFacts(
+                    int(num_users),
+                    int(num_interactions),
+                    dict(zip(SPLITS, map(int, covered_items), strict=True)),
                 )
-                for name, users, size, *covered in zip(names, *columns, strict=True)
+                for client_name, num_users, num_interactions, *covered_items in zip(
+                    client_names, *client_columns, strict=True
+                )
             },
-            split_digest=facts["split-digest"],
-            items_digest=facts["items-digest"],
-            num_items=facts["num-items"],
-            description=facts["describe"],
-            item_ids=tuple(facts["item-ids"]),
-            vectors=facts["vectors"],
+            split_digest=node_facts["split-digest"],
+            items_digest=node_facts["items-digest"],
+            num_items=node_facts["num-items"],
+            description=node_facts["describe"],
+            item_ids=tuple(node_facts["item-ids"]),
+            vectors=node_facts["vectors"],
         )
     except KeyError as error:
         raise ProtocolError(f"a registration without {error}") from None
@@ -48,38 +52,47 @@ def read_registration(node: int, content: RecordDict) -> Member:
 def check_same_data(roster: Roster) -> None:
     """Raises FederationError when the nodes do not split the same data in the same way."""
     _check_digests(roster)
-    twice = [name for name, count in Counter(roster.clients).items() if count > 1]
-    if twice:
+    repeated_clients = [
+        client_name for client_name, num_nodes in Counter(roster.clients).items() if num_nodes > 1
+    ]
+    if repeated_clients:
         raise FederationError(
-            f"{', '.join(twice[:5])} live on more than one node. Fix: give each node data of its "
-            f"own with clients of its own, or partition-id and num-partitions that fit."
+            f"{', '.join(repeated_clients[:5])} live on more than one node. Fix: give each node "
+            f"data of its own with clients of its own, or partition-id and num-partitions that fit."
         )
     if not roster.clients:
         raise FederationError("no node hosts a client. Fix: check partition-id and num-partitions.")
 
 
 def _check_digests(roster: Roster) -> None:
-    parts = [member for member in roster.members if member.partitions]
-    for name in ("split_digest", "items_digest") if parts else ():
-        found = {getattr(member, name): member.label for member in parts}
-        if len(found) > 1:
-            listed = ", ".join(f"node {node}: {value[:12]}" for value, node in found.items())
-            raise FederationError(
-                f"the nodes do not read the same data ({name.replace('_', ' ')} {listed}). "
-                f"Fix: give every node the same data set, or each its own with data-path."
+    sharing_members = [member for member in roster.members if member.partitions]
+    for digest_field in ("split_digest", "items_digest") if sharing_members else ():
+        label_by_digest = {
+            getattr(member, digest_field): member.label for member in sharing_members
+        }
+        if len(label_by_digest) > 1:
+            listed_digests = ", ".join(
+                f"node {node_label}: {value[:12]}" for value, node_label in label_by_digest.items()
             )
-    catalogues = {member.item_ids for member in roster.members}
-    if len(catalogues) > 1:
+            raise FederationError(
+                f"the nodes do not read the same data ({digest_field.replace('_', ' ')} "
+                f"{listed_digests}). Fix: give every node the same data set, or each its own "
+                f"with data-path."
+            )
+    item_catalogues = {member.item_ids for member in roster.members}
+    if len(item_catalogues) > 1:
         raise FederationError(
             "the nodes have different items, but model.items = 'shared' and 'dual' average one "
             "table. Fix: give every node the same catalogue, or choose model.items = 'private' or "
             "'semantic'."
         )
-    vectors = {member.vectors: member.label for member in roster.members}
-    if len(vectors) > 1:
-        listed = ", ".join(f"node {node}: {value[:12]}" for value, node in vectors.items())
+    label_by_vectors = {member.vectors: member.label for member in roster.members}
+    if len(label_by_vectors) > 1:
+        listed_digests = ", ".join(
+            f"node {node_label}: {value[:12]}" for value, node_label in label_by_vectors.items()
+        )
         raise FederationError(
-            f"the nodes make different item vectors ({listed}), so one projection would mean "
-            f"different things. Fix: give every node the same texts of items and the same file in "
-            f"model.item-vectors."
+            f"the nodes make different item vectors ({listed_digests}), so one projection would "
+            f"mean different things. Fix: give every node the same texts of items and the same "
+            f"file in model.item-vectors."
         )

@@ -1,7 +1,7 @@
 """Where a reply is judged: each alone, and a bad one is dropped with its reason.
 
 :func:`read_train`, :func:`read_finish` and :func:`read_baselines` read the three kinds of answers
-and refuse what their kind must not say; nothing else of a node's answer is believed.
+and refuse what their kind must not hold; nothing else of a node's answer is used.
 """
 
 from __future__ import annotations
@@ -65,124 +65,162 @@ class Expected:
     max_change: float  # L2 norm
 
 
-def content_of(received: Exchange, node: int) -> RecordDict:
+def content_of(received: Exchange, node_id: int) -> RecordDict:
     """What the node answered. Raises ProtocolError when it did not."""
-    if node not in received.answers:
-        raise ProtocolError(received.problems.get(node, "not connected"))
-    return received.answers[node]
+    if node_id not in received.answers:
+        raise ProtocolError(received.problems.get(node_id, "not connected"))
+    return received.answers[node_id]
 
 
-def drop_of(member: Member, reason: object, clients: int) -> Mapping[str, Any]:
-    """How the log says that an answer of so many clients was dropped."""
-    return {"node": member.label, "reason": str(reason), "clients": clients}
+def drop_of(member: Member, reason: object, num_clients: int) -> Mapping[str, Any]:
+    """The log's record of a dropped answer, that of ``num_clients`` clients."""
+    return {"node": member.label, "reason": str(reason), "clients": num_clients}
 
 
-def format_reasons(dropped: Sequence[Mapping[str, Any]]) -> str:
+def format_reasons(dropped_replies: Sequence[Mapping[str, Any]]) -> str:
     """Why answers were dropped, node by node, as a sentence."""
-    return "; ".join(f"node {drop['node']}: {drop['reason']}" for drop in dropped) or "none"
+    return (
+        "; ".join(
+            f"node {dropped_reply['node']}: {dropped_reply['reason']}"
+            for dropped_reply in dropped_replies
+        )
+        or "none"
+    )
 
 
 def read_train(content: RecordDict, expected: Expected) -> TrainAnswer:
-    """Raises ProtocolError with the reason why the answer must not be used."""
-    metrics = _metrics(content, {SHARED, METRICS})
-    check_names(metrics, (WEIGHT, NORMS, *COST), (TRAINING, *EVALUATION))
-    reply = _reply(content, metrics, expected) if expected.clients else None
-    sums = evaluation_sums(metrics) if expected.evaluate else {}
-    return TrainAnswer(reply, sums, scalar(metrics, SECONDS), scalar(metrics, PEAK_MEMORY))
+    """Reads the answer to a round.
+
+    Raises:
+        ProtocolError: The answer must not be used; says why.
+    """
+    train_metrics = _metrics(content, {SHARED, METRICS})
+    check_names(train_metrics, (WEIGHT, NORMS, *COST), (TRAINING, *EVALUATION))
+    reply = _reply(content, train_metrics, expected) if expected.clients else None
+    evaluated_sums = evaluation_sums(train_metrics) if expected.evaluate else {}
+    return TrainAnswer(
+        reply, evaluated_sums, scalar(train_metrics, SECONDS), scalar(train_metrics, PEAK_MEMORY)
+    )
 
 
-def read_finish(content: RecordDict, clients: int) -> Mapping[str, Any]:
+def read_finish(content: RecordDict, num_clients: int) -> Mapping[str, Any]:
     """The metrics of a last answer. Raises ProtocolError."""
-    metrics = _metrics(content, {METRICS})
-    stages = [*EVALUATION, CLIENT, FINETUNED, OUTCOME]
-    check_names(metrics, COST, stages)
-    for name, value in metrics.items():
-        if isinstance(value, list):
-            _check_finite(name, numbers(metrics, name, clients))
-    evaluation_sums(metrics)
-    return metrics
+    finish_metrics = _metrics(content, {METRICS})
+    allowed_prefixes = [*EVALUATION, CLIENT, FINETUNED, OUTCOME]
+    check_names(finish_metrics, COST, allowed_prefixes)
+    for metric_name, metric_value in finish_metrics.items():
+        if isinstance(metric_value, list):
+            _check_finite(metric_name, numbers(finish_metrics, metric_name, num_clients))
+    evaluation_sums(finish_metrics)
+    return finish_metrics
 
 
-def read_baselines(content: RecordDict, clients: int) -> Mapping[str, Any]:
+def read_baselines(content: RecordDict, num_clients: int) -> Mapping[str, Any]:
     """The sums of the baselines, names beginning with "<baseline>/". Raises ProtocolError."""
-    metrics = _metrics(content, {METRICS})
-    for name, value in metrics.items():
-        values = numbers(metrics, name, clients) if isinstance(value, list) else [value]
-        _check_finite(name, values)
-    return metrics
+    baseline_metrics = _metrics(content, {METRICS})
+    for metric_name, metric_value in baseline_metrics.items():
+        metric_values = (
+            numbers(baseline_metrics, metric_name, num_clients)
+            if isinstance(metric_value, list)
+            else [metric_value]
+        )
+        _check_finite(metric_name, metric_values)
+    return baseline_metrics
 
 
-def evaluation_sums(metrics: Mapping[str, Any], prefix: str = "") -> Sums:
-    """Sums under ``prefix``, by "<split>/<candidates>/<metric>". Raises ProtocolError."""
+def evaluation_sums(node_metrics: Mapping[str, Any], name_prefix: str = "") -> Sums:
+    """Sums under ``name_prefix``, by "<split>/<candidates>/<metric>". Raises ProtocolError."""
     sums = {
-        f"{start}{name}": value
-        for start in EVALUATION
-        for name, value in under(prefix + start, metrics).items()
+        f"{split_prefix}{metric_name}": metric_sum
+        for split_prefix in EVALUATION
+        for metric_name, metric_sum in under(name_prefix + split_prefix, node_metrics).items()
     }
     if not sums:
-        raise ProtocolError(f"no sums of {prefix}valid and {prefix}test")
-    _check_finite(f"{prefix}valid or {prefix}test", sums.values())
+        raise ProtocolError(f"no sums of {name_prefix}valid and {name_prefix}test")
+    _check_finite(f"{name_prefix}valid or {name_prefix}test", sums.values())
     return sums
 
 
-def evaluation_means(parts: Sequence[Sums]) -> dict[str, float]:
+def evaluation_means(node_sums: Sequence[Sums]) -> dict[str, float]:
     """Means over the users of all parts, and the counts "<split>/users"."""
-    total = merge(*parts)
+    total_sums = merge(*node_sums)
     return {
-        f"{split}/{name}": value
-        for split in SPLITS
-        for name, value in means(under(f"{split}/", total)).items()
+        f"{split_name}/{metric_name}": mean_value
+        for split_name in SPLITS
+        for metric_name, mean_value in means(under(f"{split_name}/", total_sums)).items()
     }
 
 
-def client_rows(
-    metrics: Mapping[str, Any], prefix: str, clients: Sequence[str], variants: Iterable[str] = ()
+def client_result_rows(
+    node_metrics: Mapping[str, Any],
+    name_prefix: str,
+    client_names: Sequence[str],
+    variant_names: Iterable[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each split, client and variant: the sums of ``client_sum_keys`` under ``prefix``.
+    """One row for each split, client and variant, with the sums of ``client_sum_keys``.
 
-    The model that a client recommends with has the variant "", before those of ``variants``.
+    Args:
+        node_metrics: The metrics of a node's answer.
+        name_prefix: Prefix of the metrics to read.
+        client_names: The clients, in the order of the lists among the metrics.
+        variant_names: Variants of the model after "", the one that a client recommends with.
     """
-    keys, of_variants = client_sum_keys(), variant_sum_keys()
-    for split in SPLITS:
-        start = f"{prefix}{CLIENT}{split}/"
-        for variant in ("", *variants):
-            names = [f"{variant}/{key}" if variant and key in of_variants else key for key in keys]
-            columns = [numbers(metrics, start + name, len(clients)) for name in names]
-            for client, *values in zip(clients, *columns, strict=True):
-                row = dict(zip(keys, values, strict=True))
-                yield {"client": client, "split": split, "variant": variant, **row}
+    sum_keys, of_variants = client_sum_keys(), variant_sum_keys()
+    for split_name in SPLITS:
+        row_prefix = f"{name_prefix}{CLIENT}{split_name}/"
+        for variant_name in ("", *variant_names):
+            column_names = [
+                f"{variant_name}/{sum_key}" if variant_name and sum_key in of_variants else sum_key
+                for sum_key in sum_keys
+            ]
+            sum_columns = [
+                numbers(node_metrics, row_prefix + column_name, len(client_names))
+                for column_name in column_names
+            ]
+            for client_name, *client_sums in zip(client_names, *sum_columns, strict=True):
+                sums_by_key = dict(zip(sum_keys, client_sums, strict=True))
+                yield {
+                    "client": client_name,
+                    "split": split_name,
+                    "variant": variant_name,
+                    **sums_by_key,
+                }
 
 
-def _reply(content: RecordDict, metrics: Mapping[str, Any], expected: Expected) -> Reply:
-    count = len(expected.clients)
-    arrays = content.array_records[SHARED]
-    if list(arrays) != [SHARED]:
-        raise ProtocolError(f"arrays {sorted(arrays)} instead of {SHARED!r}")
+def _reply(content: RecordDict, train_metrics: Mapping[str, Any], expected: Expected) -> Reply:
+    num_clients = len(expected.clients)
+    shared_arrays = content.array_records[SHARED]
+    if list(shared_arrays) != [SHARED]:
+        raise ProtocolError(f"arrays {sorted(shared_arrays)} instead of {SHARED!r}")
     reply = Reply(
-        params=unpack_shared(arrays[SHARED].numpy(), expected.shapes),
-        weight=scalar(metrics, WEIGHT),
-        metrics=under(TRAINING, metrics),
-        norms=tuple(numbers(metrics, NORMS, count)),
+        params=unpack_shared(shared_arrays[SHARED].numpy(), expected.shapes),
+        weight=scalar(train_metrics, WEIGHT),
+        metrics=under(TRAINING, train_metrics),
+        norms=tuple(numbers(train_metrics, NORMS, num_clients)),
     )
-    problem = reply_problem(
-        reply, expected.shapes, expected.max_weight * count, expected.sent, expected.max_change
+    reply_error = reply_problem(
+        reply,
+        expected.shapes,
+        expected.max_weight * num_clients,
+        expected.sent,
+        expected.max_change,
     )
-    if problem:
-        raise ProtocolError(problem)
+    if reply_error:
+        raise ProtocolError(reply_error)
     return reply
 
 
-def _metrics(content: RecordDict, records: set[str]) -> Mapping[str, Any]:
-    if set(content) != records:
-        raise ProtocolError(f"records {sorted(content)} instead of {sorted(records)}")
+def _metrics(content: RecordDict, record_names: set[str]) -> Mapping[str, Any]:
+    if set(content) != record_names:
+        raise ProtocolError(f"records {sorted(content)} instead of {sorted(record_names)}")
     if set(content.metric_records) != {METRICS}:
         raise ProtocolError(f"{METRICS} is not a record of metrics")
-    if SHARED in records and set(content.array_records) != {SHARED}:
+    if SHARED in record_names and set(content.array_records) != {SHARED}:
         raise ProtocolError(f"{SHARED} is not a record of arrays")
-    metrics: Mapping[str, Any] = content.metric_records[METRICS]
-    return metrics
+    metric_record: Mapping[str, Any] = content.metric_records[METRICS]
+    return metric_record
 
 
-def _check_finite(name: str, values: Any) -> None:
-    if not all(map(isfinite, values)):
-        raise ProtocolError(f"{name} is not finite")
+def _check_finite(metric_name: str, metric_values: Any) -> None:
+    if not all(map(isfinite, metric_values)):
+        raise ProtocolError(f"{metric_name} is not finite")

@@ -47,13 +47,13 @@ class Member:
     vectors: str
 
     @property
-    def place(self) -> tuple[int, str]:
-        """What stays when the node comes back under another id."""
+    def stable_id(self) -> tuple[int, str]:
+        """Partition and name, which stay when the node comes back under another id."""
         return self.partition, self.name
 
     @property
     def label(self) -> int | str:
-        """How messages name it."""
+        """The name of the node in messages, or its partition."""
         return self.name or self.partition
 
 
@@ -64,7 +64,7 @@ class Refusal:
     Attributes:
         reason: in words.
         when: it was refused, on the monotonic clock, in seconds.
-        replaced: whether a later node has its place.
+        replaced: whether a later node has taken its place.
     """
 
     reason: str
@@ -94,7 +94,11 @@ class Roster:
     @cached_property
     def facts(self) -> dict[str, ClientFacts]:
         """What is known about each client, by name."""
-        return {name: facts for member in self.members for name, facts in member.clients.items()}
+        return {
+            client_name: client_facts
+            for member in self.members
+            for client_name, client_facts in member.clients.items()
+        }
 
     @cached_property
     def users(self) -> int:
@@ -106,18 +110,18 @@ class Roster:
         """The split of the run; nodes with data of their own have one each, joined by +."""
         return "+".join(sorted({member.split_digest for member in self.members}))
 
-    def coverage(self, split: str) -> float:
+    def coverage(self, split_name: str) -> float:
         """Share of the held-out items that their own client has ever seen."""
-        covered = sum(facts.covered[split] for facts in self.facts.values())
-        return covered / self.users if self.users else 0.0
+        num_covered = sum(client_facts.covered[split_name] for client_facts in self.facts.values())
+        return num_covered / self.users if self.users else 0.0
 
 
 @lru_cache(maxsize=2)
 def _names(members: tuple[Member, ...]) -> tuple[str, ...]:
     """Kept from round to round: the roster is made anew each time, its members are not."""
-    return tuple(sorted(name for member in members for name in member.clients))
+    return tuple(sorted(client_name for member in members for client_name in member.clients))
 
 
 @lru_cache(maxsize=2)
 def _users(members: tuple[Member, ...]) -> int:
-    return sum(facts.users for member in members for facts in member.clients.values())
+    return sum(client_facts.users for member in members for client_facts in member.clients.values())

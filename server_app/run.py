@@ -57,115 +57,129 @@ class Run:
 
 def run_federation(grid: Grid, settings: Settings) -> RunLog:
     """A whole run: the algorithm of the settings, then those of ``run.compare``."""
-    started = time.monotonic()
-    names = algorithm_names(settings)
-    log = open_run(settings)
-    logger.info(f"run {log.run_id}: {' '.join(names)}; files in {log.directory}")
-    registration = {"run": log.run_id, "warm-start": settings.run.warm_start}
-    federation = settings.federation
+    start_time = time.monotonic()
+    compared_names = algorithm_names(settings)
+    run_log = open_run(settings)
+    logger.info(f"run {run_log.run_id}: {' '.join(compared_names)}; files in {run_log.directory}")
+    registration_config = {"run": run_log.run_id, "warm-start": settings.run.warm_start}
+    federation_settings = settings.federation
     roster = gather_nodes(
-        grid, registration, timeout=federation.start_timeout, min_nodes=federation.min_nodes
+        grid,
+        registration_config,
+        start_timeout=federation_settings.start_timeout,
+        min_nodes=federation_settings.min_nodes,
     )
-    for node, refusal in roster.refused.items():
-        logger.info(f"node {node} cannot take part: {refusal.reason}")
-    _write_data_facts(log, roster)
+    for node_id, refusal in roster.refused.items():
+        logger.info(f"node {node_id} cannot take part: {refusal.reason}")
+    _write_data_facts(run_log, roster)
     if settings.run.baselines:
-        ask_baselines(grid, log, roster, settings.federation.round_timeout)
-    run = Run(grid, settings, log, registration, roster)
-    results = {name: train_algorithm(run, name) for name in names}
-    write_summary(log, roster, settings.data.protocol, results, time.monotonic() - started)
-    return log
+        ask_baselines(grid, run_log, roster, settings.federation.round_timeout)
+    run = Run(grid, settings, run_log, registration_config, roster)
+    algorithm_results = {
+        algorithm_name: train_algorithm(run, algorithm_name) for algorithm_name in compared_names
+    }
+    write_summary(
+        run_log, roster, settings.data.protocol, algorithm_results, time.monotonic() - start_time
+    )
+    return run_log
 
 
-def print_results(log: RunLog) -> None:
+def print_results(run_log: RunLog) -> None:
     """Logs the final table, and writes the report's page beside the run's files."""
     logger.info("")
-    logger.info(final_table(log.directory))
-    logger.info(f"report: {write_report(log.directory)}")
+    logger.info(final_table(run_log.directory))
+    logger.info(f"report: {write_report(run_log.directory)}")
 
 
-def train_algorithm(run: Run, name: str) -> dict[str, Any]:
+def train_algorithm(run: Run, algorithm_name: str) -> dict[str, Any]:
     """One algorithm from its checkpoint, or from the start, to its result."""
-    directory = f"checkpoint-{name}"
-    done: dict[str, Any] | None = run.log.read(f"{directory}/result.json")
-    if done is not None:
-        logger.info(f"{name}  was finished before")
-        return done
-    settings = replace(run.settings, algorithm=replace(run.settings.algorithm, name=name))
-    assembly = server_model(settings, run.roster)
+    checkpoint_name = f"checkpoint-{algorithm_name}"
+    finished_result: dict[str, Any] | None = run.log.read(f"{checkpoint_name}/result.json")
+    if finished_result is not None:
+        logger.info(f"{algorithm_name}  was finished before")
+        return finished_result
+    algorithm_settings = replace(
+        run.settings, algorithm=replace(run.settings.algorithm, name=algorithm_name)
+    )
+    assembly = server_model(algorithm_settings, run.roster)
     training = Training(
         run.log,
-        settings,
+        algorithm_settings,
         assembly.algorithm,
-        fingerprint(assembly.shapes, name, run.roster.split_digest),
+        fingerprint(assembly.shapes, algorithm_name, run.roster.split_digest),
         run.registration,
         item_ids=run.roster.members[0].item_ids,
-        is_main=name == run.settings.algorithm.name,
+        is_main=algorithm_name == run.settings.algorithm.name,
     )
-    progress = load_checkpoint(run.log.path(directory), training.fingerprint)
+    progress = load_checkpoint(run.log.path(checkpoint_name), training.fingerprint)
     progress = progress or Progress(training.algorithm.server.init())
-    run.log.forget_rounds(name, progress.pending["round"] if progress.pending else 0)
+    run.log.forget_rounds(algorithm_name, progress.pending["round"] if progress.pending else 0)
     strategy = PersonalizedStrategy(training, run.roster, progress)
-    federation = settings.federation
+    federation_settings = algorithm_settings.federation
     strategy.start(
         run.grid,
         to_arrays(progress.server),
-        num_rounds=federation.rounds,
-        timeout=federation.round_timeout,
+        num_rounds=federation_settings.rounds,
+        timeout=federation_settings.round_timeout,
     )
-    finished = finish(run.grid, training, strategy.roster, strategy.progress)
-    last = strategy.last_evaluation or finished.last
-    return _write_result(run, training, strategy.progress, replace(finished, last=last))
+    final_figures = finish(run.grid, training, strategy.roster, strategy.progress)
+    last_means = strategy.last_evaluation or final_figures.last
+    return _write_result(run, training, strategy.progress, replace(final_figures, last=last_means))
 
 
 def server_model(settings: Settings, roster: Roster) -> Assembly:
     """The server's half of the model. It knows the items only where their table is shared."""
-    known = roster.members[0].item_ids
-    count = max(member.num_items for member in roster.members)
-    ids = known or tuple(map(str, range(1, count + 1)))
-    return assemble(settings, ItemCatalogue(ids, known=bool(known)))
+    shared_ids = roster.members[0].item_ids
+    num_items = max(member.num_items for member in roster.members)
+    ids = shared_ids or tuple(map(str, range(1, num_items + 1)))
+    return assemble(settings, ItemCatalogue(ids, known=bool(shared_ids)))
 
 
 def _write_result(
-    run: Run, training: Training, progress: Progress, finished: Finish
+    run: Run, training: Training, progress: Progress, final_figures: Finish
 ) -> dict[str, Any]:
     """Writes the last line and the models; the result that marks the algorithm as done."""
-    name = training.name
-    run.log.forget_rounds(name, progress.server.round)
-    run.log.add_round(with_metrics(progress.pending or {}, finished.last))
-    best = update_best(training, run.roster, progress, finished.last).best
-    if best != progress.best:
+    algorithm_name = training.name
+    run.log.forget_rounds(algorithm_name, progress.server.round)
+    run.log.add_round(with_metrics(progress.pending or {}, final_figures.last))
+    best_round = update_best(training, run.roster, progress, final_figures.last).best
+    if best_round != progress.best:
         keep_model(training, "best", progress.server)
     keep_model(training, "last", progress.server)
-    progress = replace(progress, best=best)
-    entry = federated_result(name, progress, finished, serves_best=training.serves_best)
-    result = {"entry": entry, "rows": list(finished.clients)}
-    run.log.write(f"checkpoint-{name}/result.json", result)
-    for what, count in finished.outcome.items():
-        logger.info(f"{name}  {what}: {count:g} of {len(run.roster.clients)} clients")
-    figures = finished.finetuned or finished.last
-    when = "as finetuned" if finished.finetuned else "after the last round"
-    logger.info(
-        f"{name}  finished; test {when}: "
-        f"HR@10 {share(figures['test/seen-filtered/hr@10'])}, "
-        f"NDCG@10 {share(figures['test/seen-filtered/ndcg@10'])}"
+    progress = replace(progress, best=best_round)
+    summary_entry = federated_result(
+        algorithm_name, progress, final_figures, serves_best=training.serves_best
     )
-    return result
+    algorithm_result = {"entry": summary_entry, "rows": list(final_figures.clients)}
+    run.log.write(f"checkpoint-{algorithm_name}/result.json", algorithm_result)
+    for outcome_name, client_count in final_figures.outcome.items():
+        logger.info(
+            f"{algorithm_name}  {outcome_name}: {client_count:g} of {len(run.roster.clients)} "
+            f"clients"
+        )
+    test_metrics = final_figures.finetuned or final_figures.last
+    stage_text = "as finetuned" if final_figures.finetuned else "after the last round"
+    logger.info(
+        f"{algorithm_name}  finished; test {stage_text}: "
+        f"HR@10 {share(test_metrics['test/seen-filtered/hr@10'])}, "
+        f"NDCG@10 {share(test_metrics['test/seen-filtered/ndcg@10'])}"
+    )
+    return algorithm_result
 
 
-def _write_data_facts(log: RunLog, roster: Roster) -> None:
+def _write_data_facts(run_log: RunLog, roster: Roster) -> None:
     """data.json: the nodes' own description, the same from all unless each has its own data."""
-    descriptions = list(dict.fromkeys(member.description for member in roster.members))
-    facts = json.loads(descriptions[0]) if len(descriptions) == 1 else {}
-    log.write(
+    node_descriptions = list(dict.fromkeys(member.description for member in roster.members))
+    data_facts = json.loads(node_descriptions[0]) if len(node_descriptions) == 1 else {}
+    run_log.write(
         "data.json",
         {
-            **facts,
+            **data_facts,
             "split_digest": roster.split_digest,
             "split_users": roster.users,
             "clients": len(roster.clients),
             "nodes": len(roster.members),
-            "coverage": {split: roster.coverage(split) for split in SPLITS},
+            "coverage": {split_name: roster.coverage(split_name) for split_name in SPLITS},
         },
     )
     logger.info(

@@ -44,94 +44,105 @@ class RunLog:
         """The id of the run is the name of its directory."""
         return self.directory.name
 
-    def path(self, name: str) -> Path:
-        """The place of a file of the run."""
-        return self.directory / name
+    def path(self, file_name: str) -> Path:
+        """The path of a file of the run."""
+        return self.directory / file_name
 
-    def write(self, name: str, content: object) -> None:
+    def write(self, file_name: str, content: object) -> None:
         """Writes a JSON file atomically."""
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.path(name), text.encode())
+        json_text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.path(file_name), json_text.encode())
 
-    def read(self, name: str) -> Any:
+    def read(self, file_name: str) -> Any:
         """What :meth:`write` wrote, or None."""
-        path = self.path(name)
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        file_path = self.path(file_name)
+        return json.loads(file_path.read_text("utf-8")) if file_path.is_file() else None
 
-    def add_round(self, line: Mapping[str, Any]) -> None:
+    def add_round(self, metrics_line: Mapping[str, Any]) -> None:
         """Appends a completed record to metrics.jsonl."""
-        append_line(self.path("metrics.jsonl"), line)
+        append_line(self.path("metrics.jsonl"), metrics_line)
 
-    def forget_rounds(self, algorithm: str, first: int) -> None:
-        """Removes the lines of ``algorithm`` from round ``first`` on: they are written again."""
-        path = self.path("metrics.jsonl")
-        text = path.read_text("utf-8") if path.is_file() else ""
-        kept = [line for line in text.splitlines(True) if _before(line, algorithm, first)]
-        write_atomically(path, "".join(kept).encode())
+    def forget_rounds(self, algorithm_name: str, first_round: int) -> None:
+        """Removes an algorithm's lines from ``first_round`` on: they are written again."""
+        metrics_path = self.path("metrics.jsonl")
+        metrics_text = metrics_path.read_text("utf-8") if metrics_path.is_file() else ""
+        kept_lines = [
+            metrics_line
+            for metrics_line in metrics_text.splitlines(True)
+            if _before(metrics_line, algorithm_name, first_round)
+        ]
+        write_atomically(metrics_path, "".join(kept_lines).encode())
 
 
 def open_run(settings: Settings) -> RunLog:
     """A new run's directory, or that of the run to resume. Raises SettingsError."""
     if not settings.run.resume:
         return _new(settings)
-    root = runs_directory(settings.run).absolute()
-    log = RunLog(root / settings.run.resume)
-    before: dict[str, Value] | None = log.read("config.json")
-    if before is None:
+    runs_root = runs_directory(settings.run).absolute()
+    run_log = RunLog(runs_root / settings.run.resume)
+    recorded_settings: dict[str, Value] | None = run_log.read("config.json")
+    if recorded_settings is None:
         raise SettingsError(
-            f"run.resume = {settings.run.resume!r}: {log.directory} is no run. "
-            f"Fix: give the name of a directory in {root}, and the same run.directory."
+            f"run.resume = {settings.run.resume!r}: {run_log.directory} is no run. "
+            f"Fix: give the name of a directory in {runs_root}, and the same run.directory."
         )
-    _check_same(before, flat_settings(settings))
-    return log
+    _check_same(recorded_settings, flat_settings(settings))
+    return run_log
 
 
 def write_model(
-    log: RunLog, name: str, params: Params, facts: Mapping[str, Any], item_ids: tuple[str, ...]
+    run_log: RunLog,
+    model_name: str,
+    shared_params: Params,
+    model_config: Mapping[str, Any],
+    item_ids: tuple[str, ...],
 ) -> None:
     """Writes a shared model below the run's directory.
 
     Args:
-        log: the run.
-        name: the directory of ``model.safetensors`` and ``config.json``.
-        params: the shared parameters.
-        facts: what config.json says of them.
+        run_log: the run.
+        model_name: the directory of ``model.safetensors`` and ``config.json``.
+        shared_params: the shared parameters.
+        model_config: what config.json says of them.
         item_ids: the vocabulary of an item table; empty where the model has none.
     """
-    directory = log.path(name)
-    tensors = {key: tensor.contiguous() for key, tensor in params.items()}
-    write_atomically(directory / "model.safetensors", save_tensors(tensors))
-    write_atomically(directory / "config.json", json.dumps(facts, indent=1).encode())
+    model_directory = run_log.path(model_name)
+    tensors = {tensor_name: tensor.contiguous() for tensor_name, tensor in shared_params.items()}
+    write_atomically(model_directory / "model.safetensors", save_tensors(tensors))
+    write_atomically(model_directory / "config.json", json.dumps(model_config, indent=1).encode())
     if item_ids:
-        save_vocabulary(directory, item_ids)
+        save_vocabulary(model_directory, item_ids)
 
 
 def configure_logging() -> None:
     """Lets progress lines through to standard output, which Flower streams."""
     logger.handlers.clear()
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
+    stdout_handler = logging.StreamHandler(sys.stdout)
+    stdout_handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(stdout_handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def progress_line(line: Mapping[str, Any], rounds: int, left: float) -> str:
+def progress_line(metrics_line: Mapping[str, Any], num_rounds: int, seconds_left: float) -> str:
     """``round 3/24  loss 5.93  valid HR@10 .112 ...``; the figures are of the round before."""
-    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
-    if line.get("train-loss") is not None:
-        parts.append(f"loss {line['train-loss']:.3f}")
-    figures = [
-        f"{metric.title} {line[key]:.4f}".replace(" 0.", " .")
+    line_parts = [f"{metrics_line['algorithm']}  round {metrics_line['round']}/{num_rounds}"]
+    if metrics_line.get("train-loss") is not None:
+        line_parts.append(f"loss {metrics_line['train-loss']:.3f}")
+    metric_texts = [
+        f"{metric.title} {metrics_line[metric_key]:.4f}".replace(" 0.", " .")
         for metric in headline_metrics()
-        if line.get(key := f"valid/{FILTERED}/{metric.name}") is not None
+        if metrics_line.get(metric_key := f"valid/{FILTERED}/{metric.name}") is not None
     ]
-    if figures:
-        parts += [f"valid {figures[0]}", *figures[1:]]
-    parts.append(f"{line['seconds']:.1f} s")
-    parts.append(f"{line['bytes-up'] / 1e6:.2f} MB up, {line['bytes-down'] / 1e6:.2f} MB down")
-    parts.append(f"about {_duration(left)} left")
-    return "  ".join(parts)
+    if metric_texts:
+        line_parts += [f"valid {metric_texts[0]}", *metric_texts[1:]]
+    line_parts.append(f"{metrics_line['seconds']:.1f} s")
+    line_parts.append(
+        f"{metrics_line['bytes-up'] / 1e6:.2f} MB up, "
+        f"{metrics_line['bytes-down'] / 1e6:.2f} MB down"
+    )
+    line_parts.append(f"about {_duration(seconds_left)} left")
+    return "  ".join(line_parts)
 
 
 def _duration(seconds: float) -> str:
@@ -139,34 +150,38 @@ def _duration(seconds: float) -> str:
 
 
 def _new(settings: Settings) -> RunLog:
-    for directory in new_directories(settings.run):
+    for run_directory in new_directories(settings.run):
         try:
-            directory.mkdir(parents=True)
+            run_directory.mkdir(parents=True)
         except FileExistsError:
             continue
-        log = RunLog(directory.absolute())
-        log.write("environment.json", environment())
-        log.write("config.json", flat_settings(settings))
-        return log
+        run_log = RunLog(run_directory.absolute())
+        run_log.write("environment.json", environment())
+        run_log.write("config.json", flat_settings(settings))
+        return run_log
     raise SettingsError("this second has a thousand runs already. Fix: choose another run.name")
 
 
-def _check_same(before: Mapping[str, Value], now: Mapping[str, Value]) -> None:
-    changed = [
-        f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"
-        for key in sorted({*before, *now})
-        if key not in MAY_CHANGE and before.get(key) != now.get(key)
+def _check_same(
+    recorded_settings: Mapping[str, Value], current_settings: Mapping[str, Value]
+) -> None:
+    changed_settings = [
+        f"{setting_key} (was {recorded_settings.get(setting_key)!r}, "
+        f"is {current_settings.get(setting_key)!r})"
+        for setting_key in sorted({*recorded_settings, *current_settings})
+        if setting_key not in MAY_CHANGE
+        and recorded_settings.get(setting_key) != current_settings.get(setting_key)
     ]
-    if changed:
+    if changed_settings:
         raise SettingsError(
             f"a resumed run continues with its own settings, but these differ: "
-            f"{', '.join(changed)}. Fix: give the same recipe and overrides as before."
+            f"{', '.join(changed_settings)}. Fix: give the same recipe and overrides as before."
         )
 
 
-def _before(line: str, algorithm: str, first: int) -> bool:
+def _before(metrics_line: str, algorithm_name: str, first_round: int) -> bool:
     try:
-        entry = json.loads(line)
+        round_entry = json.loads(metrics_line)
     except ValueError:
         return False  # half a line, from a process that was killed
-    return bool(entry["algorithm"] != algorithm or entry["round"] < first)
+    return bool(round_entry["algorithm"] != algorithm_name or round_entry["round"] < first_round)

@@ -58,7 +58,7 @@ from server_app.run_log import RunLog, logger, progress_line, write_model
 MAX_ATTEMPTS = 3  # at one round
 REGISTRATION_SHARE = 0.25  # of a round's time, at most, for a node that was just asked to register
 
-Line = dict[str, Any]
+RoundLine = dict[str, Any]
 EvaluateOnServer = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -139,7 +139,11 @@ class Attempt:
 
     def answered(self) -> list[str]:
         """Clients whose update counts."""
-        return [name for member in self.answers for name in self.instructions[member].clients]
+        return [
+            client_name
+            for member in self.answers
+            for client_name in self.instructions[member].clients
+        ]
 
 
 class PersonalizedStrategy(Strategy):
@@ -153,6 +157,7 @@ class PersonalizedStrategy(Strategy):
     """
 
     def __init__(self, training: Training, roster: Roster, progress: Progress) -> None:
+        """Continues ``training`` from ``progress`` with the nodes of ``roster``."""
         self.training = training
         self.roster = roster
         self.progress = progress
@@ -161,14 +166,17 @@ class PersonalizedStrategy(Strategy):
         self._sent = Sent((), {}, ())
         self._started = 0.0  # of the round in progress, on the monotonic clock
         self._patience = 0.0  # seconds that the last exchange waited for replies
-        self._completed: Line | None = None  # the round before, with its evaluation
+        self._completed: RoundLine | None = None  # the round before, with its evaluation
 
     def summary(self) -> None:
         """Logs what is about to run."""
-        federation, done = self.training.settings.federation, self.progress.server.round
+        federation_settings, rounds_done = (
+            self.training.settings.federation,
+            self.progress.server.round,
+        )
         logger.debug(
-            f"{self.training.name}  rounds {done + 1} to {federation.rounds}: "
-            f"{federation.participation:g} of {len(self.roster.clients)} clients in each"
+            f"{self.training.name}  rounds {rounds_done + 1} to {federation_settings.rounds}: "
+            f"{federation_settings.participation:g} of {len(self.roster.clients)} clients in each"
         )
 
     def start(
@@ -198,14 +206,17 @@ class PersonalizedStrategy(Strategy):
         self.summary()
         result = Result(arrays=initial_arrays)
         while self.progress.server.round < num_rounds:
-            arrays, metrics = self.run_round_with_retries(
+            shared_arrays, client_metrics = self.run_round_with_retries(
                 grid, result.arrays, timeout, train_config or ConfigRecord()
             )
-            round_ = self.progress.server.round
-            result.arrays, result.train_metrics_clientapp[round_] = arrays, metrics
-            evaluation = evaluate_fn(round_, arrays) if evaluate_fn else None
-            if evaluation is not None:
-                result.evaluate_metrics_serverapp[round_] = evaluation
+            round_number = self.progress.server.round
+            result.arrays, result.train_metrics_clientapp[round_number] = (
+                shared_arrays,
+                client_metrics,
+            )
+            server_evaluation = evaluate_fn(round_number, shared_arrays) if evaluate_fn else None
+            if server_evaluation is not None:
+                result.evaluate_metrics_serverapp[round_number] = server_evaluation
         if self.training.serves_best:
             result.evaluate_metrics_clientapp[num_rounds] = self.evaluate_last_round(
                 grid, result.arrays, timeout, evaluate_config or ConfigRecord()
@@ -213,7 +224,11 @@ class PersonalizedStrategy(Strategy):
         return result
 
     def run_round_with_retries(
-        self, grid: Grid, arrays: ArrayRecord, timeout: float, config: ConfigRecord
+        self,
+        grid: Grid,
+        shared_arrays: ArrayRecord,
+        exchange_timeout: float,
+        round_config: ConfigRecord,
     ) -> tuple[ArrayRecord, MetricRecord]:
         """One round, tried again until enough clients answered it.
 
@@ -223,23 +238,23 @@ class PersonalizedStrategy(Strategy):
         Raises:
             RoundsAbandonedError: not enough answered in any of MAX_ATTEMPTS attempts.
         """
-        before, round_ = self.progress, self.progress.server.round + 1
+        previous_progress, round_number = self.progress, self.progress.server.round + 1
         self._attempts, self._started = [], time.monotonic()
         while len(self._attempts) < MAX_ATTEMPTS:
-            deadline = time.monotonic() + timeout
-            self._admit_late_nodes(grid, timeout)
-            messages = self.configure_train(round_, arrays, config, grid)
+            deadline = time.monotonic() + exchange_timeout
+            self._admit_late_nodes(grid, exchange_timeout)
+            messages = self.configure_train(round_number, shared_arrays, round_config, grid)
             replies = self._exchange(grid, messages, deadline)
-            new_arrays, metrics = self.aggregate_train(round_, replies)
-            if new_arrays is not None and metrics is not None:
-                self._save_round(before)
-                return new_arrays, metrics
-        needed = self.training.settings.federation.min_clients
+            new_arrays, client_metrics = self.aggregate_train(round_number, replies)
+            if new_arrays is not None and client_metrics is not None:
+                self._save_round(previous_progress)
+                return new_arrays, client_metrics
+        clients_needed = self.training.settings.federation.min_clients
         raise RoundsAbandonedError(
-            f"round {round_} of {self.training.name} was abandoned {MAX_ATTEMPTS} "
-            f"times: fewer than {needed} clients (federation.min-clients) gave a usable answer. "
-            f"Last reasons: {format_reasons(self._attempts[-1].dropped)}. Fix the nodes, then "
-            f"continue with run.resume = {self.training.log.run_id!r}."
+            f"round {round_number} of {self.training.name} was abandoned {MAX_ATTEMPTS} "
+            f"times: fewer than {clients_needed} clients (federation.min-clients) gave a usable "
+            f"answer. Last reasons: {format_reasons(self._attempts[-1].dropped)}. Fix the nodes, "
+            f"then continue with run.resume = {self.training.log.run_id!r}."
         )
 
     def choose_clients(self, server_round: int) -> tuple[str, ...]:
@@ -252,20 +267,26 @@ class PersonalizedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """A message for each connected node that hosts a client to train or to evaluate."""
-        run = self.training.settings.run
-        asked = self.choose_clients(server_round)
-        evaluate = self.progress.server.round % run.evaluate_every == 0
-        everybody = evaluate and run.evaluate_clients == "all"
+        run_settings = self.training.settings.run
+        asked_clients = self.choose_clients(server_round)
+        evaluates_model = self.progress.server.round % run_settings.evaluate_every == 0
+        evaluates_all = evaluates_model and run_settings.evaluate_clients == "all"
         instructions = {}
         for member in self.roster.members:
-            clients = tuple(name for name in asked if name in member.clients)
-            if clients or everybody:
-                concerned = member.clients if everybody else clients
+            client_names = tuple(
+                client_name for client_name in asked_clients if client_name in member.clients
+            )
+            if client_names or evaluates_all:
+                concerned_names = member.clients if evaluates_all else client_names
                 instructions[member] = make_instruction(
-                    self.training, self.progress, concerned, clients=clients, evaluate=evaluate
+                    self.training,
+                    self.progress,
+                    concerned_names,
+                    client_names=client_names,
+                    evaluate=evaluates_model,
                 )
         messages = make_messages(grid, TRAIN, instructions, arrays, config)
-        self._sent = Sent(asked, instructions, messages)
+        self._sent = Sent(asked_clients, instructions, messages)
         return messages
 
     def aggregate_train(
@@ -279,21 +300,32 @@ class PersonalizedStrategy(Strategy):
         """
         attempt = self._judge(replies)
         self._attempts.append(attempt)
-        for drop in attempt.dropped:
-            logger.info(f"{self.training.name}  dropped node {drop['node']}: {drop['reason']}")
-        answered, needed = len(attempt.answered()), self.training.settings.federation.min_clients
-        if answered < max(1, min(needed, len(attempt.asked))):
+        for dropped_reply in attempt.dropped:
             logger.info(
-                f"{self.training.name}  round abandoned: {answered} clients, {needed} needed"
+                f"{self.training.name}  dropped node {dropped_reply['node']}: "
+                f"{dropped_reply['reason']}"
+            )
+        num_answered = len(attempt.answered())
+        clients_needed = self.training.settings.federation.min_clients
+        if num_answered < max(1, min(clients_needed, len(attempt.asked))):
+            logger.info(
+                f"{self.training.name}  round abandoned: {num_answered} clients, "
+                f"{clients_needed} needed"
             )
             return None, None
-        merged = merge_replies(attempt.replies)
-        server = self.training.algorithm.server.update(self.progress.server, merged)
-        self._apply_round(server_round, server, merged)
-        return to_arrays(server), MetricRecord({**merged.metrics, "weight": merged.weight})
+        merged_reply = merge_replies(attempt.replies)
+        server_state = self.training.algorithm.server.update(self.progress.server, merged_reply)
+        self._apply_round(server_round, server_state, merged_reply)
+        return to_arrays(server_state), MetricRecord(
+            {**merged_reply.metrics, "weight": merged_reply.weight}
+        )
 
     def evaluate_last_round(
-        self, grid: Grid, arrays: ArrayRecord, timeout: float, config: ConfigRecord
+        self,
+        grid: Grid,
+        shared_arrays: ArrayRecord,
+        exchange_timeout: float,
+        evaluate_config: ConfigRecord,
     ) -> MetricRecord:
         """Compares the last round with the best one before it, where the best one is served.
 
@@ -303,16 +335,18 @@ class PersonalizedStrategy(Strategy):
         Raises:
             RoundsAbandonedError: no node answers it.
         """
-        before, deadline = self.progress, time.monotonic() + timeout
-        messages = self.configure_evaluate(self.progress.server.round, arrays, config, grid)
+        previous_progress, deadline = self.progress, time.monotonic() + exchange_timeout
+        messages = self.configure_evaluate(
+            self.progress.server.round, shared_arrays, evaluate_config, grid
+        )
         replies = self._exchange(grid, messages, deadline)
-        metrics = self.aggregate_evaluate(self.progress.server.round, replies)
-        if metrics is None:
-            reasons = format_reasons(self._attempts[-1].dropped)
-            raise RoundsAbandonedError(f"no node evaluated {self.training.name}: {reasons}")
-        if self.progress.best != before.best:
+        mean_metrics = self.aggregate_evaluate(self.progress.server.round, replies)
+        if mean_metrics is None:
+            drop_reasons = format_reasons(self._attempts[-1].dropped)
+            raise RoundsAbandonedError(f"no node evaluated {self.training.name}: {drop_reasons}")
+        if self.progress.best != previous_progress.best:
             keep_model(self.training, "best", self.progress.server)
-        return metrics
+        return mean_metrics
 
     def configure_evaluate(
         self,
@@ -347,20 +381,23 @@ class PersonalizedStrategy(Strategy):
         self._attempts.append(attempt)
         if not attempt.answers:
             return None
-        means = evaluation_means(attempt.sums)
-        self.last_evaluation = means
-        self.progress = update_best(self.training, self.roster, self.progress, means)
-        return MetricRecord(dict(means))
+        mean_metrics = evaluation_means(attempt.sums)
+        self.last_evaluation = mean_metrics
+        self.progress = update_best(self.training, self.roster, self.progress, mean_metrics)
+        return MetricRecord(dict(mean_metrics))
 
-    def _admit_late_nodes(self, grid: Grid, timeout: float) -> None:
-        """Asks new nodes to register, and takes those in that have answered."""
-        before, patience = self.roster, min(PATIENCE_SECONDS, REGISTRATION_SHARE * timeout)
-        self.roster = admit_nodes(grid, before, self.training.registration, patience=patience)
-        for node, reason in newly_refused(before, self.roster).items():
-            logger.info(f"node {node} cannot take part: {reason}")
-        new = set(self.roster.members) - set(before.members)
-        for name in sorted(str(member.label) for member in new):
-            logger.info(f"node {name} joined")
+    def _admit_late_nodes(self, grid: Grid, exchange_timeout: float) -> None:
+        """Asks new nodes to register, and admits those that have answered."""
+        previous_roster = self.roster
+        patience = min(PATIENCE_SECONDS, REGISTRATION_SHARE * exchange_timeout)
+        self.roster = admit_nodes(
+            grid, previous_roster, self.training.registration, patience_seconds=patience
+        )
+        for node_id, reason in newly_refused(previous_roster, self.roster).items():
+            logger.info(f"node {node_id} cannot take part: {reason}")
+        new_members = set(self.roster.members) - set(previous_roster.members)
+        for node_label in sorted(str(member.label) for member in new_members):
+            logger.info(f"node {node_label} joined")
 
     def _exchange(self, grid: Grid, messages: Iterable[Message], deadline: float) -> list[Message]:
         self._patience = deadline - time.monotonic()
@@ -368,68 +405,87 @@ class PersonalizedStrategy(Strategy):
 
     def _judge(self, replies: Iterable[Message]) -> Attempt:
         """The usable answers to what was sent, and why the others are dropped."""
-        sent, replies = self._sent, list(replies)
-        limits, algorithm = self.training.settings.federation, self.training.algorithm
-        received = match_replies(sent.messages, replies, self._patience)
-        answers: dict[Member, TrainAnswer] = {}
-        dropped: list[Mapping[str, Any]] = []
-        for member, instruction in sent.instructions.items():
+        sent_round, replies = self._sent, list(replies)
+        federation_settings, algorithm = self.training.settings.federation, self.training.algorithm
+        round_exchange = match_replies(sent_round.messages, replies, self._patience)
+        usable_answers: dict[Member, TrainAnswer] = {}
+        dropped_replies: list[Mapping[str, Any]] = []
+        for member, instruction in sent_round.instructions.items():
             expected = Expected(
                 algorithm.client.reply_shapes,
                 instruction.clients,
                 instruction.evaluate,
                 self.progress.server.params,
-                limits.max_weight,
-                limits.max_change,
+                federation_settings.max_weight,
+                federation_settings.max_change,
             )
             try:
-                answers[member] = read_train(content_of(received, member.node), expected)
+                usable_answers[member] = read_train(
+                    content_of(round_exchange, member.node), expected
+                )
             except ProtocolError as error:
-                dropped.append(drop_of(member, error, len(instruction.clients)))
-        down, up = count_bytes(sent.messages), count_bytes(replies)
-        return Attempt(sent.asked, sent.instructions, answers, tuple(dropped), down, up)
-
-    def _apply_round(self, round_: int, server: ServerState, merged: Reply) -> None:
-        """Progress after the round, whose replies evaluated the model before it."""
-        attempt, progress = self._attempts[-1], self.progress
-        means = evaluation_means(attempt.sums) if attempt.sums else None
-        pending = progress.pending
-        if pending is None and round_ == 1:
-            pending = {"algorithm": self.training.name, "round": 0, "seconds": 0.0}
-        self._completed = with_metrics(pending, means) if pending is not None else None
-        seconds = time.monotonic() - self._started
-        line = _line(self.training, round_, merged, self._attempts, seconds)
-        self.progress = replace(
-            update_best(self.training, self.roster, progress, means),
-            server=server,
-            last_rounds={**progress.last_rounds, **dict.fromkeys(attempt.answered(), round_)},
-            pending=line,
-            bytes_down=progress.bytes_down + line["bytes-down"],
-            bytes_up=progress.bytes_up + line["bytes-up"],
-            seconds=progress.seconds + line["seconds"],
+                dropped_replies.append(drop_of(member, error, len(instruction.clients)))
+        bytes_down, bytes_up = count_bytes(sent_round.messages), count_bytes(replies)
+        return Attempt(
+            sent_round.asked,
+            sent_round.instructions,
+            usable_answers,
+            tuple(dropped_replies),
+            bytes_down,
+            bytes_up,
         )
 
-    def _save_round(self, before: Progress) -> None:
+    def _apply_round(
+        self, round_number: int, server_state: ServerState, merged_reply: Reply
+    ) -> None:
+        """Progress after the round, whose replies evaluated the model before it."""
+        attempt, progress = self._attempts[-1], self.progress
+        mean_metrics = evaluation_means(attempt.sums) if attempt.sums else None
+        pending_line = progress.pending
+        if pending_line is None and round_number == 1:
+            pending_line = {"algorithm": self.training.name, "round": 0, "seconds": 0.0}
+        self._completed = (
+            with_metrics(pending_line, mean_metrics) if pending_line is not None else None
+        )
+        round_seconds = time.monotonic() - self._started
+        new_line = _line(self.training, round_number, merged_reply, self._attempts, round_seconds)
+        self.progress = replace(
+            update_best(self.training, self.roster, progress, mean_metrics),
+            server=server_state,
+            last_rounds={**progress.last_rounds, **dict.fromkeys(attempt.answered(), round_number)},
+            pending=new_line,
+            bytes_down=progress.bytes_down + new_line["bytes-down"],
+            bytes_up=progress.bytes_up + new_line["bytes-up"],
+            seconds=progress.seconds + new_line["seconds"],
+        )
+
+    def _save_round(self, previous_progress: Progress) -> None:
         """Writes what the round changed: metrics line, best model, checkpoint; logs progress."""
-        training, progress, completed = self.training, self.progress, self._completed
-        if completed is not None:
-            training.log.add_round(completed)
-        if progress.best != before.best:
-            keep_model(training, "best", before.server)
-        directory = training.log.path(f"checkpoint-{training.name}")
-        save_checkpoint(directory, progress, training.fingerprint)
-        rounds, done = training.settings.federation.rounds, progress.server.round
-        left = progress.seconds / done * (rounds - done)
-        figures = {name: value for name, value in (completed or {}).items() if "/" in name}
-        logger.info(progress_line({**(progress.pending or {}), **figures}, rounds, left))
+        training, progress, completed_line = self.training, self.progress, self._completed
+        if completed_line is not None:
+            training.log.add_round(completed_line)
+        if progress.best != previous_progress.best:
+            keep_model(training, "best", previous_progress.server)
+        checkpoint_directory = training.log.path(f"checkpoint-{training.name}")
+        save_checkpoint(checkpoint_directory, progress, training.fingerprint)
+        num_rounds, rounds_done = training.settings.federation.rounds, progress.server.round
+        seconds_left = progress.seconds / rounds_done * (num_rounds - rounds_done)
+        round_metrics = {
+            metric_name: metric_value
+            for metric_name, metric_value in (completed_line or {}).items()
+            if "/" in metric_name
+        }
+        logger.info(
+            progress_line({**(progress.pending or {}), **round_metrics}, num_rounds, seconds_left)
+        )
 
 
 def make_instruction(
     training: Training,
     progress: Progress,
-    concerned: Iterable[str],
+    concerned_names: Iterable[str],
     *,
-    clients: tuple[str, ...] = (),
+    client_names: tuple[str, ...] = (),
     evaluate: bool = False,
     finetune: bool = False,
     install: bool = False,
@@ -439,19 +495,22 @@ def make_instruction(
     Args:
         training: the algorithm and its run.
         progress: where it stands; the instruction is for the round after it.
-        concerned: the clients whose private states are read.
-        clients: those of them to train, or to finish with.
+        concerned_names: the clients whose private states are read.
+        client_names: those of them to train, or to finish with.
         evaluate: see :class:`Instruction`, as for the next two.
         finetune: in the last exchange.
         install: in the last exchange.
     """
-    known = progress.last_rounds
     return Instruction(
         run=training.log.run_id,
         algorithm=training.name,
         round=progress.server.round + 1,
-        last_rounds={name: known[name] for name in concerned if name in known},
-        clients=clients,
+        last_rounds={
+            client_name: progress.last_rounds[client_name]
+            for client_name in concerned_names
+            if client_name in progress.last_rounds
+        },
+        clients=client_names,
         signals=progress.server.broadcast().signals,
         evaluate=evaluate,
         finetune=finetune,
@@ -461,91 +520,104 @@ def make_instruction(
 
 def make_messages(
     grid: Grid,
-    kind: str,
+    message_kind: str,
     instructions: Mapping[Member, Instruction],
-    arrays: ArrayRecord,
-    config: ConfigRecord,
+    shared_arrays: ArrayRecord,
+    extra_config: ConfigRecord,
 ) -> list[Message]:
-    """One message for each node that is connected; ``config`` is added to every instruction."""
-    connected = set(grid.get_node_ids())
+    """One message for each connected node; ``extra_config`` is added to every instruction."""
+    connected_nodes = set(grid.get_node_ids())
     return [
         Message(
-            request({**config, **instruction_to_config(instruction)}, arrays),
+            request({**extra_config, **instruction_to_config(instruction)}, shared_arrays),
             member.node,
-            kind,
+            message_kind,
             group_id=str(instruction.round),
         )
         for member, instruction in instructions.items()
-        if member.node in connected
+        if member.node in connected_nodes
     ]
 
 
-def to_arrays(server: ServerState) -> ArrayRecord:
+def to_arrays(server_state: ServerState) -> ArrayRecord:
     """The shared parameters as they travel: one flat float32 vector."""
-    return ArrayRecord({SHARED: Array(pack(server.broadcast().params))})
+    return ArrayRecord({SHARED: Array(pack(server_state.broadcast().params))})
 
 
-def with_metrics(line: Mapping[str, Any], means: Mapping[str, float] | None) -> Line:
+def with_metrics(
+    metrics_line: Mapping[str, Any], mean_metrics: Mapping[str, float] | None
+) -> RoundLine:
     """A round's line with the evaluation of the model after it."""
-    return {**line, **(means or {})}
+    return {**metrics_line, **(mean_metrics or {})}
 
 
 def select_best_round(
-    best: Mapping[str, Any] | None,
-    round_: int,
-    means: Mapping[str, float] | None,
-    users: int,
+    best_round: Mapping[str, Any] | None,
+    round_number: int,
+    mean_metrics: Mapping[str, float] | None,
+    min_users: int,
     selected_by: str,
 ) -> Mapping[str, Any] | None:
-    """The best round so far; rounds in which fewer than ``users`` were evaluated do not count."""
-    if round_ == 0 or not means or means["valid/users"] < users:
-        return best
-    if best is not None and best["metrics"][selected_by] >= means[selected_by]:
-        return best
-    return {"round": round_, "metrics": dict(means)}
+    """The best round so far; a round that evaluated fewer than ``min_users`` does not count."""
+    if round_number == 0 or not mean_metrics or mean_metrics["valid/users"] < min_users:
+        return best_round
+    if best_round is not None and best_round["metrics"][selected_by] >= mean_metrics[selected_by]:
+        return best_round
+    return {"round": round_number, "metrics": dict(mean_metrics)}
 
 
 def update_best(
-    training: Training, roster: Roster, progress: Progress, means: Mapping[str, float] | None
+    training: Training, roster: Roster, progress: Progress, mean_metrics: Mapping[str, float] | None
 ) -> Progress:
-    """The progress with ``means``, the evaluation of its model; of round 0 nothing is known."""
-    everybody = training.settings.run.evaluate_clients == "all"
-    users = roster.users if everybody else 0  # a sample is compared, whatever its size
-    round_ = progress.server.round
-    best = select_best_round(progress.best, round_, means, users, training.selected_by)
-    if best == progress.best:
+    """The progress with the evaluation of its model; round 0 is never the best."""
+    evaluates_all = training.settings.run.evaluate_clients == "all"
+    min_users = roster.users if evaluates_all else 0  # a sample is compared, whatever its size
+    round_number = progress.server.round
+    best_round = select_best_round(
+        progress.best, round_number, mean_metrics, min_users, training.selected_by
+    )
+    if best_round == progress.best:
         return progress
-    served = replace(progress.server, slots={}) if training.serves_best else None
-    return replace(progress, best=best, served=served)
+    served_state = replace(progress.server, slots={}) if training.serves_best else None
+    return replace(progress, best=best_round, served=served_state)
 
 
-def keep_model(training: Training, kind: str, server: ServerState) -> None:
+def keep_model(training: Training, model_kind: str, server_state: ServerState) -> None:
     """Writes the shared model as ``best`` or ``last``; of a compared algorithm with its name."""
-    facts = {"round": server.round, "settings": flat_settings(training.settings)}
-    name = kind if training.is_main else f"{kind}-{training.name}"
-    write_model(training.log, name, server.params, facts, training.item_ids)
+    model_config = {"round": server_state.round, "settings": flat_settings(training.settings)}
+    model_name = model_kind if training.is_main else f"{model_kind}-{training.name}"
+    write_model(training.log, model_name, server_state.params, model_config, training.item_ids)
 
 
 def _line(
-    training: Training, round_: int, merged: Reply, outcomes: Sequence[Attempt], seconds: float
-) -> Line:
-    outcome = outcomes[-1]
-    answers = outcome.answers.values()
-    dropped = [drop for attempt in outcomes for drop in attempt.dropped]
+    training: Training,
+    round_number: int,
+    merged_reply: Reply,
+    round_attempts: Sequence[Attempt],
+    round_seconds: float,
+) -> RoundLine:
+    last_attempt = round_attempts[-1]
+    usable_answers = last_attempt.answers.values()
+    dropped_replies = [
+        dropped_reply for attempt in round_attempts for dropped_reply in attempt.dropped
+    ]
     return round_line(
         training.name,
-        round_,
-        merged,
+        round_number,
+        merged_reply,
         participation=Participation(
-            len(outcome.asked), len(outcome.answered()), dropped, len(outcomes) - 1
+            len(last_attempt.asked),
+            len(last_attempt.answered()),
+            dropped_replies,
+            len(round_attempts) - 1,
         ),
         traffic=Traffic(
-            down=sum(attempt.bytes_down for attempt in outcomes),
-            up=sum(attempt.bytes_up for attempt in outcomes),
+            down=sum(attempt.bytes_down for attempt in round_attempts),
+            up=sum(attempt.bytes_up for attempt in round_attempts),
         ),
         cost=Cost(
-            seconds=seconds,
-            node_seconds=max(answer.seconds for answer in answers),
-            peak_memory=max(answer.peak_memory for answer in answers),
+            seconds=round_seconds,
+            node_seconds=max(answer.seconds for answer in usable_answers),
+            peak_memory=max(answer.peak_memory for answer in usable_answers),
         ),
     )

@@ -23,111 +23,137 @@ from pfsr_core.runs.results import (
 from server_app.checkpoints import Progress
 from server_app.final_round import Finish
 from server_app.messaging import exchange, request
-from server_app.replies import client_rows, evaluation_means, evaluation_sums, read_baselines
+from server_app.replies import client_result_rows, evaluation_means, evaluation_sums, read_baselines
 from server_app.roster import ClientFacts, Roster
 from server_app.run_log import RunLog, logger
 
 BASELINE_ROWS = "baseline-clients.json"
 
 
-def federated_result(name: str, progress: Progress, finish: Finish, *, serves_best: bool) -> Json:
+def federated_result(
+    method_name: str, progress: Progress, final_figures: Finish, *, serves_best: bool
+) -> Json:
     """The entry of an algorithm in the summary."""
-    best = progress.best or {"round": progress.server.round, "metrics": finish.last}
+    best_round = progress.best or {"round": progress.server.round, "metrics": final_figures.last}
     return method_entry(
-        name,
-        Figures(best, finish.last, finish.finetuned, finish.variants),
+        method_name,
+        Figures(best_round, final_figures.last, final_figures.finetuned, final_figures.variants),
         rounds=progress.server.round,
-        served_round=best["round"] if serves_best else progress.server.round,
-        outcome=finish.outcome,
+        served_round=best_round["round"] if serves_best else progress.server.round,
+        outcome=final_figures.outcome,
         traffic=Traffic(progress.bytes_down, progress.bytes_up),
         seconds=progress.seconds,
-        dropped_at_finish=finish.dropped,
+        dropped_at_finish=final_figures.dropped,
     )
 
 
-def ask_baselines(grid: Grid, log: RunLog, roster: Roster, timeout: float) -> None:
+def ask_baselines(grid: Grid, run_log: RunLog, roster: Roster, round_timeout: float) -> None:
     """Writes ``baselines.json`` and the rows of each client; once in a run."""
-    if log.read("baselines.json") is not None:
+    if run_log.read("baselines.json") is not None:
         return
     logger.info("baselines on every client ...")
-    contents = {member.node: request({}) for member in roster.members}
-    result = exchange(grid, BASELINES, contents, timeout=timeout)
-    answers: list[Mapping[str, Any]] = []
-    rows: list[Json] = []
+    node_contents = {member.node: request({}) for member in roster.members}
+    baseline_exchange = exchange(grid, BASELINES, node_contents, timeout_seconds=round_timeout)
+    node_metrics: list[Mapping[str, Any]] = []
+    baseline_rows: list[Json] = []
     for member in roster.members:
-        names = list(member.clients)
+        client_names = list(member.clients)
         try:
-            if member.node not in result.answers:
-                raise ProtocolError(result.problems[member.node])
-            metrics = read_baselines(result.answers[member.node], len(names))
-            rows += _baseline_rows(metrics, names)
+            if member.node not in baseline_exchange.answers:
+                raise ProtocolError(baseline_exchange.problems[member.node])
+            baseline_metrics = read_baselines(
+                baseline_exchange.answers[member.node], len(client_names)
+            )
+            baseline_rows += _baseline_rows(baseline_metrics, client_names)
         except ProtocolError as error:
             logger.info(f"no baselines from node {member.label}: {error}")
             continue
-        answers.append(metrics)
-    log.write(BASELINE_ROWS, rows)
-    log.write("baselines.json", _baseline_means(answers))
+        node_metrics.append(baseline_metrics)
+    run_log.write(BASELINE_ROWS, baseline_rows)
+    run_log.write("baselines.json", _baseline_means(node_metrics))
 
 
 def write_summary(
-    log: RunLog,
+    run_log: RunLog,
     roster: Roster,
     protocol: str,
-    results: Mapping[str, Mapping[str, Any]],
-    seconds: float,
+    algorithm_results: Mapping[str, Mapping[str, Any]],
+    run_seconds: float,
 ) -> None:
     """Writes summary.json and clients.csv.
 
     Args:
-        log: The run's directory.
+        run_log: The run's directory.
         roster: Its nodes and clients.
         protocol: The evaluation protocol.
-        results: Of each algorithm its entry under "entry" and its clients' sums under "rows".
-        seconds: Wall time of the run.
+        algorithm_results: By algorithm, its entry under "entry", its clients' sums under "rows".
+        run_seconds: Wall time of the run.
     """
-    baselines = log.read("baselines.json") or {}
+    baseline_means = run_log.read("baselines.json") or {}
     summary = run_summary(
-        Identity(log.run_id, roster.split_digest, protocol, roster.users, len(roster.clients)),
-        coverage={split: roster.coverage(split) for split in SPLITS},
-        seconds=seconds,
+        Identity(run_log.run_id, roster.split_digest, protocol, roster.users, len(roster.clients)),
+        coverage={split_name: roster.coverage(split_name) for split_name in SPLITS},
+        seconds=run_seconds,
         methods=[
-            *(result["entry"] for result in results.values()),
-            *(baseline_entry(name, means) for name, means in baselines.items()),
+            *(algorithm_result["entry"] for algorithm_result in algorithm_results.values()),
+            *(
+                baseline_entry(method_name, mean_metrics)
+                for method_name, mean_metrics in baseline_means.items()
+            ),
         ],
     )
-    log.write("summary.json", summary)
-    rows = [(name, row) for name, result in results.items() for row in result["rows"]]
-    rows += [(row["method"], row) for row in log.read(BASELINE_ROWS) or []]
+    run_log.write("summary.json", summary)
+    method_rows = [
+        (method_name, client_sums)
+        for method_name, algorithm_result in algorithm_results.items()
+        for client_sums in algorithm_result["rows"]
+    ]
+    method_rows += [
+        (client_sums["method"], client_sums) for client_sums in run_log.read(BASELINE_ROWS) or []
+    ]
     write_clients(
-        log.path("clients.csv"), [_client_row(name, row, roster.facts) for name, row in rows]
+        run_log.path("clients.csv"),
+        [
+            _client_row(method_name, client_sums, roster.facts)
+            for method_name, client_sums in method_rows
+        ],
     )
 
 
-def _baseline_names(metrics: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
+def _baseline_names(baseline_metrics: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(metric_name.partition("/")[0] for metric_name in baseline_metrics))
 
 
-def _baseline_means(answers: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    names = _baseline_names(answers[0]) if answers else []
+def _baseline_means(node_metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    baseline_names = _baseline_names(node_metrics[0]) if node_metrics else []
     return {
-        name: evaluation_means([evaluation_sums(metrics, f"{name}/") for metrics in answers])
-        for name in names
+        baseline_name: evaluation_means(
+            [
+                evaluation_sums(baseline_metrics, f"{baseline_name}/")
+                for baseline_metrics in node_metrics
+            ]
+        )
+        for baseline_name in baseline_names
     }
 
 
-def _baseline_rows(metrics: Mapping[str, Any], clients: Sequence[str]) -> Iterator[Json]:
-    for name in _baseline_names(metrics):
-        for row in client_rows(metrics, f"{name}/", clients):
-            yield {"method": name, **row}
+def _baseline_rows(
+    baseline_metrics: Mapping[str, Any], client_names: Sequence[str]
+) -> Iterator[Json]:
+    for baseline_name in _baseline_names(baseline_metrics):
+        for result_row in client_result_rows(baseline_metrics, f"{baseline_name}/", client_names):
+            yield {"method": baseline_name, **result_row}
 
 
-def _client_row(method: str, row: Mapping[str, Any], facts: Mapping[str, ClientFacts]) -> Json:
-    client = row["client"]
+def _client_row(
+    method_name: str, client_sums: Mapping[str, Any], client_facts: Mapping[str, ClientFacts]
+) -> Json:
+    client_name = client_sums["client"]
     return client_row(
-        method,
-        row,
-        client=client,
-        interactions=facts[client].interactions,
-        split=row["split"],
-        variant=row["variant"],
+        method_name,
+        client_sums,
+        client=client_name,
+        interactions=client_facts[client_name].interactions,
+        split=client_sums["split"],
+        variant=client_sums["variant"],
     )

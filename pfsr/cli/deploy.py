@@ -144,7 +144,9 @@ def superlink(
     split_address(fleet)
     _require_file(directory / "server.crt", f"pfsr deploy init {directory} --host NAME")
     kept = database or directory / "superlink.db"
-    command = superlink_command(directory, fleet=fleet, control=control, database=kept)
+    command = superlink_command(
+        directory, fleet_address=fleet, control_address=control, database_file=kept
+    )
     _run(command, {}, print_only)
 
 
@@ -245,9 +247,9 @@ def node(  # noqa: PLR0913 - an option each
     command = node_command(
         superlink,
         root_certificates=ca,
-        key=key,
+        private_key=key,
         node_config=config,
-        port=port or free_port(),
+        loopback_port=port or free_port(),
     )
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     _run(command, {"FLWR_HOME": str(state.absolute() / "flwr")}, print_only)

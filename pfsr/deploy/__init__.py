@@ -1,0 +1,1 @@
+"""Federations over the network: certificates, keys, Flower's commands and a diagnosis."""

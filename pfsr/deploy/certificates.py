@@ -26,63 +26,83 @@ class DeploymentError(ValueError):
     """A deployment step that cannot be done as asked; names the file and the fix."""
 
 
-def make_authority(directory: Path, days: int = AUTHORITY_DAYS) -> None:
-    """Writes ``ca.key`` (mode 0600) and ``ca.crt``, valid for ``days``, into ``directory``.
+def make_authority(authority_directory: Path, valid_days: int = AUTHORITY_DAYS) -> None:
+    """Writes the authority's ``ca.key`` (mode 0600) and ``ca.crt``.
+
+    Args:
+        authority_directory: Where they are written; made if need be.
+        valid_days: Days that the certificate is valid.
 
     Raises:
         DeploymentError: When one of them exists: a new authority would cut off every node.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    refuse_overwriting(directory / "ca.key", directory / "ca.crt")
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PFSR federation authority")])
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    certificate = (
-        _builder(name, name, key.public_key(), days)
+    authority_directory.mkdir(parents=True, exist_ok=True)
+    refuse_overwriting(authority_directory / "ca.key", authority_directory / "ca.crt")
+    authority_key = ec.generate_private_key(ec.SECP384R1())
+    authority_name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, "PFSR federation authority")]
+    )
+    key_identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    authority_certificate = (
+        _builder(authority_name, authority_name, authority_key.public_key(), valid_days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(identifier, critical=False)
-        .sign(key, hashes.SHA384())
+        .add_extension(key_identifier, critical=False)
+        .sign(authority_key, hashes.SHA384())
     )
-    _write_pair(directory / "ca.key", key, directory / "ca.crt", certificate)
+    _write_pair(
+        authority_directory / "ca.key",
+        authority_key,
+        authority_directory / "ca.crt",
+        authority_certificate,
+    )
 
 
-def make_server_certificate(directory: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> None:
+def make_server_certificate(
+    authority_directory: Path, hosts: Sequence[str], valid_days: int = SERVER_DAYS
+) -> None:
     """Writes ``server.key`` (mode 0600) and ``server.crt``, signed by the authority there.
 
     Replaces an older pair, which renews it.
 
     Args:
-        directory: Where the authority is.
+        authority_directory: Where the authority is.
         hosts: Names and IP addresses by which nodes reach the SuperLink. 127.0.0.1 is always added,
             since the SuperLink's own processes use its control port there.
-        days: Days that the certificate is valid.
+        valid_days: Days that the certificate is valid.
 
     Raises:
         DeploymentError: For no host, and without an authority.
     """
-    names = alternative_names(hosts)
-    authority_key, authority = _authority(directory)
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PFSR SuperLink")])
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    certificate = (
-        _builder(name, authority.subject, key.public_key(), days)
+    host_names = alternative_names(hosts)
+    authority_key, authority_certificate = _authority(authority_directory)
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PFSR SuperLink")])
+    key_identifier = x509.SubjectKeyIdentifier.from_public_key(server_key.public_key())
+    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(
+        authority_key.public_key()
+    )
+    server_purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    server_certificate = (
+        _builder(server_name, authority_certificate.subject, server_key.public_key(), valid_days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(purpose, critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(identifier, critical=False)
-        .add_extension(issuer, critical=False)
+        .add_extension(server_purpose, critical=False)
+        .add_extension(x509.SubjectAlternativeName(host_names), critical=False)
+        .add_extension(key_identifier, critical=False)
+        .add_extension(issuer_identifier, critical=False)
         .sign(authority_key, hashes.SHA384())
     )
-    _write_pair(directory / "server.key", key, directory / "server.crt", certificate)
+    _write_pair(
+        authority_directory / "server.key",
+        server_key,
+        authority_directory / "server.crt",
+        server_certificate,
+    )
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, valid_days: int
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -93,7 +113,7 @@ def _builder(
         .serial_number(x509.random_serial_number())
         # an hour back: the clocks of nodes differ
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(now + datetime.timedelta(days=valid_days))
     )
 
 
@@ -123,53 +143,64 @@ def _alternative_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         pass
-    labels = r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
-    if not re.fullmatch(labels, host):
+    host_pattern = r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
+    if not re.fullmatch(host_pattern, host):
         raise DeploymentError(f"{host!r} is no host. Fix: a name or an IP address without a port.")
     return x509.DNSName(host)
 
 
-def _authority(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+def _authority(authority_directory: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     try:
-        key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
-        certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
+        authority_key = serialization.load_pem_private_key(
+            (authority_directory / "ca.key").read_bytes(), None
+        )
+        authority_certificate = x509.load_pem_x509_certificate(
+            (authority_directory / "ca.crt").read_bytes()
+        )
     except (OSError, ValueError) as error:
-        fix = f"`pfsr deploy init {directory} --host NAME`"
-        raise DeploymentError(f"no authority in {directory} ({error}). Fix: {fix}.") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != (
-        certificate.public_key()
+        fix = f"`pfsr deploy init {authority_directory} --host NAME`"
+        raise DeploymentError(
+            f"no authority in {authority_directory} ({error}). Fix: {fix}."
+        ) from None
+    if not isinstance(authority_key, ec.EllipticCurvePrivateKey) or authority_key.public_key() != (
+        authority_certificate.public_key()
     ):
-        raise DeploymentError(f"{directory}: ca.key is not the key of ca.crt. Fix: restore both.")
-    return key, certificate
+        raise DeploymentError(
+            f"{authority_directory}: ca.key is not the key of ca.crt. Fix: restore both."
+        )
+    return authority_key, authority_certificate
 
 
 def _write_pair(
-    key_path: Path, key: ec.EllipticCurvePrivateKey, path: Path, certificate: x509.Certificate
+    key_path: Path,
+    private_key: ec.EllipticCurvePrivateKey,
+    certificate_path: Path,
+    certificate: x509.Certificate,
 ) -> None:
-    pem = key.private_bytes(
+    key_pem = private_key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _replace(key_path, pem, 0o600)
-    _replace(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    _replace(key_path, key_pem, 0o600)
+    _replace(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
+def _replace(file_path: Path, file_content: bytes, file_mode: int) -> None:
     """Writes a file atomically, and never readable by others in between."""
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    partial_path = file_path.with_name(file_path.name + ".new")
+    partial_path.unlink(missing_ok=True)
+    descriptor = os.open(partial_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file_mode)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, no path
-        file.write(content)
-    unfinished.replace(path)
+        file.write(file_content)
+    partial_path.replace(file_path)
 
 
-def refuse_overwriting(*paths: Path) -> None:
+def refuse_overwriting(*file_paths: Path) -> None:
     """Raises DeploymentError when one of the files exists."""
-    for path in paths:
-        if path.exists():
+    for file_path in file_paths:
+        if file_path.exists():
             raise DeploymentError(
-                f"{path} exists already. Fix: choose another place, or move it away. What was made "
-                f"with it, registrations and certificates, ends with it."
+                f"{file_path} exists already. Fix: choose another place, or move it away. What was "
+                f"made with it, registrations and certificates, ends with it."
             )

@@ -1,6 +1,6 @@
 """Keys, Flower command lines and the connection profile of a federation over the network.
 
-Only files and command lines are made here; docs/deployment.md says who runs what where.
+Only files and command lines are made here; docs/guides/deployment.md says who runs what where.
 """
 
 from __future__ import annotations
@@ -50,102 +50,120 @@ NEW_PROFILES = '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def make_node_key(path: Path) -> None:
-    """Writes a node's key pair: ``path`` (mode 0600) and ``path.pub``, which alone leaves the node.
+def make_node_key(key_path: Path) -> None:
+    """Writes a node's key pair: the private half (mode 0600), and the public one beside it.
+
+    Args:
+        key_path: The private half, which never leaves the node; the public one ends in ``.pub``.
 
     Raises:
         DeploymentError: When one of the files exists, since a node is known by its key, and without
             ssh-keygen.
     """
-    refuse_overwriting(path, public_key_path(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_overwriting(key_path, public_key_path(key_path))
+    key_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done = subprocess.run(node_key_command(path), capture_output=True, text=True, check=False)
+        keygen_result = subprocess.run(
+            node_key_command(key_path), capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         raise DeploymentError("ssh-keygen is not here. Fix: install OpenSSH's client.") from None
-    if done.returncode != 0:
-        raise DeploymentError(f"ssh-keygen could not write {path}: {done.stderr.strip()}")
+    if keygen_result.returncode != 0:
+        raise DeploymentError(
+            f"ssh-keygen could not write {key_path}: {keygen_result.stderr.strip()}"
+        )
 
 
-def node_key_command(path: Path) -> list[str]:
+def node_key_command(key_path: Path) -> list[str]:
     """The ssh-keygen command: a NIST curve, which Flower asks for, and no passphrase."""
-    words = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", ""]
-    return [*words, "-C", "pfsr-node", "-f", str(path)]
+    base_command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", ""]
+    return [*base_command, "-C", "pfsr-node", "-f", str(key_path)]
 
 
-def public_key_path(path: Path) -> Path:
+def public_key_path(key_path: Path) -> Path:
     """The file of the public half, as ssh-keygen names it."""
-    return path.with_name(path.name + ".pub")
+    return key_path.with_name(key_path.name + ".pub")
 
 
 def superlink_command(
-    directory: Path | None,
+    certificate_directory: Path | None,
     *,
-    fleet: str = "0.0.0.0:9092",
-    control: str = f"{LOOPBACK}:8000",
-    database: Path | None = None,
+    fleet_address: str = "0.0.0.0:9092",
+    control_address: str = f"{LOOPBACK}:8000",
+    database_file: Path | None = None,
 ) -> list[str]:
     """The command that starts the SuperLink.
 
     Args:
-        directory: Of the certificates; then TLS is on and registered nodes alone are admitted. None
-            for a SuperLink without TLS that admits anybody.
-        fleet: HOST:PORT that nodes connect to.
-        control: HOST:PORT where runs are started. Whoever reaches it can run code on every node,
-            therefore loopback.
-        database: File that keeps registrations and runs over a restart.
+        certificate_directory: Of the certificates; then TLS is on and registered nodes alone are
+            admitted. None for a SuperLink without TLS that admits every node.
+        fleet_address: HOST:PORT that nodes connect to.
+        control_address: HOST:PORT where runs are started. A process that reaches it can run code
+            on every node, therefore loopback.
+        database_file: File that keeps registrations and runs over a restart.
     """
-    host, port = split_address(control)
-    command = [tool("flower-superlink"), "--host", host, "--port", str(port)]
-    command += ["--fleet-api-address", fleet]
-    if database is not None:
-        command += ["--database", str(database.absolute())]
-    if directory is None:
+    control_host, control_port = split_address(control_address)
+    command = [tool("flower-superlink"), "--host", control_host, "--port", str(control_port)]
+    command += ["--fleet-api-address", fleet_address]
+    if database_file is not None:
+        command += ["--database", str(database_file.absolute())]
+    if certificate_directory is None:
         return [*command, "--insecure"]
-    for option, name in TLS_FILES.items():
-        command += [option, str((directory / name).absolute())]
+    for tls_option, file_name in TLS_FILES.items():
+        command += [tls_option, str((certificate_directory / file_name).absolute())]
     return [*command, "--enable-supernode-auth"]
 
 
 def node_command(
-    superlink: str,
+    superlink_address: str,
     *,
     root_certificates: Path | None,
-    key: Path | None,
+    private_key: Path | None,
     node_config: Mapping[str, bool | int | float | str],
-    port: int = 9094,
+    loopback_port: int = 9094,
 ) -> list[str]:
     """The command that starts a SuperNode.
 
     Args:
-        superlink: HOST:PORT of the SuperLink's fleet API.
+        superlink_address: HOST:PORT of the SuperLink's fleet API.
         root_certificates: The ca.crt of the federation; None for a connection without TLS.
-        key: The node's private key; None where the SuperLink asks for none.
+        private_key: The node's private key; None where the SuperLink asks for none.
         node_config: What the ClientApp finds in ``context.node_config``.
-        port: Loopback port for the node's own processes, different for every node of a machine.
+        loopback_port: For the node's own processes, different for every node of a machine.
 
     Raises:
         DeploymentError: For a node config that Flower cannot read.
     """
-    command = [tool("flower-supernode"), "--superlink", superlink, "--port", str(port)]
+    command = [
+        tool("flower-supernode"),
+        "--superlink",
+        superlink_address,
+        "--port",
+        str(loopback_port),
+    ]
     if root_certificates is None:
         command.append("--insecure")
     else:
         command += ["--root-certificates", str(root_certificates.absolute())]
-    if key is not None:
-        command += ["--auth-supernode-private-key", str(key.absolute())]
+    if private_key is not None:
+        command += ["--auth-supernode-private-key", str(private_key.absolute())]
     if node_config:
-        pairs = (f"{name}={_node_value(name, value)}" for name, value in node_config.items())
-        command += ["--node-config", " ".join(pairs)]
+        config_pairs = (
+            f"{config_key}={_node_value(config_key, config_value)}"
+            for config_key, config_value in node_config.items()
+        )
+        command += ["--node-config", " ".join(config_pairs)]
     return command
 
 
-def register_command(public_key: Path, connection: str) -> list[str]:
+def register_command(public_key: Path, connection_name: str) -> list[str]:
     """The command that admits a node; it needs the control port."""
-    return [tool("flwr"), "supernode", "register", str(public_key.absolute()), connection]
+    return [tool("flwr"), "supernode", "register", str(public_key.absolute()), connection_name]
 
 
-def write_profile(flwr_home: Path, name: str, address: str, root_certificates: Path | None) -> Path:
+def write_profile(
+    flwr_home: Path, connection_name: str, superlink_address: str, root_certificates: Path | None
+) -> Path:
     """Adds or replaces ``[superlink.NAME]`` in Flower's ``config.toml``; returns its path.
 
     Everything else in the file stays as it is, comments too.
@@ -154,49 +172,58 @@ def write_profile(flwr_home: Path, name: str, address: str, root_certificates: P
         DeploymentError: For a file that is not TOML, or that defines NAME otherwise than as a
             table.
     """
-    if not _PLAIN_NAME.fullmatch(name):
-        raise DeploymentError(f"connection {name!r}. Fix: use letters, digits, - and _ only.")
-    path = flwr_home / "config.toml"
-    entry: dict[str, Any] = {"address": address, "insecure": True}
+    if not _PLAIN_NAME.fullmatch(connection_name):
+        raise DeploymentError(
+            f"connection {connection_name!r}. Fix: use letters, digits, - and _ only."
+        )
+    config_path = flwr_home / "config.toml"
+    profile_entry: dict[str, Any] = {"address": superlink_address, "insecure": True}
     if root_certificates is not None:
-        entry = {"address": address, "root-certificates": str(root_certificates.absolute())}
-    before = path.read_text("utf-8") if path.exists() else NEW_PROFILES
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-    kept = _without_table(before, name).rstrip()
-    after = f"{kept}\n\n[superlink.{name}]\n{lines}".lstrip()
-    _check_only_change(path, before, after, name, entry)
+        profile_entry = {
+            "address": superlink_address,
+            "root-certificates": str(root_certificates.absolute()),
+        }
+    old_text = config_path.read_text("utf-8") if config_path.exists() else NEW_PROFILES
+    entry_lines = "".join(
+        f"{entry_key} = {json.dumps(entry_value)}\n"
+        for entry_key, entry_value in profile_entry.items()
+    )
+    other_text = _without_table(old_text, connection_name).rstrip()
+    new_text = f"{other_text}\n\n[superlink.{connection_name}]\n{entry_lines}".lstrip()
+    _check_only_change(config_path, old_text, new_text, connection_name, profile_entry)
     flwr_home.mkdir(parents=True, exist_ok=True)
-    path.write_text(after, "utf-8")
-    return path
+    config_path.write_text(new_text, "utf-8")
+    return config_path
 
 
-def tool(name: str) -> str:
+def tool(program_name: str) -> str:
     """Path of a program of this Python environment, activated or not. Raises DeploymentError."""
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise DeploymentError(f'{path} is missing. Fix: pip install "flwr>=1.39,<1.40"')
-    return str(path)
+    program_path = Path(sys.executable).parent / program_name
+    if not program_path.exists():
+        raise DeploymentError(f'{program_path} is missing. Fix: pip install "flwr>=1.39,<1.40"')
+    return str(program_path)
 
 
-def check_public_key(path: Path) -> None:
+def check_public_key(key_path: Path) -> None:
     """Raises DeploymentError for a private key: it is not to leave its node."""
-    if _is_private(path):
+    if _is_private(key_path):
         raise DeploymentError(
-            f"{path} is a private key, which never leaves its node. Fix: give its public half, "
-            f"{public_key_path(path).name}."
+            f"{key_path} is a private key, which never leaves its node. Fix: give its public half, "
+            f"{public_key_path(key_path).name}."
         )
 
 
-def check_private_key(path: Path) -> None:
+def check_private_key(key_path: Path) -> None:
     """Raises DeploymentError for anything else than a private key."""
-    if not _is_private(path):
+    if not _is_private(key_path):
         raise DeploymentError(
-            f"{path} is no private key. Fix: give the file that pfsr deploy key made, without .pub."
+            f"{key_path} is no private key. Fix: give the file that pfsr deploy key made, "
+            f"without .pub."
         )
 
 
-def _is_private(path: Path) -> bool:
-    return b"PRIVATE KEY-----" in path.read_bytes()[:100]
+def _is_private(key_path: Path) -> bool:
+    return b"PRIVATE KEY-----" in key_path.read_bytes()[:100]
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -209,86 +236,105 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def node_data(
-    name: str, data: Path | None, part: str, clients: int = 0
+    node_name: str, data_file: Path | None, dataset_part: str, num_clients: int = 0
 ) -> dict[str, bool | int | float | str]:
     """The node config that says which data a node has.
 
     Args:
-        name: Name of a node with a file of its own, else "".
-        data: The node's own file, None for a part.
-        part: The node's part of a public dataset, as "0/3"; "" for a file.
-        clients: Number of clients that the users of the file form; 0 leaves that to the run.
+        node_name: Name of a node with a file of its own, else "".
+        data_file: The node's own file, None for a part.
+        dataset_part: The node's part of a public dataset, as "0/3"; "" for a file.
+        num_clients: Number of clients that the users of the file form; 0 leaves that to the run.
 
     Raises:
-        DeploymentError: Unless either ``data`` with ``name`` or ``part`` is given.
+        DeploymentError: Unless ``data_file`` with ``node_name``, or ``dataset_part``, is given.
     """
-    if (data is None) == (not part):
+    if (data_file is None) == (not dataset_part):
         raise DeploymentError("which data? Fix: either --data FILE with --name, or --part I/N.")
-    if data is not None:
-        if not data.is_file():
-            raise DeploymentError(f"{data}: no such file. Fix: give the node's own data.")
-        if not _PLAIN_NAME.fullmatch(name):
+    if data_file is not None:
+        if not data_file.is_file():
+            raise DeploymentError(f"{data_file}: no such file. Fix: give the node's own data.")
+        if not _PLAIN_NAME.fullmatch(node_name):
             fix = "give --name, of letters, digits, - and _, different for every node"
             raise DeploymentError(
-                f"a node with data of its own has a name, not {name!r}. Fix: {fix}."
+                f"a node with data of its own has a name, not {node_name!r}. Fix: {fix}."
             )
-        own = {"name": name, "data-path": str(data.absolute()), "data-source": "file"}
-        return {**own, "clients": clients} if clients else dict(own)
-    if clients:
+        own_config = {
+            "name": node_name,
+            "data-path": str(data_file.absolute()),
+            "data-source": "file",
+        }
+        return {**own_config, "clients": num_clients} if num_clients else dict(own_config)
+    if num_clients:
         raise DeploymentError(
             "--clients groups the users of a node's own file. Fix: leave it out; with --part the "
             "run's federation.clients says how many there are."
         )
-    number, _, of = part.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)) or name:
+    part_number, _, num_parts = dataset_part.partition("/")
+    is_number = part_number.isdecimal() and num_parts.isdecimal()
+    if node_name or not is_number or int(part_number) >= int(num_parts):
         raise DeploymentError(
-            f"part {part!r}, name {name!r}. Fix: parts count from 0, as 0/3, 1/3, 2/3, "
-            f"and need no name."
+            f"part {dataset_part!r}, name {node_name!r}. Fix: parts count from 0, as 0/3, "
+            f"1/3, 2/3, and need no name."
         )
-    return {"partition-id": int(number), "num-partitions": int(of)}
+    return {"partition-id": int(part_number), "num-partitions": int(num_parts)}
 
 
 def free_port() -> int:
     """A free port of loopback; two nodes that start at once get different ones."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as probe_socket:
+        probe_socket.bind((LOOPBACK, 0))
+        return int(probe_socket.getsockname()[1])
 
 
-def _node_value(name: str, value: bool | int | float | str) -> str:
+def _node_value(config_key: str, config_value: bool | int | float | str) -> str:
     """A value as Flower parses it: TOML, without quotation marks of the kind that encloses it."""
-    if not _PLAIN_NAME.fullmatch(name):
-        raise DeploymentError(f"node config {name!r}. Fix: use letters, digits, - and _ only.")
-    if not isinstance(value, str):
-        return str(value).lower() if isinstance(value, bool) else repr(value)
-    if "\n" in value or ('"' in value and "'" in value) or ("\\" in value and "'" in value):
-        raise DeploymentError(f"node config {name} = {value!r} has quotes. Fix: rename the file.")
-    literal = '"' in value or "\\" in value
-    return f"'{value}'" if literal else f'"{value}"'
+    if not _PLAIN_NAME.fullmatch(config_key):
+        raise DeploymentError(
+            f"node config {config_key!r}. Fix: use letters, digits, - and _ only."
+        )
+    if not isinstance(config_value, str):
+        return str(config_value).lower() if isinstance(config_value, bool) else repr(config_value)
+    if (
+        "\n" in config_value
+        or ('"' in config_value and "'" in config_value)
+        or ("\\" in config_value and "'" in config_value)
+    ):
+        raise DeploymentError(
+            f"node config {config_key} = {config_value!r} has quotes. Fix: rename the file."
+        )
+    needs_literal = '"' in config_value or "\\" in config_value
+    return f"'{config_value}'" if needs_literal else f'"{config_value}"'
 
 
-def _without_table(text: str, name: str) -> str:
+def _without_table(config_text: str, connection_name: str) -> str:
     """The file's text without a connection's table and sub-tables, but with the comments there."""
-    header = re.compile(rf'\s*\[\s*superlink\s*\.\s*"?{re.escape(name)}"?\s*[.\]]')
-    kept, inside = [], False
-    for line in text.splitlines(keepends=True):
-        if line.lstrip().startswith("["):
-            inside = header.match(line) is not None
-        if not inside or line.startswith("#"):
-            kept.append(line)
-    return "".join(kept)
+    table_header = re.compile(rf'\s*\[\s*superlink\s*\.\s*"?{re.escape(connection_name)}"?\s*[.\]]')
+    kept_lines, in_table = [], False
+    for text_line in config_text.splitlines(keepends=True):
+        if text_line.lstrip().startswith("["):
+            in_table = table_header.match(text_line) is not None
+        if not in_table or text_line.startswith("#"):
+            kept_lines.append(text_line)
+    return "".join(kept_lines)
 
 
 def _check_only_change(
-    path: Path, before: str, after: str, name: str, entry: Mapping[str, Any]
+    config_path: Path,
+    old_text: str,
+    new_text: str,
+    connection_name: str,
+    profile_entry: Mapping[str, Any],
 ) -> None:
-    """Raises DeploymentError unless ``after`` differs from ``before`` in this one table."""
-    fix = f"write [superlink.{name}] into it by hand"
+    """Raises DeploymentError unless ``new_text`` differs from ``old_text`` in this one table."""
+    fix = f"write [superlink.{connection_name}] into it by hand"
     try:
-        expected = tomllib.loads(before)
-        expected.setdefault("superlink", {})[name] = dict(entry)
-        found = tomllib.loads(after)
+        expected_tables = tomllib.loads(old_text)
+        expected_tables.setdefault("superlink", {})[connection_name] = dict(profile_entry)
+        changed_tables = tomllib.loads(new_text)
     except (tomllib.TOMLDecodeError, AttributeError, TypeError) as error:
-        raise DeploymentError(f"{path} cannot be changed safely ({error}). Fix: {fix}.") from None
-    if found != expected:
-        raise DeploymentError(f"{path} cannot be changed safely. Fix: {fix}.")
+        raise DeploymentError(
+            f"{config_path} cannot be changed safely ({error}). Fix: {fix}."
+        ) from None
+    if changed_tables != expected_tables:
+        raise DeploymentError(f"{config_path} cannot be changed safely. Fix: {fix}.")

@@ -42,12 +42,12 @@ class Link:
     log: Path
 
 
-def launch(config: Mapping[str, Value], nodes: int) -> Path:
+def launch(run_config: Mapping[str, Value], num_nodes: int) -> Path:
     """Runs the app on a simulated federation.
 
     Args:
-        config: The complete run config, with absolute paths and ``run.directory``.
-        nodes: Number of simulated nodes.
+        run_config: The complete run config, with absolute paths and ``run.directory``.
+        num_nodes: Number of simulated nodes.
 
     Returns:
         The run's directory.
@@ -55,30 +55,39 @@ def launch(config: Mapping[str, Value], nodes: int) -> Path:
     Raises:
         LaunchError: When the run could not be started, or when Flower does not call it completed.
     """
-    began = time.time()
-    with tempfile.TemporaryDirectory(prefix="pfsr-") as home, superlink(Path(home)) as link:
-        path = Path(home) / "run-config.toml"
-        path.write_text("".join(f"{k} = {toml_value(v)}\n" for k, v in config.items()), "utf-8")
-        _flwr_run(link, app_directory(Path(home)), path, nodes)
+    start_time = time.time()
+    with (
+        tempfile.TemporaryDirectory(prefix="pfsr-") as flower_home,
+        superlink(Path(flower_home)) as link,
+    ):
+        config_path = Path(flower_home) / "run-config.toml"
+        config_lines = (f"{key} = {toml_value(value)}\n" for key, value in run_config.items())
+        config_path.write_text("".join(config_lines), "utf-8")
+        _flwr_run(link, app_directory(Path(flower_home)), config_path, num_nodes)
         _check_completed(link)
-    return _run_directory(config, began)
+    return _run_directory(run_config, start_time)
 
 
 @contextlib.contextmanager
-def superlink(home: Path) -> Iterator[Link]:
+def superlink(flower_home: Path) -> Iterator[Link]:
     """A SuperLink for simulations, stopped at the end together with its descendants."""
-    port, variables, log = free_port(), environment(home), home / "superlink.log"
+    port, flower_environment = free_port(), environment(flower_home)
+    log_path = flower_home / "superlink.log"
     address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(
+    (flower_home / "config.toml").write_text(
         f'[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n', "utf-8"
     )
     command = [tool("flower-superlink"), "--insecure", "--simulation"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
+    with log_path.open("wb") as log_file:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=variables, start_new_session=True
+            command,
+            stdout=log_file,
+            stderr=log_file,
+            env=flower_environment,
+            start_new_session=True,
         )
-    link = Link(process, address, variables, log)
+    link = Link(process, address, flower_environment, log_path)
     try:
         _wait_until_healthy(link)
         yield link
@@ -86,13 +95,13 @@ def superlink(home: Path) -> Iterator[Link]:
         stop(process)
 
 
-def _flwr_run(link: Link, app: Path, config: Path, nodes: int) -> None:
-    federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
-    command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
-    command += ["--federation-config", federation, "--run-config", str(config)]
-    code = subprocess.run(command, env=link.environment, check=False).returncode
-    if code != 0:
-        raise LaunchError(f"flwr run ended with code {code}.{_tail(link)}")
+def _flwr_run(link: Link, app_path: Path, config_path: Path, num_nodes: int) -> None:
+    federation_config = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
+    command = [tool("flwr"), "run", str(app_path), CONNECTION, "--stream"]
+    command += ["--federation-config", federation_config, "--run-config", str(config_path)]
+    exit_code = subprocess.run(command, env=link.environment, check=False).returncode
+    if exit_code != 0:
+        raise LaunchError(f"flwr run ended with code {exit_code}.{_tail(link)}")
 
 
 def _check_completed(link: Link) -> None:
@@ -100,10 +109,10 @@ def _check_completed(link: Link) -> None:
     command = [tool("flwr"), "list", CONNECTION, "--format", "json"]
     deadline = time.monotonic() + STOP_SECONDS
     while True:
-        done = subprocess.run(
+        list_result = subprocess.run(
             command, env=link.environment, capture_output=True, text=True, check=False
         )
-        status = run_status(done.stdout)
+        status = run_status(list_result.stdout)
         if status.startswith("finished") or time.monotonic() > deadline:
             break
         time.sleep(0.5)
@@ -111,10 +120,10 @@ def _check_completed(link: Link) -> None:
         raise LaunchError(f"the run ended as {status!r}.{_tail(link)}")
 
 
-def run_status(text: str) -> str:
+def run_status(json_text: str) -> str:
     """The status of the only run in the output of ``flwr list --format json``."""
     try:
-        runs = json.loads(text)["runs"]
+        runs = json.loads(json_text)["runs"]
         return str(runs[0]["status"])
     except (ValueError, KeyError, IndexError, TypeError):
         return "unknown"
@@ -133,16 +142,20 @@ def _wait_until_healthy(link: Link) -> None:
     raise LaunchError(f"the SuperLink was not ready after {START_SECONDS:g} s.{_tail(link)}")
 
 
-def _run_directory(config: Mapping[str, Value], began: float) -> Path:
-    root = Path(str(config["run.directory"]))
-    if config.get("run.resume"):
-        return root / str(config["run.resume"])
-    written = [path for path in root.glob("*/summary.json") if path.stat().st_mtime >= began - 1]
-    if not written:
-        raise LaunchError(f"the run completed, but {root} has no new summary.json")
-    return max(written, key=lambda path: path.stat().st_mtime).parent
+def _run_directory(run_config: Mapping[str, Value], start_time: float) -> Path:
+    runs_directory = Path(str(run_config["run.directory"]))
+    if run_config.get("run.resume"):
+        return runs_directory / str(run_config["run.resume"])
+    new_summaries = [
+        summary_path
+        for summary_path in runs_directory.glob("*/summary.json")
+        if summary_path.stat().st_mtime >= start_time - 1
+    ]
+    if not new_summaries:
+        raise LaunchError(f"the run completed, but {runs_directory} has no new summary.json")
+    return max(new_summaries, key=lambda summary_path: summary_path.stat().st_mtime).parent
 
 
 def _tail(link: Link) -> str:
-    lines = link.log.read_text("utf-8", "replace").splitlines()[-25:]
-    return "".join(f"\n  superlink: {line}" for line in lines)
+    log_lines = link.log.read_text("utf-8", "replace").splitlines()[-25:]
+    return "".join(f"\n  superlink: {line}" for line in log_lines)

@@ -18,9 +18,9 @@ from typing import Literal
 from pfsr.deploy.findings import Finding
 from pfsr.deploy.flower_commands import split_address
 
-SECONDS = 5.0  # for each connection and each answer
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-SETTINGS_FRAME = 4  # the first frame of whoever speaks HTTP/2
+CONNECT_SECONDS = 5.0  # for each connection and each answer
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+SETTINGS_FRAME = 4  # the first frame of an HTTP/2 server
 HANDSHAKE_ERRORS = (ssl.SSLError, ConnectionError, TimeoutError)
 EXPIRED, NOT_YET_VALID = 10, 9  # OpenSSL's X509_V_ERR_...
 OTHER_NAME = (62, 64)  # of a host, of an IP address
@@ -44,14 +44,18 @@ class Server:
 
 
 def diagnose(
-    address: str, root_certificates: Path | None, key: Path | None, *, insecure: bool = False
+    address: str,
+    root_certificates: Path | None,
+    private_key: Path | None,
+    *,
+    insecure: bool = False,
 ) -> list[Finding]:
     """What a SuperNode with these arguments would meet at the SuperLink.
 
     Args:
         address: HOST:PORT of the SuperLink's fleet API.
         root_certificates: The node's ca.crt; None for the system's authorities, as for Flower.
-        key: The node's private key, None for none.
+        private_key: The node's private key, None for none.
         insecure: Whether the node connects without TLS.
 
     Returns:
@@ -71,82 +75,89 @@ def diagnose(
     if findings[-1].level == "ok" and not insecure:
         findings.append(_certificate_finding(server, root_certificates))
     if findings[-1].level == "ok":
-        findings.append(key_finding(server.address, root_certificates, key, insecure=insecure))
+        findings.append(
+            key_finding(server.address, root_certificates, private_key, insecure=insecure)
+        )
     return findings
 
 
 def _connection_finding(host: str, port: int) -> Finding:
     """Whether the name resolves, and anything listens there."""
-    place = f"{host} port {port}"
+    host_and_port = f"{host} port {port}"
     try:
-        socket.create_connection((host, port), timeout=SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (socket.gaierror, UnicodeError):
         fix = "check the spelling and the name service, or give the IP address"
         return Finding("missing", "connection", f"the name {host} does not resolve", fix)
     except ConnectionRefusedError:
         fix = "start the SuperLink there (pfsr deploy superlink), or correct the port: 9092"
-        return Finding("missing", "connection", f"nothing listens at {place}", fix)
+        return Finding("missing", "connection", f"nothing listens at {host_and_port}", fix)
     except TimeoutError:
         fix = "open the port in the firewalls between, and check that the host is on"
-        return Finding("missing", "connection", f"no answer from {place} in {SECONDS:g} s", fix)
+        return Finding(
+            "missing", "connection", f"no answer from {host_and_port} in {CONNECT_SECONDS:g} s", fix
+        )
     except OSError as error:
         fix = "check the network and the address"
-        return Finding("missing", "connection", f"{place} is out of reach: {error.strerror}", fix)
-    return Finding("ok", "connection", f"something listens at {place}")
+        return Finding(
+            "missing", "connection", f"{host_and_port} is out of reach: {error.strerror}", fix
+        )
+    return Finding("ok", "connection", f"something listens at {host_and_port}")
 
 
 def _language(host: str, port: int) -> tuple[Language, bytes]:
     """The language that the server speaks, and its certificate, which is not verified here."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    tls_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls_context.check_hostname = False
+    tls_context.verify_mode = ssl.CERT_NONE
     try:
-        with _handshake(context, host, port) as connection:
-            certificate = connection.getpeercert(binary_form=True) or b""
-            grpc = connection.selected_alpn_protocol() == "h2"
-            return ("gRPC over TLS" if grpc else "HTTP over TLS"), certificate
+        with _handshake(tls_context, host, port) as tls_socket:
+            der_certificate = tls_socket.getpeercert(binary_form=True) or b""
+            speaks_grpc = tls_socket.selected_alpn_protocol() == "h2"
+            return ("gRPC over TLS" if speaks_grpc else "HTTP over TLS"), der_certificate
     except HANDSHAKE_ERRORS:
         return _language_in_clear(host, port), b""
 
 
 def _language_in_clear(host: str, port: int) -> Language:
-    if _first_bytes(host, port, PREFACE)[3:4] == bytes((SETTINGS_FRAME,)):
+    if _first_bytes(host, port, HTTP2_PREFACE)[3:4] == bytes((SETTINGS_FRAME,)):
         return "gRPC in clear"
-    request = b"HEAD / HTTP/1.1\r\nHost: superlink\r\nConnection: close\r\n\r\n"
-    return "HTTP in clear" if _first_bytes(host, port, request).startswith(b"HTTP/") else "unknown"
+    http_request = b"HEAD / HTTP/1.1\r\nHost: superlink\r\nConnection: close\r\n\r\n"
+    speaks_http = _first_bytes(host, port, http_request).startswith(b"HTTP/")
+    return "HTTP in clear" if speaks_http else "unknown"
 
 
-def _first_bytes(host: str, port: int, words: bytes) -> bytes:
-    """The first bytes that come back to ``words``, b"" for none."""
-    answer = b""
+def _first_bytes(host: str, port: int, request_bytes: bytes) -> bytes:
+    """The first bytes that come back to ``request_bytes``, b"" for none."""
+    first_bytes = b""
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((host, port), timeout=SECONDS) as connection,
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS) as tcp_socket,
     ):
-        connection.sendall(words)
-        while len(answer) < 5 and (more := connection.recv(64)):
-            answer += more
-    return answer
+        tcp_socket.sendall(request_bytes)
+        while len(first_bytes) < 5 and (next_bytes := tcp_socket.recv(64)):
+            first_bytes += next_bytes
+    return first_bytes
 
 
 @contextlib.contextmanager
-def _handshake(context: ssl.SSLContext, host: str, port: int) -> Iterator[ssl.SSLSocket]:
-    context.set_alpn_protocols(["h2"])
+def _handshake(tls_context: ssl.SSLContext, host: str, port: int) -> Iterator[ssl.SSLSocket]:
+    tls_context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection((host, port), timeout=SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=host) as connection,
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS) as plain_socket,
+        tls_context.wrap_socket(plain_socket, server_hostname=host) as tls_socket,
     ):
-        yield connection
+        yield tls_socket
 
 
 def _language_finding(server: Server, insecure: bool) -> Finding:
     """Whether the language is that of a SuperNode with these arguments."""
-    wanted = "gRPC in clear" if insecure else "gRPC over TLS"
-    if server.language == wanted:
+    expected_language = "gRPC in clear" if insecure else "gRPC over TLS"
+    if server.language == expected_language:
         return Finding("ok", "language", server.language)
     if server.language.startswith("HTTP"):
-        found = f"{server.language}, not gRPC: this looks like the control port"
-        return Finding("missing", "language", found, "give the port for nodes: 9092")
+        finding_text = f"{server.language}, not gRPC: this looks like the control port"
+        return Finding("missing", "language", finding_text, "give the port for nodes: 9092")
     if server.language == "gRPC over TLS":
         fix = "leave --insecure out and give the federation's ca.crt"
         return Finding("missing", "language", "the server speaks TLS, --insecure does not", fix)
@@ -164,14 +175,14 @@ def _certificate_finding(server: Server, root_certificates: Path | None) -> Find
         fix = "copy ca.crt from the server's directory"
         return Finding("missing", "certificate", f"{root_certificates}: no such file", fix)
     try:
-        context = ssl.create_default_context(cafile=root_certificates)
+        tls_context = ssl.create_default_context(cafile=root_certificates)
     except (ssl.SSLError, OSError):
         fix = "copy ca.crt from the server's directory again"
         return Finding("missing", "certificate", f"{root_certificates} holds no certificate", fix)
     try:
-        with _handshake(context, server.host, server.port):
-            names, until = _certificate_facts(server.certificate)
-            return Finding("ok", "certificate", f"for {names}; valid until {until}")
+        with _handshake(tls_context, server.host, server.port):
+            host_names, expiry_date = _certificate_facts(server.certificate)
+            return Finding("ok", "certificate", f"for {host_names}; valid until {expiry_date}")
     except ssl.SSLCertVerificationError as error:
         return _untrusted_finding(server, error, root_certificates)
     except HANDSHAKE_ERRORS as error:
@@ -182,32 +193,45 @@ def _certificate_finding(server: Server, root_certificates: Path | None) -> Find
 def _untrusted_finding(
     server: Server, error: ssl.SSLCertVerificationError, root_certificates: Path | None
 ) -> Finding:
-    names, until = _certificate_facts(server.certificate)
+    host_names, expiry_date = _certificate_facts(server.certificate)
     if error.verify_code in OTHER_NAME:
-        found = f"the certificate is for another name: it has {names}, asked for was {server.host}"
+        finding_text = (
+            f"the certificate is for another name: it has {host_names}, asked for was {server.host}"
+        )
         fix = "use one of these names, or on the server: pfsr deploy certificate DIR --host "
-        return Finding("missing", "certificate", found, fix + server.host)
+        return Finding("missing", "certificate", finding_text, fix + server.host)
     if error.verify_code == EXPIRED:
-        found = f"the server's certificate (until {until}) or its authority has expired"
+        finding_text = (
+            f"the server's certificate (until {expiry_date}) or its authority has expired"
+        )
         fix = "check this machine's clock, then on the server: pfsr deploy certificate DIR --host "
-        return Finding("missing", "certificate", found, fix + server.host)
+        return Finding("missing", "certificate", finding_text, fix + server.host)
     if error.verify_code == NOT_YET_VALID:
         return Finding("missing", "certificate", "not valid yet", "check this machine's clock")
-    by = f"the authority in {root_certificates}" if root_certificates else "one the system trusts"
-    found = f"wrong CA: the server's certificate is not signed by {by} ({error.verify_message})"
+    expected_issuer = (
+        f"the authority in {root_certificates}" if root_certificates else "one the system trusts"
+    )
+    finding_text = f"wrong CA: the server's certificate is not signed by {expected_issuer} "
+    finding_text += f"({error.verify_message})"
     fix = "give the ca.crt of this federation, from the server's directory"
-    return Finding("missing", "certificate", found, fix)
+    return Finding("missing", "certificate", finding_text, fix)
 
 
-def _certificate_facts(certificate: bytes) -> tuple[str, str]:
+def _certificate_facts(der_certificate: bytes) -> tuple[str, str]:
     """The names in a certificate and its last day."""
     from cryptography import x509
 
-    parsed = x509.load_der_x509_certificate(certificate)
-    until = parsed.not_valid_after_utc.date().isoformat()
+    parsed_certificate = x509.load_der_x509_certificate(der_certificate)
+    expiry_date = parsed_certificate.not_valid_after_utc.date().isoformat()
     try:
-        found = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternative_names = parsed_certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
     except x509.ExtensionNotFound:
-        return "no name at all", until
-    hosts = [str(name.value) for name in found if isinstance(name, x509.DNSName | x509.IPAddress)]
-    return ", ".join(hosts) or "no name at all", until
+        return "no name at all", expiry_date
+    host_names = [
+        str(general_name.value)
+        for general_name in alternative_names
+        if isinstance(general_name, x509.DNSName | x509.IPAddress)
+    ]
+    return ", ".join(host_names) or "no name at all", expiry_date

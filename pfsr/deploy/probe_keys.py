@@ -30,99 +30,115 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from pfsr.deploy.findings import Finding
 
-SECONDS = 10.0
-PROXIES = ("https_proxy", "http_proxy", "grpc_proxy")
+CALL_SECONDS = 10.0
+PROXY_VARIABLES = ("https_proxy", "http_proxy", "grpc_proxy")
 
 
 def key_finding(
-    address: str, root_certificates: Path | None, key: Path | None, *, insecure: bool
+    address: str, root_certificates: Path | None, key_path: Path | None, *, insecure: bool
 ) -> Finding:
-    """Whether the SuperLink at ``address`` admits a node with ``key``, None for a node without."""
+    """Whether the SuperLink at ``address`` admits a node with this key, None for a node without."""
     try:
-        private = ec.generate_private_key(ec.SECP384R1()) if key is None else _load(key)
+        private_key = (
+            ec.generate_private_key(ec.SECP384R1()) if key_path is None else _load(key_path)
+        )
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         fix = "pfsr deploy key PATH makes one; give the private half, not the .pub"
-        return Finding("missing", "key", f"{key} is no private key of a node ({error})", fix)
-    ask = _without_key if key is None else _with_key
+        return Finding("missing", "key", f"{key_path} is no private key of a node ({error})", fix)
+    ask_superlink = _without_key if key_path is None else _with_key
     channel = create_channel(
         address,
         insecure,
         root_certificates.read_bytes() if root_certificates and not insecure else None,
-        interceptors=[NodeAuthClientInterceptor(private, private.public_key())],
+        interceptors=[NodeAuthClientInterceptor(private_key, private_key.public_key())],
     )
     try:
-        return ask(FleetStub(channel), public_key_to_bytes(private.public_key()))
+        return ask_superlink(FleetStub(channel), public_key_to_bytes(private_key.public_key()))
     finally:
         channel.close()
 
 
-def _load(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = load_ssh_private_key(path.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+def _load(key_path: Path) -> ec.EllipticCurvePrivateKey:
+    private_key = load_ssh_private_key(key_path.read_bytes(), None)
+    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
         raise ValueError("not an ECDSA key")
-    return key
+    return private_key
 
 
 def _with_key(stub: FleetStub, public_key: bytes) -> Finding:
     request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=0)
-    refusal = _refusal(stub.ActivateNode, request)
-    if refusal is None:  # not in any version that is known
+    call_refusal = _refusal(stub.ActivateNode, request)
+    if call_refusal is None:  # not in any version that is known
         return Finding("ok", "key", "registered, and now online for a moment")
-    code, details = refusal
-    if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+    error_code, error_details = call_refusal
+    if error_code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
         return Finding("ok", "key", "registered: this node would be admitted")
-    if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+    if error_code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         fix = "where the control port is reached: pfsr deploy register KEY.pub"
         return Finding("missing", "key", "this key is not registered at the SuperLink", fix)
-    return _other_refusal(code, details)
+    return _other_refusal(error_code, error_details)
 
 
 def _without_key(stub: FleetStub, public_key: bytes) -> Finding:
-    registered: list[int] = []
+    node_ids: list[int] = []
 
     def register(request: RegisterNodeFleetRequest, **options: Any) -> None:
-        registered.append(stub.RegisterNode(request, **options).node_id)
+        node_ids.append(stub.RegisterNode(request, **options).node_id)
 
-    refusal = _refusal(register, RegisterNodeFleetRequest(public_key=public_key))
-    if refusal is None:
-        undone = _refusal(stub.UnregisterNode, UnregisterNodeFleetRequest(node_id=registered[0]))
-        found = "none given and none needed: whoever reaches this port can join"
+    call_refusal = _refusal(register, RegisterNodeFleetRequest(public_key=public_key))
+    if call_refusal is None:
+        unregister_refusal = _refusal(
+            stub.UnregisterNode, UnregisterNodeFleetRequest(node_id=node_ids[0])
+        )
+        finding_text = "none given and none needed: whoever reaches this port can join"
         fix = "for more than a test: start the SuperLink with pfsr deploy superlink"
-        if undone is not None:
-            found += f" (the node {registered[0]} of this question is still registered)"
-        return Finding("note", "key", found, fix)
-    code, details = refusal
-    if code == ApiErrorCode.FLEET_SUPERNODE_REGISTRATION_DISABLED:
+        if unregister_refusal is not None:
+            finding_text += f" (the node {node_ids[0]} of this question is still registered)"
+        return Finding("note", "key", finding_text, fix)
+    error_code, error_details = call_refusal
+    if error_code == ApiErrorCode.FLEET_SUPERNODE_REGISTRATION_DISABLED:
         fix = "pfsr deploy key PATH, register PATH.pub at the server, give --key PATH"
         return Finding("missing", "key", "no key, and the server admits registered nodes only", fix)
-    return _other_refusal(code, details)
+    return _other_refusal(error_code, error_details)
 
 
-def _refusal(call: Callable[..., Any], request: Any) -> tuple[int | grpc.StatusCode, str] | None:
+def _refusal(
+    rpc_call: Callable[..., Any], request: Any
+) -> tuple[int | grpc.StatusCode, str] | None:
     """Flower's error code, or gRPC's where there is none, with the text; None when it worked."""
-    version = RuntimeVersionMetadata.from_local_component("SuperNode")
+    version_metadata = RuntimeVersionMetadata.from_local_component("SuperNode")
     try:
-        call(request, timeout=SECONDS, metadata=version.append_to_grpc_metadata(()))
+        rpc_call(
+            request, timeout=CALL_SECONDS, metadata=version_metadata.append_to_grpc_metadata(())
+        )
     except grpc.RpcError as error:
-        details = str(error.details())
-        refusal = FlowerError.from_json(details)
-        return (error.code(), details) if refusal is None else (refusal.code, refusal.message)
+        error_details = str(error.details())
+        call_refusal = FlowerError.from_json(error_details)
+        if call_refusal is None:
+            return error.code(), error_details
+        return call_refusal.code, call_refusal.message
     return None
 
 
-def _other_refusal(code: int | grpc.StatusCode, details: str) -> Finding:
-    if details == "Invalid timestamp":
+def _other_refusal(error_code: int | grpc.StatusCode, error_details: str) -> Finding:
+    if error_details == "Invalid timestamp":
         fix = "set the clock, here and on the server, by the network"
         return Finding("missing", "clock", "the clocks of node and server differ too much", fix)
-    if code == grpc.StatusCode.UNIMPLEMENTED:
+    if error_code == grpc.StatusCode.UNIMPLEMENTED:
         fix = "give the address and port of the SuperLink: 9092"
         return Finding("missing", "key", "a gRPC server, but no SuperLink", fix)
-    if code == ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE:
+    if error_code == ApiErrorCode.RUNTIME_VERSION_INCOMPATIBLE:
         fix = "install the same flwr 1.39 on both sides"
-        return Finding("missing", "version", f"the SuperLink refuses this version: {details}", fix)
-    if code == grpc.StatusCode.UNAVAILABLE and any(name in os.environ for name in PROXIES):
+        return Finding(
+            "missing", "version", f"the SuperLink refuses this version: {error_details}", fix
+        )
+    if error_code == grpc.StatusCode.UNAVAILABLE and any(
+        variable_name in os.environ for variable_name in PROXY_VARIABLES
+    ):
         fix = "gRPC takes the proxy in https_proxy, http_proxy or grpc_proxy: name the SuperLink's "
         fix += "host in no_proxy"
-        return Finding("missing", "proxy", f"the way is free, but not for gRPC: {details}", fix)
+        return Finding(
+            "missing", "proxy", f"the way is free, but not for gRPC: {error_details}", fix
+        )
     fix = "look into the SuperLink's log"
-    return Finding("missing", "key", f"the SuperLink answers {code}: {details}", fix)
+    return Finding("missing", "key", f"the SuperLink answers {error_code}: {error_details}", fix)

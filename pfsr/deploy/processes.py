@@ -26,59 +26,68 @@ QUIET = {
 }
 
 
-def environment(home: Path) -> dict[str, str]:
-    """The environment variables of a Flower process whose ``FLWR_HOME`` is ``home``."""
-    state = os.environ.get("PFSR_HOME") or ".pfsr"
+def environment(flower_home: Path) -> dict[str, str]:
+    """The environment variables of a Flower process whose ``FLWR_HOME`` is ``flower_home``."""
+    pfsr_home = os.environ.get("PFSR_HOME") or ".pfsr"
     return {
         "OMP_NUM_THREADS": "1",
         "PFSR_COMMIT": commit(),
         **os.environ,
         **QUIET,
         "PATH": search_path(),
-        "FLWR_HOME": str(home),
-        "PFSR_HOME": str(Path(state).expanduser().absolute()),
+        "FLWR_HOME": str(flower_home),
+        "PFSR_HOME": str(Path(pfsr_home).expanduser().absolute()),
     }
 
 
 def search_path() -> str:
     """PATH with the programs of this Python first: Flower starts its own commands by name."""
-    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
-    directories = [] if not path else path.split(os.pathsep)
-    return path if directories[:1] == [programs] else os.pathsep.join((programs, *directories))
+    python_programs, old_path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    path_entries = [] if not old_path else old_path.split(os.pathsep)
+    if path_entries[:1] == [python_programs]:
+        return old_path
+    return os.pathsep.join((python_programs, *path_entries))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Terminates ``process``; after STOP_SECONDS kills it and its descendants, by their ids."""
-    family = {pid: _process_facts(pid) for pid in [process.pid, *descendants(process.pid)]}
+    process_family = {pid: _process_facts(pid) for pid in [process.pid, *descendants(process.pid)]}
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-    for pid, facts in family.items():
-        now = _process_facts(pid)
-        if facts is not None and now is not None and now[1] == facts[1]:
+    for pid, process_facts in process_family.items():
+        current_facts = _process_facts(pid)
+        if (
+            process_facts is not None
+            and current_facts is not None
+            and current_facts[1] == process_facts[1]
+        ):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def descendants(root: int) -> list[int]:
-    """Ids of the processes that ``root`` started, directly or not: on Linux, elsewhere none."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        facts = _process_facts(int(entry.name))
-        if facts is not None:
-            parents[int(entry.name)] = facts[0]
-    family = [root]
-    for pid in family:
-        family += [child for child, parent in parents.items() if parent == pid]
-    return family[1:]
+def descendants(root_pid: int) -> list[int]:
+    """Ids of the processes that ``root_pid`` started, directly or not: on Linux, elsewhere none."""
+    parent_pids = {}
+    for proc_entry in Path("/proc").glob("[0-9]*"):
+        process_facts = _process_facts(int(proc_entry.name))
+        if process_facts is not None:
+            parent_pids[int(proc_entry.name)] = process_facts[0]
+    process_family = [root_pid]
+    for pid in process_family:
+        process_family += [
+            child_pid for child_pid, parent_pid in parent_pids.items() if parent_pid == pid
+        ]
+    return process_family[1:]
 
 
 def _process_facts(pid: int) -> tuple[int, int] | None:
     """(parent, start time): the start time tells whether the id was given to another process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        stat_text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return None
-    return int(fields[1]), int(fields[19])
+    stat_fields = stat_text.rpartition(")")[2].split()
+    return int(stat_fields[1]), int(stat_fields[19])

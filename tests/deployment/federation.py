@@ -110,9 +110,9 @@ class Federation:
         """At the first call and after :meth:`kill_superlink`, on the same ports and database."""
         command = deployment.superlink_command(
             self.certificates,
-            fleet=f"{self.sites.host}:{self.fleet}",
-            control=f"127.0.0.1:{self.control}",
-            database=self.home / "superlink.sqlite",
+            fleet_address=f"{self.sites.host}:{self.fleet}",
+            control_address=f"127.0.0.1:{self.control}",
+            database_file=self.home / "superlink.sqlite",
         )
         environment = self.environment("superlink")
         log = self.home / "superlink.log"
@@ -132,9 +132,9 @@ class Federation:
         command = deployment.node_command(
             f"{self.sites.host}:{self.fleet}",
             root_certificates=self.authority if self.secure else None,
-            key=self.key(node) if self.secure else None,
+            private_key=self.key(node) if self.secure else None,
             node_config=self.node_config(node),
-            port=self.ports[node],
+            loopback_port=self.ports[node],
         )
         command = [*self.sites.nodes, *command]
         self.nodes[node] = start(command, self.environment(f"node-{node}"), self.node_log(node))

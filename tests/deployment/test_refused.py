@@ -44,9 +44,9 @@ def intruder(federation: Federation, kind: str, port: int) -> list[str]:
     return deployment.node_command(
         f"127.0.0.1:{federation.fleet}",
         root_certificates=None if kind == "plain text" else certificate,
-        key=None if kind in ("no key", "plain text") else key,
+        private_key=None if kind in ("no key", "plain text") else key,
         node_config={"partition-id": 1, "num-partitions": 2},
-        port=port,
+        loopback_port=port,
     )
 
 

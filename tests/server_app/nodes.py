@@ -16,7 +16,7 @@ def grid_of(tmp_path, configs, **options):
 
 
 def roster_of(tmp_path, configs, **options) -> Roster:
-    return gather_nodes(grid_of(tmp_path, configs), REGISTRATION, timeout=20, **options)
+    return gather_nodes(grid_of(tmp_path, configs), REGISTRATION, start_timeout=20, **options)
 
 
 def owners(tmp_path, *names, **more):

@@ -7,7 +7,7 @@ import torch
 
 from pfsr_core.federated.algorithm import ServerState
 from server_app.checkpoints import (
-    CHECKPOINT,
+    CHECKPOINT_FILE,
     CheckpointError,
     Progress,
     load_checkpoint,
@@ -60,7 +60,7 @@ def test_another_model_is_refused_with_both_names(tmp_path):
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_half_a_file_is_refused(tmp_path, keep):
     save_checkpoint(tmp_path, PROGRESS, "mark")
-    path = tmp_path / CHECKPOINT
+    path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path, "mark")

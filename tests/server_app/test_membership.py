@@ -33,36 +33,36 @@ def test_it_waits_for_nodes_that_come_late(tmp_path):
             return super().get_node_ids()[: calls // 2]
 
     grid = Late(flat_settings(tiny_settings()), partitions(2, tmp_path))
-    assert len(gather_nodes(grid, REGISTRATION, timeout=20).members) == 2
+    assert len(gather_nodes(grid, REGISTRATION, start_timeout=20).members) == 2
     assert calls >= 4
 
 
 def test_nodes_that_never_come_are_counted(tmp_path):
     grid = grid_of(tmp_path, partitions(3, tmp_path), connected=lambda p: p < 2)
     with pytest.raises(FederationError, match=r"2 of 3 nodes.*start-timeout is 0.5 s"):
-        gather_nodes(grid, REGISTRATION, timeout=0.5)
+        gather_nodes(grid, REGISTRATION, start_timeout=0.5)
 
 
 def test_a_node_that_cannot_read_its_data_says_so_at_once(tmp_path):
     configs = partitions(2, tmp_path)
     configs[1] = {"partition-id": 1, "data-path": "users=many", "state-dir": str(tmp_path)}
     with pytest.raises(FederationError, match="DataError; what it says is in the node's log"):
-        gather_nodes(grid_of(tmp_path, configs), REGISTRATION, timeout=30, settle=0.2)
+        gather_nodes(grid_of(tmp_path, configs), REGISTRATION, start_timeout=30, settle_seconds=0.2)
 
 
 def test_owners_of_data_name_their_clients_after_themselves(tmp_path):
-    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "bern", clients=2), settle=0.3)
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "bern", clients=2), settle_seconds=0.3)
     assert [member.label for member in roster.members] == ["bern", "oslo"]
     assert roster.clients == ("bern/group-00", "bern/group-01", "oslo/group-00", "oslo/group-01")
     assert roster.users == 12 + 13
 
 
 def test_of_two_nodes_of_one_name_the_second_is_refused(tmp_path):
-    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle=0.3)
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle_seconds=0.3)
     assert [member.node for member in roster.members] == [900]
     assert roster.refused[893].reason == "another node calls itself oslo too"
     with pytest.raises(FederationError, match="node 893: another node calls itself oslo too"):
-        roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle=0.3, min_nodes=2)
+        roster_of(tmp_path, owners(tmp_path, "oslo", "oslo"), settle_seconds=0.3, min_nodes=2)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_of_two_nodes_of_one_name_the_second_is_refused(tmp_path):
 )
 def test_a_name_that_cannot_be_used_is_an_error(tmp_path, config, words):
     with pytest.raises(FederationError, match=words):
-        roster_of(tmp_path, owners(tmp_path, "oslo", **config), settle=0.3)
+        roster_of(tmp_path, owners(tmp_path, "oslo", **config), settle_seconds=0.3)
 
 
 def test_min_nodes_starts_before_all_parts_are_there_and_the_rest_joins_later(tmp_path):
     here = {0, 1}
     grid = grid_of(tmp_path, partitions(3, tmp_path), connected=lambda p: p in here)
-    roster = gather_nodes(grid, REGISTRATION, timeout=20, min_nodes=2, settle=0.3)
+    roster = gather_nodes(grid, REGISTRATION, start_timeout=20, min_nodes=2, settle_seconds=0.3)
     assert [member.partition for member in roster.members] == [0, 1]
     here.add(2)
     later = admit_nodes(grid, roster, REGISTRATION)
@@ -88,7 +88,7 @@ def test_min_nodes_starts_before_all_parts_are_there_and_the_rest_joins_later(tm
 def test_fewer_than_min_nodes_end_after_the_wait(tmp_path):
     grid = grid_of(tmp_path, owners(tmp_path, "oslo"))
     with pytest.raises(FederationError, match=r"1 of 2 nodes are ready .*start-timeout is 0.5 s"):
-        gather_nodes(grid, REGISTRATION, timeout=0.5, min_nodes=2, settle=0.1)
+        gather_nodes(grid, REGISTRATION, start_timeout=0.5, min_nodes=2, settle_seconds=0.1)
 
 
 def test_a_silent_node_holds_nobody_up_and_joins_when_it_answers(tmp_path):
@@ -102,7 +102,7 @@ def test_a_silent_node_holds_nobody_up_and_joins_when_it_answers(tmp_path):
         return None
 
     grid.tamper = silent
-    roster = admit_nodes(grid, Roster(()), REGISTRATION, patience=0.1)
+    roster = admit_nodes(grid, Roster(()), REGISTRATION, patience_seconds=0.1)
     assert [member.partition for member in roster.members] == [0]
     assert list(roster.awaiting.values()) == [893]
     again = admit_nodes(grid, roster, REGISTRATION)
@@ -124,6 +124,6 @@ def test_a_node_under_a_new_id_takes_its_old_place(tmp_path):
 
 
 def test_a_settled_federation_needs_no_number(tmp_path):
-    roster = roster_of(tmp_path, owners(tmp_path, "oslo"), settle=0.2)
+    roster = roster_of(tmp_path, owners(tmp_path, "oslo"), settle_seconds=0.2)
     assert (roster.members[0].partitions, len(roster.clients)) == (0, 6)
     assert roster.users < inf

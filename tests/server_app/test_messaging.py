@@ -34,7 +34,7 @@ def server():
 
 def test_silence_is_over_in_time_and_named(clock: Clock):
     began = clock.now
-    result = exchange(SilentGrid(), "train", {7: request({})}, timeout=0.5)
+    result = exchange(SilentGrid(), "train", {7: request({})}, timeout_seconds=0.5)
     assert clock.now - began == pytest.approx(0.5)
     assert result.problems == {7: "no answer within 0.5 s"}
 
@@ -42,11 +42,11 @@ def test_silence_is_over_in_time_and_named(clock: Clock):
 @pytest.mark.parametrize("sending", [0.3, 0.6])
 def test_the_time_for_sending_is_part_of_the_time_for_the_answer(clock: Clock, sending: float):
     began = clock.now
-    exchange(SilentGrid(sending), "train", {7: request({})}, timeout=0.5)
+    exchange(SilentGrid(sending), "train", {7: request({})}, timeout_seconds=0.5)
     assert clock.now - began == pytest.approx(max(sending, 0.5))
 
 
 def test_no_message_is_delivered_long_after_the_wait_for_its_answer(clock: Clock):
     grid = SilentGrid()
-    exchange(grid, "train", {7: request({}), 8: request({})}, timeout=0.3)
+    exchange(grid, "train", {7: request({}), 8: request({})}, timeout_seconds=0.3)
     assert [message.metadata.ttl for message in grid.sent] == [pytest.approx(1.3)] * 2

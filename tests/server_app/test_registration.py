@@ -45,7 +45,7 @@ def semantic(tmp_path, vectors: str) -> Roster:
     """Two owners of different catalogues under items = semantic."""
     settings = tiny_settings(model__items="semantic", model__item_vectors=vectors)
     grid = LoopbackGrid(flat_settings(settings), owners(tmp_path, "berlin", "paris"))
-    return gather_nodes(grid, REGISTRATION, timeout=20, settle=0.2)
+    return gather_nodes(grid, REGISTRATION, start_timeout=20, settle_seconds=0.2)
 
 
 def test_owners_of_other_items_agree_on_how_vectors_are_made(tmp_path):
@@ -59,7 +59,7 @@ def test_owners_of_other_items_agree_on_how_vectors_are_made(tmp_path):
 def test_nodes_with_other_item_vectors_do_not_train_one_projection(tmp_path):
     settings = tiny_settings(model__items="semantic")
     grid = LoopbackGrid(flat_settings(settings), partitions(2, tmp_path))
-    roster = gather_nodes(grid, REGISTRATION, timeout=20)
+    roster = gather_nodes(grid, REGISTRATION, start_timeout=20)
     assert len({member.vectors for member in roster.members}) == 1
     other = replace(roster.members[1], vectors="0" * 64)
     with pytest.raises(FederationError, match=r"different item vectors \(node 0: .*, node 1: 0"):
@@ -70,4 +70,4 @@ def test_a_dual_table_needs_one_catalogue(tmp_path):
     settings = tiny_settings(model__items="dual")
     grid = LoopbackGrid(flat_settings(settings), owners(tmp_path, "berlin", "paris"))
     with pytest.raises(FederationError, match=r"'shared' and 'dual' average one table"):
-        gather_nodes(grid, REGISTRATION, timeout=20, settle=0.2)
+        gather_nodes(grid, REGISTRATION, start_timeout=20, settle_seconds=0.2)

@@ -35,7 +35,7 @@ def world(tmp_path, **changes):
     grid = LoopbackGrid(flat_settings(settings), partitions(NODES, tmp_path / "state"))
     log = open_run(settings)
     registration = {"run": log.run_id, "warm-start": ""}
-    roster = gather_nodes(grid, registration, timeout=20)
+    roster = gather_nodes(grid, registration, start_timeout=20)
     algorithm = server_model(settings, roster).algorithm
     training = Training(log, settings, algorithm, "fingerprint", registration)
     return grid, PersonalizedStrategy(training, roster, Progress(algorithm.server.init()))

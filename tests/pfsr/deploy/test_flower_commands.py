@@ -91,7 +91,7 @@ def test_the_authority_may_sign_servers_and_no_other_authority(authority: Path) 
 
 
 def test_a_server_certificate_has_its_names_and_its_purpose(authority: Path) -> None:
-    make_server_certificate(authority, ["server.example", "10.0.0.7", "::1"], days=30)
+    make_server_certificate(authority, ["server.example", "10.0.0.7", "::1"], valid_days=30)
     found = certificate(authority / "server.crt")
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["server.example"]
@@ -165,7 +165,7 @@ def test_a_missing_ssh_keygen_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_superlink_with_tls_admits_registered_nodes_only(tmp_path: Path) -> None:
-    program, *words = superlink_command(tmp_path, database=tmp_path / "state.db")
+    program, *words = superlink_command(tmp_path, database_file=tmp_path / "state.db")
     assert Path(program).name == "flower-superlink"
     assert words == [
         *("--host", "127.0.0.1", "--port", "8000", "--fleet-api-address", "0.0.0.0:9092"),
@@ -177,14 +177,14 @@ def test_superlink_with_tls_admits_registered_nodes_only(tmp_path: Path) -> None
 
 
 def test_superlink_in_clear_says_so() -> None:
-    words = superlink_command(None, fleet="a:1", control="[::1]:2")[1:]
+    words = superlink_command(None, fleet_address="a:1", control_address="[::1]:2")[1:]
     assert words == ["--host", "::1", "--port", "2", "--fleet-api-address", "a:1", "--insecure"]
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", ":8000", "a:b", "a:0", "a:70000"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(DeploymentError, match="is no address. Fix: write HOST:PORT"):
-        superlink_command(None, control=address)
+        superlink_command(None, control_address=address)
 
 
 def test_node_with_key_and_data(tmp_path: Path) -> None:
@@ -192,9 +192,9 @@ def test_node_with_key_and_data(tmp_path: Path) -> None:
     program, *words = node_command(
         "server:9092",
         root_certificates=tmp_path / "ca.crt",
-        key=tmp_path / "node",
+        private_key=tmp_path / "node",
         node_config=config,
-        port=9095,
+        loopback_port=9095,
     )
     assert Path(program).name == "flower-supernode"
     assert words[:-2] == [
@@ -217,7 +217,7 @@ def test_flower_reads_the_node_config_back() -> None:
         "partition-id": 3,
         "last": False,
     }
-    words = node_command("a:1", root_certificates=None, key=None, node_config=config)
+    words = node_command("a:1", root_certificates=None, private_key=None, node_config=config)
     assert "--insecure" in words
     assert parse_config_args([words[-1]]) == config
 
@@ -225,7 +225,7 @@ def test_flower_reads_the_node_config_back() -> None:
 @pytest.mark.parametrize("config", [{"a": "\"'"}, {"a": "x\ny"}, {"a b": 1}, {"a": "\\'"}])
 def test_a_node_config_that_flower_cannot_read_is_refused(config: dict[str, str]) -> None:
     with pytest.raises(DeploymentError, match="node config .* Fix: "):
-        node_command("a:1", root_certificates=None, key=None, node_config=config)
+        node_command("a:1", root_certificates=None, private_key=None, node_config=config)
 
 
 def test_register(tmp_path: Path) -> None:

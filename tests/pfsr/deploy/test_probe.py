@@ -170,7 +170,7 @@ def test_the_control_port_is_recognized(tls: Path, over_tls: bool, insecure: boo
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH\r\n"])
 def test_something_else_listens(monkeypatch: pytest.MonkeyPatch, greeting: bytes) -> None:
-    monkeypatch.setattr(probe, "SECONDS", 0.2)
+    monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.2)
     with silent_server(greeting) as port:
         found = last(diagnose(f"127.0.0.1:{port}", None, None), "language")
     assert found.found == "neither TLS nor gRPC is spoken there"
@@ -224,7 +224,7 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 def test_expired_certificate(tmp_path: Path) -> None:
     make_authority(tmp_path)
-    make_server_certificate(tmp_path, ["localhost"], days=0)
+    make_server_certificate(tmp_path, ["localhost"], valid_days=0)
     with grpc_server(tmp_path) as port:
         found = last(diagnose(f"localhost:{port}", tmp_path / "ca.crt", None), "certificate")
     assert "has expired" in found.found
@@ -300,7 +300,7 @@ def superlink(home: Path, tls: Path | None) -> Iterator[Link]:
     link = Link(free_port(), free_port(), environment(home))
     control = f"127.0.0.1:{link.control}"
     write_profile(home, "fed", control, tls / "ca.crt" if tls else None)
-    command = superlink_command(tls, fleet=f"0.0.0.0:{link.fleet}", control=control)
+    command = superlink_command(tls, fleet_address=f"0.0.0.0:{link.fleet}", control_address=control)
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(command, env=link.environment, stdout=log, stderr=log)
         try:
