@@ -36,11 +36,13 @@ def data_fetch(
     from pfsr_core.data.download import fetch_ml_1m, fetch_ml_100k
     from pfsr_core.data.errors import DataError
 
-    known = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
-    if name not in known:
-        fix = f"fetch {' or '.join(known)}; other datasets are read from the path you give"
+    fetch_functions = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
+    if name not in fetch_functions:
+        fix = (
+            f"fetch {' or '.join(fetch_functions)}; other datasets are read from the path you give"
+        )
         raise DataError(f"{name!r} cannot be fetched. Fix: {fix}.")
-    typer.echo(str(known[name](path)))
+    typer.echo(str(fetch_functions[name](path)))
 
 
 @data_app.command("describe")
@@ -56,8 +58,9 @@ def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
     from pfsr_core.data.describe import describe
     from pfsr_core.data.splits import leave_one_out
 
-    log = load_dataset(source, path)
-    typer.echo(json.dumps(describe(log, leave_one_out(log)), indent=2, ensure_ascii=False))
+    interactions = load_dataset(source, path)
+    facts = describe(interactions, leave_one_out(interactions))
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 
 @data_app.command("prepare")
@@ -77,8 +80,8 @@ def data_prepare(
     """
     from pfsr_core.data.prepare import prepare
 
-    file = prepare(source, path, out)
-    typer.echo(f'{file}\nUse it with data.source=file data.path="{file}"')
+    parquet_file = prepare(source, path, out)
+    typer.echo(f'{parquet_file}\nUse it with data.source=file data.path="{parquet_file}"')
 
 
 @data_app.command("clean")
@@ -122,9 +125,9 @@ def data_clean(
     from pfsr_core.data.cleaning import Cleaning
     from pfsr_core.data.prepare import clean_copy
 
-    rules = Cleaning(
+    cleaning_rules = Cleaning(
         column=column, join_variants=join_variants, user_core=user_core, item_core=item_core
     )
-    typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
+    typer.echo(cleaning_text(*clean_copy(source, path, cleaning_rules, out)))
     if out is not None:
         typer.echo(f'Use it with data.source=file data.path="{out}/interactions.csv"')

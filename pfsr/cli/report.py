@@ -23,6 +23,6 @@ def report(
     from pfsr_core.reports.page import write_report
     from pfsr_core.reports.text_table import final_table
 
-    path = write_report(run)
+    report_path = write_report(run)
     typer.echo(final_table(run))
-    typer.echo(f"report: {path}")
+    typer.echo(f"report: {report_path}")

@@ -11,11 +11,11 @@ import typer
 from pfsr.cli.errors import core_errors, plain_errors
 
 
-def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
-    """Prints the settings whose keys begin with ``prefix``, or sees to the written files.
+def print_settings(key_prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
+    """Prints the settings whose keys begin with ``key_prefix``, or sees to the written files.
 
     Args:
-        prefix: A section, or any beginning of a key; empty: all settings.
+        key_prefix: A section, or any beginning of a key; empty: all settings.
         write: Write the stale files of the checkout in the working directory instead.
         check: Raise SettingsError where one of them is stale instead.
         echo: Prints a line.
@@ -23,20 +23,20 @@ def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], 
     from pfsr_core.assembly.pyproject_table import settings_text, stale_files, write_files
     from pfsr_core.settings.fields import SettingsError
 
-    root = Path()
+    checkout_root = Path()
     if check:
-        stale = stale_files(root)
-        if stale:
-            names = " and ".join(map(str, stale))
+        stale_paths = stale_files(checkout_root)
+        if stale_paths:
+            file_names = " and ".join(map(str, stale_paths))
             raise SettingsError(
-                f"not as the settings are declared: {names}. Fix: run 'pfsr settings --write'."
+                f"not as the settings are declared: {file_names}. Fix: run 'pfsr settings --write'."
             )
         echo("as the settings are declared")
     elif write:
-        written = write_files(root)
-        echo("\n".join(f"wrote {path}" for path in written) or "nothing to write")
+        written_paths = write_files(checkout_root)
+        echo("\n".join(f"wrote {file_path}" for file_path in written_paths) or "nothing to write")
     else:
-        echo(settings_text(prefix))
+        echo(settings_text(key_prefix))
 
 
 @plain_errors(core_errors)

@@ -258,7 +258,8 @@ class RunSettings:
         return self.serve_round == "best" and self.evaluate_clients == "all"
 
 
-def runs_directory(run: RunSettings) -> Path:
+def runs_directory(run_settings: RunSettings) -> Path:
     """Where runs are kept: run.directory, else $PFSR_HOME/runs, else ./runs."""
-    home = os.environ.get("PFSR_HOME")
-    return Path(run.directory or (Path(home) / "runs" if home else "runs")).expanduser()
+    pfsr_home = os.environ.get("PFSR_HOME")
+    default_directory = Path(pfsr_home) / "runs" if pfsr_home else "runs"
+    return Path(run_settings.directory or default_directory).expanduser()
