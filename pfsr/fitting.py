@@ -27,7 +27,6 @@ from pfsr_core.assembly.data import FederatedDataset, build_federation
 from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
 from pfsr_core.data.datasets import DATASETS, load_dataset
 from pfsr_core.data.errors import DataError
-from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.readers.frame import read_frame
 from pfsr_core.runs.local import simulate
 from pfsr_core.settings.fields import SettingsError, Value
@@ -83,7 +82,11 @@ def fit(
     """
     run_settings = parse_settings(_flat(data, recipe, clients, settings))
     refuse_continuing(run_settings)
-    federation = build_federation(run_settings, _interactions(data, run_settings))
+    if isinstance(data, pd.DataFrame):
+        interactions = read_frame(data)
+    else:
+        interactions = load_dataset(run_settings.data.source, run_settings.data.path)
+    federation = build_federation(run_settings, interactions)
     temporary_root = Path(tempfile.mkdtemp(prefix="pfsr-"))
     try:
         run_directory = temporary_root / run_settings.run.name
@@ -96,7 +99,7 @@ def fit(
 
 
 def refuse_continuing(settings: Settings) -> None:
-    """Raises SettingsError for a run that would start anew although told to continue."""
+    """Raises SettingsError for settings that continue a run, which only Flower's runs can."""
     for field_name in ("resume", "warm_start"):
         earlier_run = getattr(settings.run, field_name)
         if earlier_run:
@@ -156,12 +159,6 @@ def _partition(clients: str | int | None) -> dict[str, Value]:
         return {**cleared_settings, "federation.partition": "user"}
     cleared_settings["federation.sizes"] = ""
     return {**cleared_settings, "federation.partition": "group", "federation.clients": int(clients)}
-
-
-def _interactions(data: pd.DataFrame | str | Path, settings: Settings) -> Interactions:
-    if isinstance(data, pd.DataFrame):
-        return read_frame(data)
-    return load_dataset(settings.data.source, settings.data.path)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``pfsr.Model``: a trained model with its clients, its figures and the way to ask it."""
+"""``pfsr.Model``: a trained model that recommends, is evaluated and is saved."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class Model:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
     def __repr__(self) -> str:
+        """The algorithm, and the number of users, clients and items."""
         return (
             f"<pfsr.Model {self.algorithm}: {len(self.users)} users in {len(self.clients)} "
             f"clients, {len(self.items)} items>"
@@ -148,7 +149,7 @@ class Model:
         add_items(self._served, str(user), [str(item) for item in items], unix_seconds)
 
     def evaluate(self, *, by_client: bool = True) -> pd.DataFrame:
-        """The figures of the model, the baselines and the algorithms trained for comparison.
+        """The metrics of the model, the baselines and the algorithms trained for comparison.
 
         They were computed when the model was trained, each client ranking its own catalogue without
         the items of the user's history.
@@ -163,7 +164,7 @@ class Model:
             client's training data. ``pfsr: global`` is the model without its private part.
 
         Raises:
-            ModelFilesError: A model that was saved without its figures.
+            ModelFilesError: A model that was saved without its metrics.
         """
         results_path = self.directory / RESULTS_FILE
         if not results_path.is_file():
@@ -177,7 +178,7 @@ class Model:
         return client_means(result_rows, by_client=by_client)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the model, its figures and the users' histories into a new directory.
+        """Writes the model, its metrics and the users' histories into a new directory.
 
         ``pfsr.load``, ``pfsr report`` and ``pfsr recommend --model`` read it.
 

@@ -21,9 +21,9 @@ def central(
     ] = None,
     out: OutputDirectory = None,
 ) -> None:
-    """Train the same model on all data in one place: what federated training could reach at best.
+    """Train the same model on all data in one place, as an upper bound for federated training.
 
-    All users are one client and the item table is shared. The pass is selected on validation.
+    All users are one client and the item table is shared. The best pass is selected on validation.
 
     RECIPE is the name of a recipe, such as pfsr, or the path of a TOML file. KEY=VALUE replaces one
     setting.

@@ -1,4 +1,4 @@
-"""``pfsr data``: get data, look at it, bring it into one format.
+"""``pfsr data``: download, describe, convert and clean datasets.
 
 Heavy imports wait until a command needs them, so that ``--help`` is immediate.
 """
@@ -13,7 +13,7 @@ import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
 
-data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
+data_app = typer.Typer(no_args_is_help=True, help="Download, describe, convert and clean datasets.")
 
 Source = Annotated[str, typer.Argument()]
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
@@ -24,7 +24,8 @@ DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory o
 def data_fetch(
     name: Annotated[str, typer.Argument()],
     path: Annotated[
-        str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
+        str,
+        typer.Option("--path", "-p", help="Archive or directory to read in place of a download."),
     ] = "",
 ) -> None:
     """Download a public dataset into the cache, or check the copy that is there.
@@ -48,7 +49,7 @@ def data_fetch(
 @data_app.command("describe")
 @plain_errors(core_errors)
 def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
-    """Print the facts about a dataset and its split, as JSON.
+    """Print statistics of a dataset and of its split, as JSON.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
@@ -70,11 +71,11 @@ def data_prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
     path: DataPath = "",
 ) -> None:
-    """Check a dataset and write it as Parquet, with its vocabulary and its facts.
+    """Check a dataset and write it as Parquet, with its vocabulary and its statistics.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
-    The result is read with `data.source = "file"` and the path of `interactions.parquet`.
+    To train on the result set `data.source = "file"` and `data.path` to `interactions.parquet`.
 
     Example: `pfsr data prepare file --path purchases.csv --out data/purchases`
     """
@@ -112,12 +113,13 @@ def data_clean(
         Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
     ] = None,
 ) -> None:
-    """Join items that are variants of one product; print what that changes in every market.
+    """Join items that are variants of one product; print what changes in every market.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
     A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
-    and `federation.column`. With `--out` the clean copy is written, and which item became which.
+    and `federation.column`. With `--out` the clean copy is written, with a table of the joined
+    items.
 
     Example: `pfsr data clean xmarket --path data/xmarket --column market`
     """

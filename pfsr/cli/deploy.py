@@ -129,7 +129,7 @@ def superlink(
     *,
     fleet: Annotated[
         str,
-        typer.Option(metavar="HOST:PORT", help="Address for nodes: the one port to open."),
+        typer.Option(metavar="HOST:PORT", help="Address for nodes: the only port to open."),
     ] = FLEET_ADDRESS,
     control: ControlAddress = CONTROL_ADDRESS,
     database: Annotated[
@@ -205,7 +205,7 @@ def node(  # noqa: PLR0913 - an option each
     ca: AuthorityCertificate,
     key: Annotated[Path, typer.Option(help="This node's private key.")],
     state: Annotated[
-        Path, typer.Option(help="Directory for this node's private states and its served model.")
+        Path, typer.Option(help="Directory for this node's private states and served models.")
     ],
     name: Annotated[
         str, typer.Option(help="Name of a node that has data of its own, with --data.")
@@ -221,7 +221,9 @@ def node(  # noqa: PLR0913 - an option each
     ] = 0,
     part: Annotated[
         str,
-        typer.Option(help="In place of --data: the node's part of a public dataset, as 0/3."),
+        typer.Option(
+            help="Part of a public dataset that the node holds, in place of --data, e.g. 0/3."
+        ),
     ] = "",
     port: Annotated[
         int,

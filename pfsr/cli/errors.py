@@ -1,4 +1,4 @@
-"""Errors that a person can put right, as one line on stderr."""
+"""Errors that the user can fix, as one line on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is everything here that a run needs? Each finding names what is missing and how to get it."""
+"""Checks of the installation: each finding names what is missing and how to install it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def examine() -> list[Finding]:
         _python,
         _packages,
         _flower,
-        _accelerator,
-        _data,
+        lambda: [_kernels(), _cuda(), _mamba()],
+        lambda: [_cache(name, file_names) for name, file_names in CACHED_FILES.items()],
         _disk,
     )
     return [finding for check in checks for finding in check()]
@@ -84,10 +84,6 @@ def flower_finding(flower_version: str | None) -> Finding:
     return Finding("missing", "flwr", f"{flower_version}, needed >=1.39,<1.40", FLOWER_FIX)
 
 
-def _accelerator() -> list[Finding]:
-    return [_kernels(), _cuda(), _mamba()]
-
-
 def _kernels() -> Finding:
     kernels_version = installed("pfsr-kernels")
     if not kernels_version:
@@ -121,10 +117,6 @@ def _mamba() -> Finding:
         return Finding("ok", "mamba-ssm", mamba_version)
     fix = 'pip install "pfsr[cuda]", on Linux with an NVIDIA GPU'
     return Finding("note", "mamba-ssm", "not installed; the scan in PyTorch is used", fix)
-
-
-def _data() -> list[Finding]:
-    return [_cache(dataset_name, file_names) for dataset_name, file_names in CACHED_FILES.items()]
 
 
 def _cache(dataset_name: str, file_names: tuple[str, ...]) -> Finding:

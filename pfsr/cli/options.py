@@ -1,4 +1,4 @@
-"""What several commands take: a recipe with settings on top, the store of a node."""
+"""Options that several commands share: a recipe with settings on top, the store of a node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RecipeWords = Annotated[
 ]
 OutputDirectory = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="New directory for the run's files; else runs/NAME-TIME."),
+    typer.Option("--out", "-o", help="New directory for the run's files. Default: runs/NAME-TIME."),
 ]
 StatePath = Annotated[
     Path | None,
@@ -30,7 +30,7 @@ ModelDirectory = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Directory of a run of this machine or of a saved model, in place of --state.",
+        help="Directory of a run on this machine or of a saved model, in place of --state.",
     ),
 ]
 RunName = Annotated[

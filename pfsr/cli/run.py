@@ -44,21 +44,22 @@ def run(
     RECIPE is the name of a recipe, such as pfsr, or the path of a TOML file. Default: the defaults
     of all settings, which are those of pfsr. KEY=VALUE replaces one setting.
 
-    The exit status is 0 for a completed run, 2 for settings that do not fit, 1 for a run that
-    failed.
+    The exit status is 0 for a completed run, 1 for a run that failed, 2 for invalid settings.
 
     Examples: `pfsr run pfsr`, `pfsr run smoke --local`, `pfsr run pfsr federation.rounds=5
     --nodes 4`
     """
     if local:
         if nodes is not None or resume:
-            raise typer.BadParameter("--nodes and --resume are of runs through Flower, not --local")
+            raise typer.BadParameter(
+                "--nodes and --resume are for runs through Flower, not --local"
+            )
         from pfsr.cli.train import run_local
 
         run_local(flat_settings(settings), out, typer.echo)
         return
     if out is not None:
-        raise typer.BadParameter("--out is of --local; through Flower write run.directory=PATH")
+        raise typer.BadParameter("--out is for --local; through Flower write run.directory=PATH")
     _run_through_flower(run_config(flat_settings(settings), resume), nodes or DEFAULT_NODES)
 
 
@@ -113,7 +114,7 @@ def run_config(setting_values: Mapping[str, Value], resumed_run: str = "") -> di
 
 
 def _check(settings: Settings) -> None:
-    """What the apps would refuse only after a minute of starting, and with a traceback."""
+    """Raises SettingsError for what the apps would refuse only later and with a traceback."""
     from pfsr_core.assembly.compatibility import algorithm_names
     from pfsr_core.runs.files import new_directories
     from pfsr_core.settings.fields import SettingsError

@@ -24,25 +24,25 @@ def recommend(
     items: Annotated[
         str | None,
         typer.Option(
-            help="History to use in place of the stored one: item ids, oldest first, with commas."
+            help="History in place of the stored one: item ids, oldest first, comma-separated."
         ),
     ] = None,
     add: Annotated[
         str | None,
         typer.Option(
-            help="New interactions to store for the user: item ids, oldest first, with commas."
+            help="New interactions to store for the user: item ids, oldest first, comma-separated."
         ),
     ] = None,
     client: Annotated[
         str,
-        typer.Option(help="Client whose model answers a new user. Default: the largest."),
+        typer.Option(help="Client whose model serves a new user. Default: the largest."),
     ] = "",
     run: RunName = "",
 ) -> None:
     """Recommend items to one user, with a saved model or the one that a run left on this node.
 
-    Examples: `pfsr recommend --user 42 -k 5`, after something new `... --user 42 --add 50`,
-    for a new user `... --user guest --items "50,181"`, with a run's model `... --model runs/NAME`
+    Examples: `pfsr recommend --user 42 -k 5`; with a new interaction `... --user 42 --add 50`; for
+    a new user `... --user guest --items "50,181"`; with a run's model `... --model runs/NAME`
     """
     from pfsr.cli.output import answer_text
     from pfsr_core.serving.recommend import add_items, check_question
@@ -82,8 +82,8 @@ def item_map(
 ) -> None:
     """Draw a 2-D map of a client's item vectors, before and after personalization.
 
-    Reads a node's own store, like `recommend`. The picture shows which items the client has: it
-    belongs to the node.
+    Reads a node's own store, like `recommend`. The picture shows which items the client has: keep
+    it on the node.
 
     Example: `pfsr item-map --state .pfsr/state/node-0.sqlite --client user-42 --out map.png`
     """
@@ -97,10 +97,10 @@ def item_map(
 
 @plain_errors(core_errors)
 def forget(user: UserId, *, state: StatePath = None, model: ModelDirectory = None) -> None:
-    """Delete a user from the models that are served here: history, memory and private row.
+    """Delete a user from the served models of this machine: history, memory and private row.
 
-    A client that has no other user is deleted whole. The node's data are not touched: take the
-    user out of them before the next run.
+    A client that has no other user is deleted. The node's data file stays as it is: remove the
+    user from it before the next run.
 
     Example: `pfsr forget --user 42`
     """

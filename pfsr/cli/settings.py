@@ -1,4 +1,4 @@
-"""``pfsr settings``: what can be set, and the files that are written from the declarations."""
+"""``pfsr settings``: all settings, and the files that are generated from their declarations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfsr.cli.errors import core_errors, plain_errors
 
 
 def print_settings(key_prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
-    """Prints the settings whose keys begin with ``key_prefix``, or sees to the written files.
+    """Prints the settings whose keys begin with ``key_prefix``, or writes or checks the files.
 
     Args:
         key_prefix: A section, or any beginning of a key; empty: all settings.
@@ -42,7 +42,8 @@ def print_settings(key_prefix: str, write: bool, check: bool, echo: Callable[[st
 @plain_errors(core_errors)
 def list_settings(
     prefix: Annotated[
-        str, typer.Argument(help="Only these, e.g. train or algorithm.pfsr.", metavar="[SECTION]")
+        str,
+        typer.Argument(help="Section to list, e.g. train or algorithm.pfsr.", metavar="[SECTION]"),
     ] = "",
     write: Annotated[
         bool,
@@ -51,12 +52,15 @@ def list_settings(
         ),
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Fail when those two files are stale.")
+        bool,
+        typer.Option(
+            "--check", help="Fail when pyproject.toml or docs/reference/settings.md is stale."
+        ),
     ] = False,
 ) -> None:
     """List the settings with their defaults, meanings and limits.
 
-    With `--write` or `--check` it sees to the files of a checkout that are made from them.
+    `--write` and `--check` are for the two files of a checkout that are generated from them.
 
     Example: `pfsr settings algorithm.pfsr`
     """

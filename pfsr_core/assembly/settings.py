@@ -45,15 +45,15 @@ class AlgorithmSettings:
     name: str = setting("pfsr", "federated algorithm", choices=ALGORITHMS)
     weight_power: float = setting(
         Averaging.weight_power,
-        "a client weighs its number of training interactions to this power: 1, all users weigh the "
-        "same; 0, all clients do; with pfedrec all clients weigh the same whatever it is",
+        "exponent of the number of training interactions in a client's aggregation weight: 1, "
+        "weights in proportion to the data; 0, equal weights, which pfedrec always takes",
         low=0.0,
         high=1.0,
     )
     max_row_change: float = setting(
         0.0, "largest L2 norm of a client's change of any item's row; 0: no limit", low=0.0
     )
-    finetune: bool = setting(False, "train once more on each client after the last round")
+    finetune: bool = setting(False, "finetune the model on each client after the last round")
     server: ServerOptimizerSettings = section(ServerOptimizerSettings)
     own: Mapping[str, Any] = sections(
         {name: spec.settings for name, spec in ALGORITHMS.items() if spec.settings is not None}
