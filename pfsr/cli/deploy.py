@@ -26,7 +26,7 @@ deploy_app = typer.Typer(
     rich_markup_mode="markdown",
     help="""A federation over the network: certificates, keys, registration, SuperLink, nodes.
 
-docs/deployment.md explains every step. In short:
+docs/guides/deployment.md explains every step. In short:
 
 ```
 on the server   pfsr deploy init tls --host server.example
@@ -115,7 +115,7 @@ def profile(
 ) -> None:
     """Write the connection into Flower's config.toml, on a machine that starts runs.
 
-    The control address is the local end of a tunnel to the server, see docs/deployment.md.
+    The control address is the local end of a tunnel to the server, see docs/guides/deployment.md.
 
     Example: `pfsr deploy profile --ca ca.crt --control 127.0.0.1:8000`
     """

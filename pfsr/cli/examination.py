@@ -37,7 +37,7 @@ def examine() -> list[Finding]:
         _python,
         _packages,
         _flower,
-        lambda: [_kernels(), _cuda(), _mamba()],
+        _accelerator,
         lambda: [_cache(name, file_names) for name, file_names in CACHED_FILES.items()],
         _disk,
     )
@@ -82,6 +82,10 @@ def flower_finding(flower_version: str | None) -> Finding:
     if is_numeric and FLOWER_RANGE[0] <= tuple(map(int, version_parts)) < FLOWER_RANGE[1]:
         return Finding("ok", "flwr", flower_version)
     return Finding("missing", "flwr", f"{flower_version}, needed >=1.39,<1.40", FLOWER_FIX)
+
+
+def _accelerator() -> list[Finding]:
+    return [_kernels(), _cuda(), _mamba()]
 
 
 def _kernels() -> Finding:

@@ -21,7 +21,7 @@ class MalformedFileError(DataError):
     """
 
     def __init__(self, path: Path, line: int | None, problem: str, fix: str) -> None:
-        """The message is ``path, line N: problem. Fix: fix.``"""
+        """The message reads ``path, line N: problem. Fix: fix``."""
         place = f"{path}" if line is None else f"{path}, line {line}"
         super().__init__(f"{place}: {problem}. Fix: {fix}.")
         self.path = path
