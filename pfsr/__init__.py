@@ -36,7 +36,7 @@ __all__ = [
     "load",
 ]
 
-_MODULES = {
+_MODULE_OF_NAME = {
     "DataError": "pfsr_core.data.errors",
     "Model": "pfsr.model",
     "ModelFilesError": "pfsr_core.runs.model_files",
@@ -47,12 +47,12 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "datasets":
+def __getattr__(attribute_name: str) -> Any:
+    if attribute_name == "datasets":
         return importlib.import_module("pfsr.datasets")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'pfsr' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if attribute_name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'pfsr' has no attribute {attribute_name!r}")
+    return getattr(importlib.import_module(_MODULE_OF_NAME[attribute_name]), attribute_name)
 
 
 def __dir__() -> list[str]:

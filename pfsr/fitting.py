@@ -27,13 +27,12 @@ from pfsr_core.assembly.data import FederatedDataset, build_federation
 from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
 from pfsr_core.data.datasets import DATASETS, load_dataset
 from pfsr_core.data.errors import DataError
-from pfsr_core.data.interactions import Interactions
 from pfsr_core.data.readers.frame import read_frame
 from pfsr_core.runs.local import simulate
 from pfsr_core.settings.fields import SettingsError, Value
 from pfsr_core.settings.recipes import load_recipe
 
-FRAME = "DataFrame"
+FRAME_SOURCE = "DataFrame"
 """The ``data.source`` of a model that was fitted to a DataFrame."""
 
 
@@ -81,59 +80,63 @@ def fit(
         >>> model.recommend(model.users[0], k=3).columns.tolist()
         ['item', 'score', 'title']
     """
-    chosen = parse_settings(_flat(data, recipe, clients, settings))
-    refuse_continuing(chosen)
-    federation = build_federation(chosen, _interactions(data, chosen))
-    root = Path(tempfile.mkdtemp(prefix="pfsr-"))
+    run_settings = parse_settings(_flat(data, recipe, clients, settings))
+    refuse_continuing(run_settings)
+    if isinstance(data, pd.DataFrame):
+        interactions = read_frame(data)
+    else:
+        interactions = load_dataset(run_settings.data.source, run_settings.data.path)
+    federation = build_federation(run_settings, interactions)
+    temporary_root = Path(tempfile.mkdtemp(prefix="pfsr-"))
     try:
-        directory = root / chosen.run.name
-        with _progress(chosen, silent) as log:
-            simulate(chosen, federation, directory, log)
-        return Model(directory, temporary=root)
+        run_directory = temporary_root / run_settings.run.name
+        with _progress(run_settings, silent) as log_line:
+            simulate(run_settings, federation, run_directory, log_line)
+        return Model(run_directory, temporary=temporary_root)
     except BaseException:
-        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(temporary_root, ignore_errors=True)
         raise
 
 
 def refuse_continuing(settings: Settings) -> None:
-    """Raises SettingsError for a run that would start anew although told to continue."""
-    for name in ("resume", "warm_start"):
-        value = getattr(settings.run, name)
-        if value:
+    """Raises SettingsError for settings that continue a run, which only Flower's runs can."""
+    for field_name in ("resume", "warm_start"):
+        earlier_run = getattr(settings.run, field_name)
+        if earlier_run:
             raise SettingsError(
-                f"run.{name.replace('_', '-')} = {value!r}, but a run in one process keeps nothing "
-                f"to continue from. Fix: leave it out, or run through Flower (pfsr run, without "
-                f"--local)."
+                f"run.{field_name.replace('_', '-')} = {earlier_run!r}, but a run in one process "
+                f"keeps nothing to continue from. Fix: leave it out, or run through Flower (pfsr "
+                f"run, without --local)."
             )
 
 
-def size_text(federation: FederatedDataset) -> str:
+def size_text(federated_data: FederatedDataset) -> str:
     """How many users, clients and items take part."""
-    users, items = len(federation.split.users), len(federation.split.item_ids)
-    return f"{users} users in {len(federation.clients)} clients, {items} items"
+    num_users, num_items = len(federated_data.split.users), len(federated_data.split.item_ids)
+    return f"{num_users} users in {len(federated_data.clients)} clients, {num_items} items"
 
 
 def _flat(
     data: pd.DataFrame | str | Path,
     recipe: str | Path,
     clients: str | int | None,
-    settings: dict[str, Any],
+    keyword_settings: dict[str, Any],
 ) -> dict[str, Value]:
     """Dotted keys of the recipe with what the caller gave on top."""
-    given = setting_keys(settings, flat_settings(Settings()))
+    given_settings = setting_keys(keyword_settings, flat_settings(Settings()))
     return {
         **load_recipe(recipe_path(recipe)),
         "run.compare": "",
         **_source(data),
         **_partition(clients),
-        **given,
+        **given_settings,
     }
 
 
 def _source(data: pd.DataFrame | str | Path) -> dict[str, Value]:
     """``data.source`` and ``data.path``."""
     if isinstance(data, pd.DataFrame):
-        return {"data.source": FRAME, "data.path": ""}
+        return {"data.source": FRAME_SOURCE, "data.path": ""}
     if not isinstance(data, str | Path):
         raise DataError(
             f"data is a {type(data).__name__}. Fix: give a pandas DataFrame, the path of a file, "
@@ -151,25 +154,19 @@ def _partition(clients: str | int | None) -> dict[str, Value]:
     if isinstance(clients, str) and clients != "user":
         return {"federation.partition": "column", "federation.column": clients}
     # What a recipe for clients by column says of its column does not apply.
-    other: dict[str, Value] = {"federation.column": "", "federation.values": ""}
+    cleared_settings: dict[str, Value] = {"federation.column": "", "federation.values": ""}
     if clients == "user":
-        return {**other, "federation.partition": "user"}
-    other["federation.sizes"] = ""
-    return {**other, "federation.partition": "group", "federation.clients": int(clients)}
-
-
-def _interactions(data: pd.DataFrame | str | Path, settings: Settings) -> Interactions:
-    if isinstance(data, pd.DataFrame):
-        return read_frame(data)
-    return load_dataset(settings.data.source, settings.data.path)
+        return {**cleared_settings, "federation.partition": "user"}
+    cleared_settings["federation.sizes"] = ""
+    return {**cleared_settings, "federation.partition": "group", "federation.clients": int(clients)}
 
 
 @contextlib.contextmanager
 def _progress(settings: Settings, silent: bool) -> Iterator[Callable[[str], None]]:
     """A bar that advances by a round with every line it is given, and shows the line."""
-    rounds = len(algorithm_names(settings)) * settings.federation.rounds
-    columns = [BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
-    line = TextColumn("{task.description}")
-    with Progress(*columns, line, console=Console(stderr=True), disable=silent) as bar:
-        task = bar.add_task("preparing", total=rounds)
-        yield lambda text: bar.update(task, advance=1, description=text)
+    num_rounds = len(algorithm_names(settings)) * settings.federation.rounds
+    bar_columns = [BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
+    columns = [*bar_columns, TextColumn("{task.description}")]
+    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress_bar:
+        bar_task = progress_bar.add_task("preparing", total=num_rounds)
+        yield lambda round_line: progress_bar.update(bar_task, advance=1, description=round_line)

@@ -9,57 +9,58 @@ from typing import Any
 from pfsr_core.settings.fields import SettingsError, Value
 
 
-def setting_keys(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Value]:
+def setting_keys(given_settings: Mapping[str, Any], known_keys: Iterable[str]) -> dict[str, Value]:
     """Dotted keys of the settings that a caller gave.
 
     Args:
-        given: Settings by dotted key, by the last part of a key, or nested in tables. An underscore
-            stands for a hyphen.
-        known: All keys there are.
+        given_settings: Settings by dotted key, by the last part of a key, or nested in tables. An
+            underscore stands for a hyphen.
+        known_keys: All keys there are.
 
     Raises:
         SettingsError: A name that is unknown or ambiguous, or a value of an unknown type.
     """
-    keys = list(known)
-    chosen: dict[str, Value] = {}
-    for name, value in _flatten(given):
-        chosen[_full_key(name, keys)] = _plain_value(name, value)
-    return chosen
+    key_list = list(known_keys)
+    chosen_values: dict[str, Value] = {}
+    for given_name, given_value in _flatten(given_settings):
+        chosen_values[_full_key(given_name, key_list)] = _plain_value(given_name, given_value)
+    return chosen_values
 
 
-def _flatten(given: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in given.items():
-        key = prefix + name.replace("_", "-")
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{key}.")
+def _flatten(given_settings: Mapping[str, Any], key_prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for given_name, given_value in given_settings.items():
+        setting_key = key_prefix + given_name.replace("_", "-")
+        if isinstance(given_value, Mapping):
+            yield from _flatten(given_value, f"{setting_key}.")
         else:
-            yield key, value
+            yield setting_key, given_value
 
 
-def _full_key(name: str, keys: list[str]) -> str:
-    """The key that ``name`` is, or that alone ends in it; of several the one with fewest parts."""
-    if name in keys:
-        return name
-    ending = [key for key in keys if key.endswith(f".{name}")]
-    fewest = min((key.count(".") for key in ending), default=0)
-    shortest = [key for key in ending if key.count(".") == fewest]
-    if len(shortest) == 1:
-        return shortest[0]
-    if shortest:
+def _full_key(given_name: str, known_keys: list[str]) -> str:
+    """The key that equals the name, or ends in it: of several the one with the fewest parts."""
+    if given_name in known_keys:
+        return given_name
+    matching_keys = [key for key in known_keys if key.endswith(f".{given_name}")]
+    fewest_dots = min((key.count(".") for key in matching_keys), default=0)
+    shortest_keys = [key for key in matching_keys if key.count(".") == fewest_dots]
+    if len(shortest_keys) == 1:
+        return shortest_keys[0]
+    if shortest_keys:
         raise SettingsError(
-            f"setting {name!r} is ambiguous. Fix: write one of "
-            f"{', '.join(f'**{{{key!r}: ...}}' for key in shortest)}."
+            f"setting {given_name!r} is ambiguous. Fix: write one of "
+            f"{', '.join(f'**{{{key!r}: ...}}' for key in shortest_keys)}."
         )
-    endings = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = [endings.get(word, word) for word in get_close_matches(name, [*keys, *endings], 3, 0.6)]
-    hint = f"Did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+    key_of_ending = {key.rpartition(".")[2]: key for key in reversed(known_keys)}
+    close_names = get_close_matches(given_name, [*known_keys, *key_of_ending], 3, 0.6)
+    close_keys = [key_of_ending.get(name, name) for name in close_names]
+    hint = f"Did you mean {' or '.join(dict.fromkeys(close_keys))}? " if close_keys else ""
     raise SettingsError(
-        f"unknown setting {name!r}. {hint}Fix: choose a key of pfsr settings, whole or its last "
-        f"part."
+        f"unknown setting {given_name!r}. {hint}Fix: choose a key of pfsr settings, whole or its "
+        f"last part."
     )
 
 
-def _plain_value(name: str, value: Any) -> Value:
+def _plain_value(given_name: str, value: Any) -> Value:
     """A number, truth value or text; NumPy's scalars too, and lists of words as one text."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
@@ -67,6 +68,6 @@ def _plain_value(name: str, value: Any) -> Value:
         value = value.item()
     if not isinstance(value, bool | int | float | str):
         raise SettingsError(
-            f"{name} is a {type(value).__name__}. Fix: give one number, truth value or text."
+            f"{given_name} is a {type(value).__name__}. Fix: give one number, truth value or text."
         )
     return value

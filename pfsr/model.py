@@ -1,4 +1,4 @@
-"""``pfsr.Model``: a trained model with its clients, its figures and the way to ask it."""
+"""``pfsr.Model``: a trained model that recommends, is evaluated and is saved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pfsr_core.runs.model_files import MODEL_DIRECTORY, MODEL_FILE, ModelFilesEr
 from pfsr_core.serving.recommend import add_items, check_question, recommend
 from pfsr_core.serving.served_model import RecommendationError, Served, preview
 
-RESULTS = "clients.csv"
+RESULTS_FILE = "clients.csv"
 NOT_METRICS = ("covered", "shipped")
 
 
@@ -44,6 +44,7 @@ class Model:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
     def __repr__(self) -> str:
+        """The algorithm, and the number of users, clients and items."""
         return (
             f"<pfsr.Model {self.algorithm}: {len(self.users)} users in {len(self.clients)} "
             f"clients, {len(self.items)} items>"
@@ -67,7 +68,11 @@ class Model:
     @cached_property
     def users(self) -> list[str]:
         """Ids of the users that the model was trained with, client by client."""
-        return [user for part in self._served.clients.values() for user in part.histories]
+        return [
+            user_id
+            for served_client in self._served.clients.values()
+            for user_id in served_client.histories
+        ]
 
     @property
     def items(self) -> list[str]:
@@ -76,9 +81,9 @@ class Model:
 
     def client_of(self, user: str | int) -> str:
         """Name of the client that a user belongs to. Raises RecommendationError."""
-        for name, part in self._served.clients.items():
-            if str(user) in part.histories:
-                return name
+        for client_name, served_client in self._served.clients.items():
+            if str(user) in served_client.histories:
+                return client_name
         raise RecommendationError(
             f"unknown user {str(user)!r} (users: {preview(self.users)}). Fix: give one of "
             f"model.users, or a list of item ids for a new user."
@@ -105,13 +110,16 @@ class Model:
             RecommendationError: An unknown user or client, or ``k`` below 1.
         """
         if isinstance(user_or_history, str | int):
-            user, items = str(user_or_history), None
-            self.client_of(user)
+            user_id, item_ids = str(user_or_history), None
+            self.client_of(user_id)
         else:
-            user, items = "", [str(item) for item in user_or_history]
-        answer = recommend(self._served, user, k, items, client)
-        rows = [(one.item, one.score, one.title) for one in answer.recommendations]
-        frame = pd.DataFrame(rows, columns=["item", "score", "title"])
+            user_id, item_ids = "", [str(item) for item in user_or_history]
+        answer = recommend(self._served, user_id, k, item_ids, client)
+        item_rows = [
+            (recommendation.item, recommendation.score, recommendation.title)
+            for recommendation in answer.recommendations
+        ]
+        frame = pd.DataFrame(item_rows, columns=["item", "score", "title"])
         frame.index = pd.RangeIndex(1, len(frame) + 1, name="rank")
         frame.attrs = {
             "client": answer.client,
@@ -137,11 +145,11 @@ class Model:
         """
         self.client_of(user)
         check_question(self._served, 1, "")
-        seconds = int(time.time()) if time_seconds is None else time_seconds
-        add_items(self._served, str(user), [str(item) for item in items], seconds)
+        unix_seconds = int(time.time()) if time_seconds is None else time_seconds
+        add_items(self._served, str(user), [str(item) for item in items], unix_seconds)
 
     def evaluate(self, *, by_client: bool = True) -> pd.DataFrame:
-        """The figures of the model, the baselines and the algorithms trained for comparison.
+        """The metrics of the model, the baselines and the algorithms trained for comparison.
 
         They were computed when the model was trained, each client ranking its own catalogue without
         the items of the user's history.
@@ -156,18 +164,21 @@ class Model:
             client's training data. ``pfsr: global`` is the model without its private part.
 
         Raises:
-            ModelFilesError: A model that was saved without its figures.
+            ModelFilesError: A model that was saved without its metrics.
         """
-        path = self.directory / RESULTS
-        if not path.is_file():
+        results_path = self.directory / RESULTS_FILE
+        if not results_path.is_file():
             raise ModelFilesError(
-                f"{path}: no such file. Fix: give the directory of the run, not its model alone."
+                f"{results_path}: no such file. Fix: give the directory of the run, not its model "
+                f"alone."
             )
-        rows = pd.read_csv(path, dtype={"method": str, "client": str, "shipped": str})
-        return client_means(rows, by_client=by_client)
+        result_rows = pd.read_csv(
+            results_path, dtype={"method": str, "client": str, "shipped": str}
+        )
+        return client_means(result_rows, by_client=by_client)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the model, its figures and the users' histories into a new directory.
+        """Writes the model, its metrics and the users' histories into a new directory.
 
         ``pfsr.load``, ``pfsr report`` and ``pfsr recommend --model`` read it.
 
@@ -177,17 +188,21 @@ class Model:
         Raises:
             ModelFilesError: ``directory`` holds something already.
         """
-        target = Path(directory).expanduser()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ModelFilesError(f"{target} is there already. Fix: name another directory.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.with_name(f".{target.name}.new")
-        shutil.rmtree(stage, ignore_errors=True)
+        target_directory = Path(directory).expanduser()
+        if target_directory.exists() and (
+            not target_directory.is_dir() or any(target_directory.iterdir())
+        ):
+            raise ModelFilesError(
+                f"{target_directory} is there already. Fix: name another directory."
+            )
+        target_directory.parent.mkdir(parents=True, exist_ok=True)
+        staging_directory = target_directory.with_name(f".{target_directory.name}.new")
+        shutil.rmtree(staging_directory, ignore_errors=True)
         try:
-            shutil.copytree(self.directory, stage)
-            stage.rename(target)
+            shutil.copytree(self.directory, staging_directory)
+            staging_directory.rename(target_directory)
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(staging_directory, ignore_errors=True)
 
 
 def load(directory: str | Path) -> Model:
@@ -209,25 +224,27 @@ def model_directory(directory: Path) -> Path:
     return directory / MODEL_DIRECTORY if (directory / MODEL_DIRECTORY).is_dir() else directory
 
 
-def client_means(rows: pd.DataFrame, *, by_client: bool) -> pd.DataFrame:
+def client_means(result_rows: pd.DataFrame, *, by_client: bool) -> pd.DataFrame:
     """Means over users from the rows of clients.csv, which hold sums.
 
     Args:
-        rows: Columns ``method``, ``client``, ``users``, ``interactions``, ``split``, ``X_sum`` for
-            each metric X, ``covered`` and ``shipped``.
+        result_rows: Columns ``method``, ``client``, ``users``, ``interactions``, ``split``,
+            ``X_sum`` for each metric X, ``covered`` and ``shipped``.
         by_client: Whether clients stay apart.
     """
-    sums = [name for name in rows.columns if name.endswith("_sum")]
-    keys = ["method", "client", "split"] if by_client else ["method", "split"]
-    totals = rows.groupby(keys, sort=False, as_index=False)[
-        ["users", "interactions", *sums, "covered"]
+    sum_columns = [name for name in result_rows.columns if name.endswith("_sum")]
+    group_columns = ["method", "client", "split"] if by_client else ["method", "split"]
+    totals = result_rows.groupby(group_columns, sort=False, as_index=False)[
+        ["users", "interactions", *sum_columns, "covered"]
     ].sum()
-    means = {name.removesuffix("_sum"): totals[name] / totals["users"] for name in sums}
-    leading = [name for name in keys if name != "split"]
+    metric_means = {
+        name.removesuffix("_sum"): totals[name] / totals["users"] for name in sum_columns
+    }
+    leading_columns = [name for name in group_columns if name != "split"]
     return pd.DataFrame(
         {
-            **{name: totals[name] for name in (*leading, "users", "interactions", "split")},
-            **means,
+            **{name: totals[name] for name in (*leading_columns, "users", "interactions", "split")},
+            **metric_means,
             "covered": totals["covered"] / totals["users"],
         }
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pfsr_core.settings.fields import SettingsError
 
-PACKAGE = Path(__file__).resolve().parent
-DIRECTORIES = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
+PACKAGE_DIRECTORY = Path(__file__).resolve().parent
+RECIPE_DIRECTORIES = (PACKAGE_DIRECTORY / "recipes", PACKAGE_DIRECTORY.parent / "recipes")
 """In a wheel beside this file, in a checkout beside the package."""
 
 
@@ -21,21 +21,21 @@ def recipe_path(recipe: str | Path) -> Path:
     Raises:
         SettingsError: For a name that no recipe has. A path is not looked at here.
     """
-    given = Path(recipe).expanduser()
-    if given.suffix or len(given.parts) > 1 or given.is_file():
-        return given
-    known = recipe_files()
-    if str(recipe) in known:
-        return known[str(recipe)]
-    near = get_close_matches(str(recipe), known, 1, 0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    given_path = Path(recipe).expanduser()
+    if given_path.suffix or len(given_path.parts) > 1 or given_path.is_file():
+        return given_path
+    known_recipes = recipe_files()
+    if str(recipe) in known_recipes:
+        return known_recipes[str(recipe)]
+    close_names = get_close_matches(str(recipe), known_recipes, 1, 0.5)
+    hint = f" Did you mean {close_names[0]}?" if close_names else ""
     raise SettingsError(
-        f"no recipe {str(recipe)!r}.{hint} Fix: choose one of {', '.join(known)}, or give the path "
-        f"of a TOML file; a setting is written key=value."
+        f"no recipe {str(recipe)!r}.{hint} Fix: choose one of {', '.join(known_recipes)}, or give "
+        f"the path of a TOML file; a setting is written key=value."
     )
 
 
 def recipe_files() -> dict[str, Path]:
     """All recipes that come with the project, by name in alphabetical order."""
-    found = (path for folder in DIRECTORIES for path in sorted(folder.glob("*.toml")))
-    return {path.stem: path for path in found}
+    toml_paths = (path for folder in RECIPE_DIRECTORIES for path in sorted(folder.glob("*.toml")))
+    return {path.stem: path for path in toml_paths}

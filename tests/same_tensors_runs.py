@@ -8,9 +8,9 @@ such checkout is compared any more.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -167,22 +167,31 @@ OLD_FIGURES = {"excluded": "seen-filtered", "kept": "seen-included", "views": "v
 NOT_COMPARED = {"seconds"}
 
 
+class Played(NamedTuple):
+    """What a run ended with: shared parameters, clients' states, summary entry, rows of clients."""
+
+    shared: Tensors
+    states: Mapping[str, Tensors]
+    entry: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+
 def play(settings: Mapping[str, Value]) -> tuple[Tensors, Figures]:
     """One run by the modules of the checkout in the working directory."""
     before = importlib.util.find_spec("pfsr_core.plain_run") is not None
-    outcome = (_play_before if before else _play)(settings)
-    tensors = {f"shared {name}": tensor for name, tensor in outcome.shared.items()}
-    for client, state in outcome.states.items():
+    played = (_play_before if before else _play)(settings)
+    tensors = {f"shared {name}": tensor for name, tensor in played.shared.items()}
+    for client, state in played.states.items():
         tensors |= {f"client {client} {name}": tensor for name, tensor in state.items()}
-    figures: Figures = dict(flatten(outcome.row))
-    for row in outcome.clients:
+    figures: Figures = dict(flatten(played.entry))
+    for row in played.rows:
         # a client's row of the CSV, by the columns that name it
         place = "/".join(str(row[key]) for key in ("method", "client", "split"))
         figures |= {f"{place}/{key}": value for key, value in flatten(row)}
     return tensors, figures
 
 
-def _play_before(settings: Mapping[str, Value]) -> Any:
+def _play_before(settings: Mapping[str, Value]) -> Played:
     from pfsr_core import plain_run
     from pfsr_core.assembly import assemble, load_federation
     from pfsr_core.settings import Settings, flat_settings, parse_settings
@@ -191,10 +200,11 @@ def _play_before(settings: Mapping[str, Value]) -> Any:
     parsed = parse_settings(with_keys_of(flat_settings(Settings()), settings))
     federation = load_federation(parsed)
     experiment = plain_run.Experiment(parsed, federation, assemble(parsed, federation.catalogue))
-    return plain_run.train_and_evaluate(experiment, lambda _line: None)
+    outcome = plain_run.train_and_evaluate(experiment, lambda _line: None)
+    return Played(outcome.shared, outcome.states, outcome.row, outcome.clients)
 
 
-def _play(settings: Mapping[str, Value]) -> Any:
+def _play(settings: Mapping[str, Value]) -> Played:
     from pfsr_core.assembly.assemble import assemble
     from pfsr_core.assembly.data import load_federation
     from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
@@ -204,7 +214,8 @@ def _play(settings: Mapping[str, Value]) -> Any:
     parsed = parse_settings(with_keys_of(flat_settings(Settings()), settings))
     federation = load_federation(parsed)
     experiment = local.Experiment(parsed, federation, assemble(parsed, federation.catalogue))
-    return local.train_and_evaluate(experiment, lambda _line: None)
+    outcome = local.train_and_evaluate(experiment, lambda _line: None)
+    return Played(outcome.server.params, outcome.states, outcome.entry, outcome.rows)
 
 
 def with_keys_of(known: Mapping[str, object], settings: Mapping[str, Value]) -> dict[str, Value]:

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
-from pfsr.cli.options import OutputDirectory, Words, read_words
+from pfsr.cli.options import OutputDirectory, RecipeWords, read_words
 
 
 @plain_errors(core_errors)
 def central(
-    settings: Words = None,
+    settings: RecipeWords = None,
     *,
     seed: Annotated[int | None, typer.Option(help="Random seed; replaces run.seed.", min=0)] = None,
     rounds: Annotated[
@@ -21,9 +21,9 @@ def central(
     ] = None,
     out: OutputDirectory = None,
 ) -> None:
-    """Train the same model on all data in one place: what federated training could reach at best.
+    """Train the same model on all data in one place, as an upper bound for federated training.
 
-    All users are one client and the item table is shared. The pass is selected on validation.
+    All users are one client and the item table is shared. The best pass is selected on validation.
 
     RECIPE is the name of a recipe, such as pfsr, or the path of a TOML file. KEY=VALUE replaces one
     setting.
@@ -37,7 +37,7 @@ def central(
 
 @plain_errors(core_errors)
 def baselines(
-    settings: Words = None,
+    settings: RecipeWords = None,
     *,
     by_client: Annotated[
         bool, typer.Option("--by-client", help="One row for each client, in place of the means.")

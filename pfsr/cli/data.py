@@ -1,4 +1,4 @@
-"""``pfsr data``: get data, look at it, bring it into one format.
+"""``pfsr data``: download, describe, convert and clean datasets.
 
 Heavy imports wait until a command needs them, so that ``--help`` is immediate.
 """
@@ -13,7 +13,7 @@ import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
 
-data_app = typer.Typer(no_args_is_help=True, help="Get data, look at it, bring it into one format.")
+data_app = typer.Typer(no_args_is_help=True, help="Download, describe, convert and clean datasets.")
 
 Source = Annotated[str, typer.Argument()]
 DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory of the data.")]
@@ -24,7 +24,8 @@ DataPath = Annotated[str, typer.Option("--path", "-p", help="File or directory o
 def data_fetch(
     name: Annotated[str, typer.Argument()],
     path: Annotated[
-        str, typer.Option("--path", "-p", help="An archive or directory that you have already.")
+        str,
+        typer.Option("--path", "-p", help="Archive or directory to read in place of a download."),
     ] = "",
 ) -> None:
     """Download a public dataset into the cache, or check the copy that is there.
@@ -36,17 +37,19 @@ def data_fetch(
     from pfsr_core.data.download import fetch_ml_1m, fetch_ml_100k
     from pfsr_core.data.errors import DataError
 
-    known = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
-    if name not in known:
-        fix = f"fetch {' or '.join(known)}; other datasets are read from the path you give"
+    fetch_functions = {"ml-100k": fetch_ml_100k, "ml-1m": fetch_ml_1m}
+    if name not in fetch_functions:
+        fix = (
+            f"fetch {' or '.join(fetch_functions)}; other datasets are read from the path you give"
+        )
         raise DataError(f"{name!r} cannot be fetched. Fix: {fix}.")
-    typer.echo(str(known[name](path)))
+    typer.echo(str(fetch_functions[name](path)))
 
 
 @data_app.command("describe")
 @plain_errors(core_errors)
 def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
-    """Print the facts about a dataset and its split, as JSON.
+    """Print statistics of a dataset and of its split, as JSON.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
@@ -56,8 +59,9 @@ def data_describe(source: Source = "ml-100k", path: DataPath = "") -> None:
     from pfsr_core.data.describe import describe
     from pfsr_core.data.splits import leave_one_out
 
-    log = load_dataset(source, path)
-    typer.echo(json.dumps(describe(log, leave_one_out(log)), indent=2, ensure_ascii=False))
+    interactions = load_dataset(source, path)
+    facts = describe(interactions, leave_one_out(interactions))
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 
 @data_app.command("prepare")
@@ -67,18 +71,18 @@ def data_prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write into.")],
     path: DataPath = "",
 ) -> None:
-    """Check a dataset and write it as Parquet, with its vocabulary and its facts.
+    """Check a dataset and write it as Parquet, with its vocabulary and its statistics.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
-    The result is read with `data.source = "file"` and the path of `interactions.parquet`.
+    To train on the result set `data.source = "file"` and `data.path` to `interactions.parquet`.
 
     Example: `pfsr data prepare file --path purchases.csv --out data/purchases`
     """
     from pfsr_core.data.prepare import prepare
 
-    file = prepare(source, path, out)
-    typer.echo(f'{file}\nUse it with data.source=file data.path="{file}"')
+    parquet_file = prepare(source, path, out)
+    typer.echo(f'{parquet_file}\nUse it with data.source=file data.path="{parquet_file}"')
 
 
 @data_app.command("clean")
@@ -109,12 +113,13 @@ def data_clean(
         Path | None, typer.Option("--out", "-o", help="Directory for the clean copy, as CSV.")
     ] = None,
 ) -> None:
-    """Join items that are variants of one product; print what that changes in every market.
+    """Join items that are variants of one product; print what changes in every market.
 
     SOURCE is a dataset's name, such as ml-100k, ml-1m, xmarket or synthetic; `file` for your own.
 
     A run does the same to its data with `data.join-variants`, `data.user-core`, `data.item-core`
-    and `federation.column`. With `--out` the clean copy is written, and which item became which.
+    and `federation.column`. With `--out` the clean copy is written, with a table of the joined
+    items.
 
     Example: `pfsr data clean xmarket --path data/xmarket --column market`
     """
@@ -122,9 +127,9 @@ def data_clean(
     from pfsr_core.data.cleaning import Cleaning
     from pfsr_core.data.prepare import clean_copy
 
-    rules = Cleaning(
+    cleaning_rules = Cleaning(
         column=column, join_variants=join_variants, user_core=user_core, item_core=item_core
     )
-    typer.echo(cleaning_text(*clean_copy(source, path, rules, out)))
+    typer.echo(cleaning_text(*clean_copy(source, path, cleaning_rules, out)))
     if out is not None:
         typer.echo(f'Use it with data.source=file data.path="{out}/interactions.csv"')

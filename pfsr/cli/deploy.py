@@ -17,16 +17,16 @@ import typer
 
 from pfsr.cli.errors import deployment_errors, plain_errors
 
-CONNECTION = "pfsr"
-FLEET = "0.0.0.0:9092"
-CONTROL = "127.0.0.1:8000"
+DEFAULT_CONNECTION = "pfsr"
+FLEET_ADDRESS = "0.0.0.0:9092"
+CONTROL_ADDRESS = "127.0.0.1:8000"
 
 deploy_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="""A federation over the network: certificates, keys, registration, SuperLink, nodes.
 
-docs/deployment.md explains every step. In short:
+docs/guides/deployment.md explains every step. In short:
 
 ```
 on the server   pfsr deploy init tls --host server.example
@@ -41,32 +41,34 @@ on the server   flwr run . pfsr --stream
 )
 
 Directory = Annotated[Path, typer.Argument()]
-Hosts = Annotated[
+HostNames = Annotated[
     list[str],
     typer.Option(
         "--host", help="Name or IP address by which nodes reach the server; may be repeated."
     ),
 ]
-Connection = Annotated[str, typer.Option(help="Name of the connection in Flower's config.toml.")]
-Control = Annotated[
+ConnectionName = Annotated[
+    str, typer.Option(help="Name of the connection in Flower's config.toml.")
+]
+ControlAddress = Annotated[
     str,
     typer.Option(metavar="HOST:PORT", help="Address where runs are started and nodes registered."),
 ]
-Certificate = Annotated[Path, typer.Option("--ca", help="The ca.crt of the federation.")]
+AuthorityCertificate = Annotated[Path, typer.Option("--ca", help="The ca.crt of the federation.")]
 PrintOnly = Annotated[bool, typer.Option("--print-only", help="Print the command, do not run it.")]
 
 
-plain = plain_errors(deployment_errors)
+plain_deployment_errors = plain_errors(deployment_errors)
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def init(
     directory: Directory,
     *,
-    host: Hosts,
-    connection: Connection = CONNECTION,
-    control: Control = CONTROL,
+    host: HostNames,
+    connection: ConnectionName = DEFAULT_CONNECTION,
+    control: ControlAddress = CONTROL_ADDRESS,
 ) -> None:
     """Make the certificate authority, the server's certificate and a connection profile.
 
@@ -89,8 +91,8 @@ def init(
 
 
 @deploy_app.command()
-@plain
-def certificate(directory: Directory, *, host: Hosts) -> None:
+@plain_deployment_errors
+def certificate(directory: Directory, *, host: HostNames) -> None:
     """Renew the server's certificate, or give it other names. Nodes need no change.
 
     DIRECTORY is the one that pfsr deploy init has written into.
@@ -104,13 +106,16 @@ def certificate(directory: Directory, *, host: Hosts) -> None:
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def profile(
-    *, ca: Certificate, connection: Connection = CONNECTION, control: Control = CONTROL
+    *,
+    ca: AuthorityCertificate,
+    connection: ConnectionName = DEFAULT_CONNECTION,
+    control: ControlAddress = CONTROL_ADDRESS,
 ) -> None:
     """Write the connection into Flower's config.toml, on a machine that starts runs.
 
-    The control address is the local end of a tunnel to the server, see docs/deployment.md.
+    The control address is the local end of a tunnel to the server, see docs/guides/deployment.md.
 
     Example: `pfsr deploy profile --ca ca.crt --control 127.0.0.1:8000`
     """
@@ -118,15 +123,15 @@ def profile(
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def superlink(
     directory: Directory,
     *,
     fleet: Annotated[
         str,
-        typer.Option(metavar="HOST:PORT", help="Address for nodes: the one port to open."),
-    ] = FLEET,
-    control: Control = CONTROL,
+        typer.Option(metavar="HOST:PORT", help="Address for nodes: the only port to open."),
+    ] = FLEET_ADDRESS,
+    control: ControlAddress = CONTROL_ADDRESS,
     database: Annotated[
         Path | None,
         typer.Option(help="File of registrations and runs. Default: DIRECTORY/superlink.db."),
@@ -143,15 +148,15 @@ def superlink(
 
     split_address(fleet)
     _require_file(directory / "server.crt", f"pfsr deploy init {directory} --host NAME")
-    kept = database or directory / "superlink.db"
-    command = superlink_command(
-        directory, fleet_address=fleet, control_address=control, database_file=kept
+    database_file = database or directory / "superlink.db"
+    flower_command = superlink_command(
+        directory, fleet_address=fleet, control_address=control, database_file=database_file
     )
-    _run(command, {}, print_only)
+    _run(flower_command, {}, print_only)
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def key(
     path: Annotated[Path, typer.Argument()],
 ) -> None:
@@ -165,16 +170,16 @@ def key(
 
     make_node_key(path)
     _print_command(node_key_command(path), {})
-    public = public_key_path(path)
-    typer.echo(f"next, at the server with this file: pfsr deploy register {public.name}")
+    public_path = public_key_path(path)
+    typer.echo(f"next, at the server with this file: pfsr deploy register {public_path.name}")
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def register(
     public_key: Annotated[Path, typer.Argument()],
     *,
-    connection: Connection = CONNECTION,
+    connection: ConnectionName = DEFAULT_CONNECTION,
     print_only: PrintOnly = False,
 ) -> None:
     """Admit a node, while the SuperLink runs.
@@ -191,16 +196,16 @@ def register(
 
 
 @deploy_app.command()
-@plain
+@plain_deployment_errors
 def node(  # noqa: PLR0913 - an option each
     *,
     superlink: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="The SuperLink's port for nodes.")
     ],
-    ca: Certificate,
+    ca: AuthorityCertificate,
     key: Annotated[Path, typer.Option(help="This node's private key.")],
     state: Annotated[
-        Path, typer.Option(help="Directory for this node's private states and its served model.")
+        Path, typer.Option(help="Directory for this node's private states and served models.")
     ],
     name: Annotated[
         str, typer.Option(help="Name of a node that has data of its own, with --data.")
@@ -216,7 +221,9 @@ def node(  # noqa: PLR0913 - an option each
     ] = 0,
     part: Annotated[
         str,
-        typer.Option(help="In place of --data: the node's part of a public dataset, as 0/3."),
+        typer.Option(
+            help="Part of a public dataset that the node holds, in place of --data, e.g. 0/3."
+        ),
     ] = "",
     port: Annotated[
         int,
@@ -244,7 +251,7 @@ def node(  # noqa: PLR0913 - an option each
     _require_file(key, f"pfsr deploy key {key}")
     check_private_key(key)
     config = {**node_data(name, data, part, clients), "state-dir": str(state.absolute())}
-    command = node_command(
+    flower_command = node_command(
         superlink,
         root_certificates=ca,
         private_key=key,
@@ -252,7 +259,7 @@ def node(  # noqa: PLR0913 - an option each
         loopback_port=port or free_port(),
     )
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _run(command, {"FLWR_HOME": str(state.absolute() / "flwr")}, print_only)
+    _run(flower_command, {"FLWR_HOME": str(state.absolute() / "flwr")}, print_only)
 
 
 def flower_home() -> Path:
@@ -260,46 +267,54 @@ def flower_home() -> Path:
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
 
 
-def _write_profile(connection: str, control: str, ca: Path) -> None:
+def _write_profile(connection_name: str, control_address: str, authority_certificate: Path) -> None:
     from pfsr.deploy.flower_commands import split_address, write_profile
 
-    split_address(control)
-    _require_file(ca, "copy ca.crt from the server")
-    path = write_profile(flower_home(), connection, control, ca)
-    typer.echo(f"{path}   has the connection {connection!r} to {control}")
+    split_address(control_address)
+    _require_file(authority_certificate, "copy ca.crt from the server")
+    config_path = write_profile(
+        flower_home(), connection_name, control_address, authority_certificate
+    )
+    typer.echo(f"{config_path}   has the connection {connection_name!r} to {control_address}")
 
 
-def _require_file(path: Path, fix: str) -> None:
+def _require_file(file_path: Path, fix: str) -> None:
     from pfsr.deploy.flower_commands import DeploymentError
 
-    if not path.is_file():
-        raise DeploymentError(f"{path}: no such file. Fix: {fix}.")
+    if not file_path.is_file():
+        raise DeploymentError(f"{file_path}: no such file. Fix: {fix}.")
 
 
-def _run(command: Sequence[str], defaults: Mapping[str, str], print_only: bool) -> None:
-    added = _environment(defaults)
-    _print_command(command, added)
+def _run(
+    flower_command: Sequence[str], default_variables: Mapping[str, str], print_only: bool
+) -> None:
+    added_variables = _environment(default_variables)
+    _print_command(flower_command, added_variables)
     if not print_only:
-        _replace_process(command, {**os.environ, **added})
+        _replace_process(flower_command, {**os.environ, **added_variables})
 
 
-def _environment(defaults: Mapping[str, str]) -> dict[str, str]:
+def _environment(default_variables: Mapping[str, str]) -> dict[str, str]:
     """Variables that Flower's processes need and the present environment does not set."""
     from pfsr.deploy.processes import QUIET, search_path
 
-    quiet = {name: value for name, value in QUIET.items() if name.startswith("FLWR_")}
-    added = {k: v for k, v in {**quiet, **defaults}.items() if k not in os.environ}
-    path = search_path()
-    return added if path == os.environ.get("PATH") else {**added, "PATH": path}
+    quiet_variables = {name: value for name, value in QUIET.items() if name.startswith("FLWR_")}
+    variables = {**quiet_variables, **default_variables}
+    added_variables = {name: value for name, value in variables.items() if name not in os.environ}
+    path_variable = search_path()
+    if path_variable != os.environ.get("PATH"):
+        added_variables["PATH"] = path_variable
+    return added_variables
 
 
-def _print_command(command: Sequence[str], added: Mapping[str, str]) -> None:
-    if added:
-        typer.echo("$ export " + " ".join(f"{k}={shlex.quote(v)}" for k, v in added.items()))
-    typer.echo(f"$ {shlex.join(command)}")
+def _print_command(flower_command: Sequence[str], added_variables: Mapping[str, str]) -> None:
+    if added_variables:
+        assignments = (f"{name}={shlex.quote(value)}" for name, value in added_variables.items())
+        typer.echo("$ export " + " ".join(assignments))
+    typer.echo(f"$ {shlex.join(flower_command)}")
 
 
-def _replace_process(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Replaces this process by ``command``, so that signals and the exit status are its own."""
+def _replace_process(flower_command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Replaces this process by the command, so that signals and the exit status are its own."""
     sys.stdout.flush()
-    os.execve(command[0], list(command), dict(environment))
+    os.execve(flower_command[0], list(flower_command), dict(environment))

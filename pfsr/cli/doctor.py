@@ -1,4 +1,4 @@
-"""``pfsr doctor``: is everything here that a run needs, and does a node reach its server?"""
+"""``pfsr doctor``: checks of the installation, and of a node's connection to its server."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def doctor(
     superlink: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Check the connection from this node to that SuperLink only."
+            metavar="HOST:PORT", help="Check only the connection from this node to that SuperLink."
         ),
     ] = None,
     root_certificates: Annotated[
         Path | None,
-        typer.Option(help="The ca.crt that the node has. Default: the system's authorities."),
+        typer.Option(help="The node's copy of ca.crt. Default: the authorities of the system."),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="The private key that the node has.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The node's private key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="The node uses no TLS.")] = False,
 ) -> None:
-    """Check that everything a run needs is here, and say how to get what is not.
+    """Check that everything a run needs is installed, and print how to install what is missing.
 
     With `--superlink` it checks the connection from this node to the server instead, and names
-    the one cause among many for which Flower has one message.
+    the cause of a failure.
 
     The exit status is 1 when something is missing or wrong.
 

@@ -1,4 +1,4 @@
-"""Errors that a person can put right, as one line on stderr."""
+"""Errors that the user can fix, as one line on stderr."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, TypeVar
 
 import typer
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 
 def plain_errors(
-    expected: Callable[[], tuple[type[Exception], ...]],
-) -> Callable[[Command], Command]:
+    expected_types: Callable[[], tuple[type[Exception], ...]],
+) -> Callable[[CommandFunction], CommandFunction]:
     """A decorator: errors that name their own fix become one line and exit status 2.
 
     Args:
-        expected: Returns the types of these errors. Called when an error occurs, so that their
-            modules are not imported before.
+        expected_types: Returns the types of these errors. Called when an error occurs, so that
+            their modules are not imported before.
     """
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: CommandFunction) -> CommandFunction:
         @functools.wraps(command)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             try:
                 return command(*args, **kwargs)
             except (ValueError, RuntimeError, OSError) as error:
-                if not isinstance(error, expected()):
+                if not isinstance(error, expected_types()):
                     raise
                 typer.echo(f"error: {error_text(error)}", err=True)
                 raise typer.Exit(2) from None
@@ -57,8 +57,8 @@ def core_errors() -> tuple[type[Exception], ...]:
     from pfsr_core.serving.sqlite_file import NodeStoreError
     from pfsr_core.settings.fields import SettingsError
 
-    errors = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
-    return (*errors, ItemMapError, DivergedError)
+    error_types = (DataError, SettingsError, NodeStoreError, RecommendationError, RunError, OSError)
+    return (*error_types, ItemMapError, DivergedError)
 
 
 def deployment_errors() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""Is everything here that a run needs? Each finding names what is missing and how to get it."""
+"""Checks of the installation: each finding names what is missing and how to install it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pfsr.deploy.findings import Finding
 from pfsr_core.data.download import cache_directory
 from pfsr_core.runs.environment import installed
 
-NEEDED = (
+NEEDED_PACKAGES = (
     "torch",
     "numpy",
     "pandas",
@@ -25,10 +25,10 @@ NEEDED = (
     "cryptography",
     "grpcio",
 )
-PYTHON = (3, 11)
-FLOWER = ((1, 39), (1, 40))  # the half-open range that the project pins
+OLDEST_PYTHON = (3, 11)
+FLOWER_RANGE = ((1, 39), (1, 40))  # the half-open range that the project pins
 FLOWER_FIX = 'pip install "flwr>=1.39,<1.40"'
-CACHED = {"ml-100k": ("ml-100k.inter", "u.data"), "ml-1m": ("ratings.dat",)}
+CACHED_FILES = {"ml-100k": ("ml-100k.inter", "u.data"), "ml-1m": ("ratings.dat",)}
 
 
 def examine() -> list[Finding]:
@@ -38,7 +38,7 @@ def examine() -> list[Finding]:
         _packages,
         _flower,
         _accelerator,
-        _data,
+        lambda: [_cache(name, file_names) for name, file_names in CACHED_FILES.items()],
         _disk,
     )
     return [finding for check in checks for finding in check()]
@@ -46,39 +46,42 @@ def examine() -> list[Finding]:
 
 def _python() -> list[Finding]:
     found = platform.python_version()
-    if sys.version_info >= PYTHON:
+    if sys.version_info >= OLDEST_PYTHON:
         return [Finding("ok", "python", found)]
     return [Finding("missing", "python", found, "use Python 3.11 or newer")]
 
 
 def _packages() -> list[Finding]:
     findings = []
-    for name in NEEDED:
-        found = installed(name)
-        if found:
-            findings.append(Finding("ok", name, found))
+    for package_name in NEEDED_PACKAGES:
+        package_version = installed(package_name)
+        if package_version:
+            findings.append(Finding("ok", package_name, package_version))
         else:
-            findings.append(Finding("missing", name, "not installed", f"pip install {name}"))
+            findings.append(
+                Finding("missing", package_name, "not installed", f"pip install {package_name}")
+            )
     return findings
 
 
 def _flower() -> list[Finding]:
-    found, simulation = installed("flwr"), installed("ray")
-    engine = Finding("ok", "ray", simulation or "")
-    if simulation is None:
+    flower_version, ray_version = installed("flwr"), installed("ray")
+    ray_finding = Finding("ok", "ray", ray_version or "")
+    if ray_version is None:
         fix = 'pip install "flwr[simulation]>=1.39,<1.40", for flwr run with simulated nodes'
-        engine = Finding("note", "ray", "not installed", fix)
-    return [flower_finding(found), engine]
+        ray_finding = Finding("note", "ray", "not installed", fix)
+    return [flower_finding(flower_version), ray_finding]
 
 
-def flower_finding(found: str | None) -> Finding:
-    """Whether the Flower version ``found`` is one that the project was made for."""
-    if found is None:
+def flower_finding(flower_version: str | None) -> Finding:
+    """Whether a version of Flower, None without one, is in the range that the project pins."""
+    if flower_version is None:
         return Finding("missing", "flwr", "not installed", FLOWER_FIX)
-    parts = found.split(".")[:2]
-    if all(part.isdecimal() for part in parts) and FLOWER[0] <= tuple(map(int, parts)) < FLOWER[1]:
-        return Finding("ok", "flwr", found)
-    return Finding("missing", "flwr", f"{found}, needed >=1.39,<1.40", FLOWER_FIX)
+    version_parts = flower_version.split(".")[:2]
+    is_numeric = all(part.isdecimal() for part in version_parts)
+    if is_numeric and FLOWER_RANGE[0] <= tuple(map(int, version_parts)) < FLOWER_RANGE[1]:
+        return Finding("ok", "flwr", flower_version)
+    return Finding("missing", "flwr", f"{flower_version}, needed >=1.39,<1.40", FLOWER_FIX)
 
 
 def _accelerator() -> list[Finding]:
@@ -86,18 +89,20 @@ def _accelerator() -> list[Finding]:
 
 
 def _kernels() -> Finding:
-    found = installed("pfsr-kernels")
-    if not found:
+    kernels_version = installed("pfsr-kernels")
+    if not kernels_version:
         fix = "make setup, or pip install ./kernels, where a C++ compiler is"
         return Finding("note", "pfsr-kernels", "not installed; plain PyTorch is used, slower", fix)
     try:
         from pfsr_core.models.ops.kernel_calls import compiled, lanes
     except ImportError:
-        return Finding("note", "pfsr-kernels", f"{found}, unknown without torch")
+        return Finding("note", "pfsr-kernels", f"{kernels_version}, unknown without torch")
     if compiled() is None:
         fix = "pip install --force-reinstall ./kernels, and look whether PFSR_KERNELS=never is set"
-        return Finding("note", "pfsr-kernels", f"{found}, not used; plain PyTorch is, slower", fix)
-    return Finding("ok", "pfsr-kernels", f"{found}, vectors of {lanes()} numbers")
+        return Finding(
+            "note", "pfsr-kernels", f"{kernels_version}, not used; plain PyTorch is, slower", fix
+        )
+    return Finding("ok", "pfsr-kernels", f"{kernels_version}, vectors of {lanes()} numbers")
 
 
 def _cuda() -> Finding:
@@ -111,29 +116,26 @@ def _cuda() -> Finding:
 
 
 def _mamba() -> Finding:
-    found = installed("mamba-ssm")
-    if found:
-        return Finding("ok", "mamba-ssm", found)
+    mamba_version = installed("mamba-ssm")
+    if mamba_version:
+        return Finding("ok", "mamba-ssm", mamba_version)
     fix = 'pip install "pfsr[cuda]", on Linux with an NVIDIA GPU'
     return Finding("note", "mamba-ssm", "not installed; the scan in PyTorch is used", fix)
 
 
-def _data() -> list[Finding]:
-    return [_cache(name, files) for name, files in CACHED.items()]
-
-
-def _cache(name: str, files: tuple[str, ...]) -> Finding:
-    folder = cache_directory() / name
-    found = next((folder / file for file in files if (folder / file).is_file()), None)
-    if found:
-        return Finding("ok", f"data {name}", str(found))
-    return Finding("note", f"data {name}", "not fetched yet", f"pfsr data fetch {name}")
+def _cache(dataset_name: str, file_names: tuple[str, ...]) -> Finding:
+    cache_folder = cache_directory() / dataset_name
+    cached_file = next(filter(Path.is_file, (cache_folder / name for name in file_names)), None)
+    subject = f"data {dataset_name}"
+    if cached_file:
+        return Finding("ok", subject, str(cached_file))
+    return Finding("note", subject, "not fetched yet", f"pfsr data fetch {dataset_name}")
 
 
 def _disk() -> list[Finding]:
     import shutil
 
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    if free >= 1.0:
-        return [Finding("ok", "disk", f"{free:.0f} GB free here")]
-    return [Finding("missing", "disk", f"{free:.2f} GB free here", "free at least 1 GB")]
+    free_gigabytes = shutil.disk_usage(Path.cwd()).free / 1e9
+    if free_gigabytes >= 1.0:
+        return [Finding("ok", "disk", f"{free_gigabytes:.0f} GB free here")]
+    return [Finding("missing", "disk", f"{free_gigabytes:.2f} GB free here", "free at least 1 GB")]

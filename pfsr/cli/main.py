@@ -23,13 +23,13 @@ app = typer.Typer(
 `pfsr run` trains through Flower on simulated nodes, `pfsr deploy` sets up a federation over the
 network, and the other commands need no Flower.
 
-    pfsr doctor                              is everything there?
-    pfsr data fetch ml-100k                  get the data
+    pfsr doctor                              check the installation
+    pfsr data fetch ml-100k                  download the data
     pfsr run pfsr                            train a recipe through Flower
     pfsr run pfsr --local                    the same in one process
-    pfsr report runs/pfsr-20250131-120000    the page and table of a run
+    pfsr report runs/pfsr-20250131-120000    the report and table of a run
     pfsr recommend --user 42 -k 10
-    pfsr deploy --help                       servers and nodes of your own
+    pfsr deploy --help                       a federation over the network
 """,
 )
 app.command(cls=TrainingCommand)(run.run)

@@ -1,4 +1,4 @@
-"""What several commands take: a recipe with settings on top, the store of a node."""
+"""Options that several commands share: a recipe with settings on top, the store of a node."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import typer
 if TYPE_CHECKING:
     from pfsr_core.settings.fields import Value
 
-Words = Annotated[
+RecipeWords = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False),
 ]
 OutputDirectory = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="New directory for the run's files; else runs/NAME-TIME."),
+    typer.Option("--out", "-o", help="New directory for the run's files. Default: runs/NAME-TIME."),
 ]
-State = Annotated[
+StatePath = Annotated[
     Path | None,
     typer.Option(
         "--state", help="Store of a node, or a directory of several. Default: .pfsr/state."
@@ -30,7 +30,7 @@ ModelDirectory = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Directory of a run of this machine or of a saved model, in place of --state.",
+        help="Directory of a run on this machine or of a saved model, in place of --state.",
     ),
 ]
 RunName = Annotated[
@@ -38,7 +38,7 @@ RunName = Annotated[
 ]
 
 
-def split_words(words: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+def split_words(recipe_words: Sequence[str] | None) -> tuple[Path | None, list[str]]:
     """The recipe's file, None without one, and the ``KEY=VALUE`` texts.
 
     Raises:
@@ -47,17 +47,17 @@ def split_words(words: Sequence[str] | None) -> tuple[Path | None, list[str]]:
     from pfsr.recipe_files import recipe_path
     from pfsr_core.settings.fields import SettingsError
 
-    settings = [word for word in words or () if "=" in word]
-    names = [word for word in words or () if "=" not in word]
-    if len(names) > 1 or (names and words and words[0] != names[0]):
+    setting_words = [word for word in recipe_words or () if "=" in word]
+    recipe_names = [word for word in recipe_words or () if "=" not in word]
+    if recipe_words and recipe_names not in ([], [recipe_words[0]]):
         raise SettingsError(
-            f"cannot read {names[-1]!r}: write key=value, e.g. federation.rounds=5; only the first "
-            f"word names a recipe"
+            f"cannot read {recipe_names[-1]!r}: write key=value, e.g. federation.rounds=5; only "
+            f"the first word names a recipe"
         )
-    return recipe_path(names[0]) if names else None, settings
+    return recipe_path(recipe_names[0]) if recipe_names else None, setting_words
 
 
-def read_words(words: Sequence[str] | None) -> tuple[dict[str, Value], dict[str, Value]]:
+def read_words(recipe_words: Sequence[str] | None) -> tuple[dict[str, Value], dict[str, Value]]:
     """Dotted keys of the recipe, and of the settings that replace its own; not checked yet.
 
     Raises:
@@ -65,14 +65,14 @@ def read_words(words: Sequence[str] | None) -> tuple[dict[str, Value], dict[str,
     """
     from pfsr_core.settings.recipes import load_recipe, with_overrides
 
-    recipe, overrides = split_words(words)
-    return load_recipe(recipe) if recipe else {}, with_overrides({}, overrides)
+    recipe_file, overrides = split_words(recipe_words)
+    return load_recipe(recipe_file) if recipe_file else {}, with_overrides({}, overrides)
 
 
-def flat_settings(words: Sequence[str] | None) -> dict[str, Value]:
+def flat_settings(recipe_words: Sequence[str] | None) -> dict[str, Value]:
     """Dotted keys of the recipe with the settings on top, see :func:`read_words`."""
-    recipe, overrides = read_words(words)
-    return {**recipe, **overrides}
+    recipe_values, overrides = read_words(recipe_words)
+    return {**recipe_values, **overrides}
 
 
 def store_path(state: Path | None, model: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""``pfsr report``: the page and the final table of a run."""
+"""``pfsr report``: the report and the final table of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pfsr.cli.errors import core_errors, plain_errors
 def report(
     run: Annotated[Path, typer.Argument()],
 ) -> None:
-    """Write the page of a run again and print its final table; also while it is going on.
+    """Write the report of a run again and print its final table; also during the run.
 
     RUN is the directory of a run.
 
@@ -23,6 +23,6 @@ def report(
     from pfsr_core.reports.page import write_report
     from pfsr_core.reports.text_table import final_table
 
-    path = write_report(run)
+    report_path = write_report(run)
     typer.echo(final_table(run))
-    typer.echo(f"report: {path}")
+    typer.echo(f"report: {report_path}")

@@ -8,12 +8,12 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-COMMANDS = {
+REPLACED_COMMANDS = {
     "simulate": "pfsr run --local",
     "item-views": "pfsr item-map",
     "bench": "python -m benchmarks",
 }
-OPTIONS = {
+REPLACED_OPTIONS = {
     "--recipe": "give the recipe's name or path as the first word",
     "-r": "give the recipe's name or path as the first word",
     "--set": "write KEY=VALUE alone",
@@ -27,8 +27,10 @@ class CurrentCommands(TyperGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command ``cmd_name``; exit status 2 for one of COMMANDS."""
-        if cmd_name in COMMANDS:
-            _refuse(f"pfsr {cmd_name} is {COMMANDS[cmd_name]} now", COMMANDS[cmd_name])
+        if cmd_name in REPLACED_COMMANDS:
+            _refuse(
+                f"pfsr {cmd_name} is {REPLACED_COMMANDS[cmd_name]} now", REPLACED_COMMANDS[cmd_name]
+            )
         return super().get_command(ctx, cmd_name)
 
 
@@ -38,10 +40,13 @@ class TrainingCommand(TyperCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads the command line; exit status 2 for one of OPTIONS."""
         for word in args:
-            name = word.partition("=")[0]
-            if name in OPTIONS:
-                example = f"{ctx.command_path} pfsr federation.rounds=5"
-                _refuse(f"there is no option {name}: {OPTIONS[name]}", example)
+            option_name = word.partition("=")[0]
+            if option_name in REPLACED_OPTIONS:
+                example_command = f"{ctx.command_path} pfsr federation.rounds=5"
+                _refuse(
+                    f"there is no option {option_name}: {REPLACED_OPTIONS[option_name]}",
+                    example_command,
+                )
         return super().parse_args(ctx, args)
 
 

@@ -9,40 +9,40 @@ from typing import Annotated
 import typer
 
 from pfsr.cli.errors import core_errors, plain_errors
-from pfsr.cli.options import ModelDirectory, RunName, State, store_path
+from pfsr.cli.options import ModelDirectory, RunName, StatePath, store_path
 
-User = Annotated[str, typer.Option("--user", "-u", help="User id, as in the data.")]
+UserId = Annotated[str, typer.Option("--user", "-u", help="User id, as in the data.")]
 
 
 @plain_errors(core_errors)
 def recommend(
-    user: User,
+    user: UserId,
     *,
-    state: State = None,
+    state: StatePath = None,
     model: ModelDirectory = None,
     k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
     items: Annotated[
         str | None,
         typer.Option(
-            help="History to use in place of the stored one: item ids, oldest first, with commas."
+            help="History in place of the stored one: item ids, oldest first, comma-separated."
         ),
     ] = None,
     add: Annotated[
         str | None,
         typer.Option(
-            help="New interactions to store for the user: item ids, oldest first, with commas."
+            help="New interactions to store for the user: item ids, oldest first, comma-separated."
         ),
     ] = None,
     client: Annotated[
         str,
-        typer.Option(help="Client whose model answers a new user. Default: the largest."),
+        typer.Option(help="Client whose model serves a new user. Default: the largest."),
     ] = "",
     run: RunName = "",
 ) -> None:
     """Recommend items to one user, with a saved model or the one that a run left on this node.
 
-    Examples: `pfsr recommend --user 42 -k 5`, after something new `... --user 42 --add 50`,
-    for a new user `... --user guest --items "50,181"`, with a run's model `... --model runs/NAME`
+    Examples: `pfsr recommend --user 42 -k 5`; with a new interaction `... --user 42 --add 50`; for
+    a new user `... --user guest --items "50,181"`; with a run's model `... --model runs/NAME`
     """
     from pfsr.cli.output import answer_text
     from pfsr_core.serving.recommend import add_items, check_question
@@ -54,12 +54,12 @@ def recommend(
         raise RecommendationError(
             "--items replace the stored history, and --add extends it. Fix: give one of them."
         )
-    history = None if items is None else _split_ids(items)
-    served = find_served(store_path(state, model), user, run)
+    given_history = None if items is None else _split_ids(items)
+    served_run = find_served(store_path(state, model), user, run)
     if add is not None:
-        check_question(served, k, client)  # before anything is stored
-        add_items(served, user, _split_ids(add), int(time.time()))
-    typer.echo(answer_text(answer(served, user, k, history, client), served))
+        check_question(served_run, k, client)  # before anything is stored
+        add_items(served_run, user, _split_ids(add), int(time.time()))
+    typer.echo(answer_text(answer(served_run, user, k, given_history, client), served_run))
 
 
 @plain_errors(core_errors)
@@ -76,39 +76,39 @@ def item_map(
             help="Client to draw; may be repeated. Default: largest, median and smallest.",
         ),
     ] = None,
-    state: State = None,
+    state: StatePath = None,
     model: ModelDirectory = None,
     run: RunName = "",
 ) -> None:
     """Draw a 2-D map of a client's item vectors, before and after personalization.
 
-    Reads a node's own store, like `recommend`. The picture shows which items the client has: it
-    belongs to the node.
+    Reads a node's own store, like `recommend`. The picture shows which items the client has: keep
+    it on the node.
 
     Example: `pfsr item-map --state .pfsr/state/node-0.sqlite --client user-42 --out map.png`
     """
     from pfsr_core.reports.item_map_plot import item_map_text, save_item_map
     from pfsr_core.reports.node_item_map import stored_item_map
 
-    maps = stored_item_map(store_path(state, model), run, clients or [])
-    save_item_map(maps, out)
-    typer.echo(f"{item_map_text(maps)}\npicture: {out}")
+    item_maps = stored_item_map(store_path(state, model), run, clients or [])
+    save_item_map(item_maps, out)
+    typer.echo(f"{item_map_text(item_maps)}\npicture: {out}")
 
 
 @plain_errors(core_errors)
-def forget(user: User, *, state: State = None, model: ModelDirectory = None) -> None:
-    """Delete a user from the models that are served here: history, memory and private row.
+def forget(user: UserId, *, state: StatePath = None, model: ModelDirectory = None) -> None:
+    """Delete a user from the served models of this machine: history, memory and private row.
 
-    A client that has no other user is deleted whole. The node's data are not touched: take the
-    user out of them before the next run.
+    A client that has no other user is deleted. The node's data file stays as it is: remove the
+    user from it before the next run.
 
     Example: `pfsr forget --user 42`
     """
     from pfsr_core.serving.store_files import forget_everywhere
 
-    count = forget_everywhere(store_path(state, model), user)
-    typer.echo(f"user {user}: deleted from {count} served models")
+    num_models = forget_everywhere(store_path(state, model), user)
+    typer.echo(f"user {user}: deleted from {num_models} served models")
 
 
-def _split_ids(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split_ids(comma_list: str) -> list[str]:
+    return [raw_id.strip() for raw_id in comma_list.split(",") if raw_id.strip()]

@@ -1,4 +1,4 @@
-"""``pfsr settings``: what can be set, and the files that are written from the declarations."""
+"""``pfsr settings``: all settings, and the files that are generated from their declarations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from pfsr.cli.errors import core_errors, plain_errors
 
 
-def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
-    """Prints the settings whose keys begin with ``prefix``, or sees to the written files.
+def print_settings(key_prefix: str, write: bool, check: bool, echo: Callable[[str], None]) -> None:
+    """Prints the settings whose keys begin with ``key_prefix``, or writes or checks the files.
 
     Args:
-        prefix: A section, or any beginning of a key; empty: all settings.
+        key_prefix: A section, or any beginning of a key; empty: all settings.
         write: Write the stale files of the checkout in the working directory instead.
         check: Raise SettingsError where one of them is stale instead.
         echo: Prints a line.
@@ -23,26 +23,27 @@ def print_settings(prefix: str, write: bool, check: bool, echo: Callable[[str], 
     from pfsr_core.assembly.pyproject_table import settings_text, stale_files, write_files
     from pfsr_core.settings.fields import SettingsError
 
-    root = Path()
+    checkout_root = Path()
     if check:
-        stale = stale_files(root)
-        if stale:
-            names = " and ".join(map(str, stale))
+        stale_paths = stale_files(checkout_root)
+        if stale_paths:
+            file_names = " and ".join(map(str, stale_paths))
             raise SettingsError(
-                f"not as the settings are declared: {names}. Fix: run 'pfsr settings --write'."
+                f"not as the settings are declared: {file_names}. Fix: run 'pfsr settings --write'."
             )
         echo("as the settings are declared")
     elif write:
-        written = write_files(root)
-        echo("\n".join(f"wrote {path}" for path in written) or "nothing to write")
+        written_paths = write_files(checkout_root)
+        echo("\n".join(f"wrote {file_path}" for file_path in written_paths) or "nothing to write")
     else:
-        echo(settings_text(prefix))
+        echo(settings_text(key_prefix))
 
 
 @plain_errors(core_errors)
 def list_settings(
     prefix: Annotated[
-        str, typer.Argument(help="Only these, e.g. train or algorithm.pfsr.", metavar="[SECTION]")
+        str,
+        typer.Argument(help="Section to list, e.g. train or algorithm.pfsr.", metavar="[SECTION]"),
     ] = "",
     write: Annotated[
         bool,
@@ -51,12 +52,15 @@ def list_settings(
         ),
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Fail when those two files are stale.")
+        bool,
+        typer.Option(
+            "--check", help="Fail when pyproject.toml or docs/reference/settings.md is stale."
+        ),
     ] = False,
 ) -> None:
     """List the settings with their defaults, meanings and limits.
 
-    With `--write` or `--check` it sees to the files of a checkout that are made from them.
+    `--write` and `--check` are for the two files of a checkout that are generated from them.
 
     Example: `pfsr settings algorithm.pfsr`
     """

@@ -61,20 +61,19 @@ class FeCoSRSettings:
 
     finetune_mode: str = setting(
         "all+adapter",
-        "what is finetuned: adapter, the market adapter and private rows of users; all, everything "
-        "else; all+adapter, both",
+        "parameters that are finetuned: adapter, the market adapter and private rows of users; "
+        "all, all others; all+adapter, both",
         choices=("adapter", "all", "all+adapter"),
     )
     finetune_epochs: int = setting(
         10, "epochs of finetuning, of which the best by validation NDCG@10 is kept", low=1
     )
     finetune_step: float = setting(
-        1.0, "learning rates of finetuning, relative to those of the first round", low=1e-6
+        1.0, "factor on the learning rates of the first round that finetuning takes", low=1e-6
     )
     safety_rule: bool = setting(
         True,
-        "also train every client alone, and ship that model where it is the better one by "
-        "validation NDCG@10",
+        "also train every client alone, and use that model where its validation NDCG@10 is higher",
     )
 
 

@@ -20,7 +20,7 @@ from pfsr_core.training.task import Task
 class FedProxSettings:
     """The proximal term."""
 
-    strength: float = setting(0.01, "weight mu of the proximal term", low=0.0)
+    strength: float = setting(0.01, "weight mu of the proximal term of FedProx", low=0.0)
 
 
 def fed_prox(

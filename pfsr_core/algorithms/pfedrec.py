@@ -67,12 +67,12 @@ class PFedRecSettings:
 
     item_step: str = setting(
         "row",
-        "what a step on an item's row is the mean of: row, the gradients of the samples of that "
-        "item; batch, those of the whole batch, as published",
+        "how the gradients of an item's row are averaged in a step: row, over the samples of that "
+        "item; batch, over the whole batch, as published",
         choices=("row", "batch"),
     )
     negatives_per_positive: int = setting(
-        4, "number of sampled items of label 0 for each interaction of label 1", low=0
+        4, "number of sampled negative items for each training interaction", low=0
     )
 
 

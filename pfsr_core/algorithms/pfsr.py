@@ -73,20 +73,21 @@ class PFSRSettings:
 
     mask_mode: str = setting(
         "quantile",
-        "which coordinates of the encoder stay local: quantile, a share rho of every tensor; "
-        "minmax, those whose scaled Fisher information is above fisher-threshold; none",
+        "which coordinates of the encoder stay local: quantile, a share "
+        "algorithm.pfsr.rho of every tensor; minmax, those whose scaled Fisher information is "
+        "above algorithm.pfsr.fisher-threshold; none",
         choices=("quantile", "minmax", "none"),
     )
     rho: float = setting(
         0.25,
-        "share of every encoder tensor that stays local with mask-mode = 'quantile'",
+        "share of every encoder tensor that stays local with algorithm.pfsr.mask-mode = 'quantile'",
         low=0.0,
         high=1.0,
     )
     fisher_threshold: float = setting(
         0.4,
         "Fisher information, scaled to [0, 1], above which a coordinate stays local with "
-        "mask-mode = 'minmax'",
+        "algorithm.pfsr.mask-mode = 'minmax'",
         low=0.0,
         high=1.0,
     )
@@ -101,7 +102,8 @@ class PFSRSettings:
     )
     anchor: str = setting(
         "local",
-        "what local coordinates are held to: the client's last encoder, or the global one",
+        "what the loss holds local coordinates to: local, the client's last encoder; global, the "
+        "shared one",
         choices=("local", "global"),
     )
     anchor_strength: float = setting(
@@ -112,17 +114,17 @@ class PFSRSettings:
     )
     magnitude_side: str = setting(
         "above",
-        "which update norms are pulled to the median C_t of the last round: above, only larger "
+        "which update norms the loss pulls to their median in the last round: above, only larger "
         "ones; both, smaller ones too, as in FedDPA, where norms cannot shrink as training ends",
         choices=("above", "both"),
     )
     two_phases: bool = setting(
-        False, "train the local coordinates first and then the others, as in FedDPA"
+        False, "train the local coordinates of the encoder first and then the others, as in FedDPA"
     )
     aggregation: str = setting(
         "zero",
-        "what the mean takes for a coordinate that a client kept local: zero, no change; count, "
-        "nothing, the mean is over the other clients",
+        "how the server averages a coordinate that a client kept local: zero, as no change; "
+        "count, over the other clients only",
         choices=("zero", "count"),
     )
 

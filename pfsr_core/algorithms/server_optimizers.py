@@ -35,17 +35,21 @@ class ServerOptimizerSettings:
 
     optimizer: str = setting(
         "average",
-        "average, the mean is the next model; momentum or adam, a step along the mean change",
+        "how the server updates the shared model: average, the mean of the models; "
+        "momentum or adam, by a step of that optimizer along the mean change",
         choices=tuple(UNREAD),
     )
     learning_rate: float = setting(
-        1.0, "learning rate of the server with momentum and adam", low=0.0
+        1.0, "learning rate of the server's optimizer momentum or adam", low=0.0
     )
     momentum: float = setting(
-        0.9, "momentum of the server with momentum and adam (beta1)", low=0.0, high=0.9999
+        0.9, "decay rate of the mean in the server's momentum or adam (beta1)", low=0.0, high=0.9999
     )
     decay: float = setting(
-        1.0, "factor on the server's learning rate after every round", low=0.1, high=1.0
+        1.0,
+        "factor that the server's learning rate is multiplied by after every round",
+        low=0.1,
+        high=1.0,
     )
     epsilon: float = setting(
         1e-3,

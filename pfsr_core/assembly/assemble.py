@@ -29,15 +29,15 @@ def local_training(settings: Settings) -> LocalTraining:
 
 def make_algorithm(task: Task, settings: Settings) -> FederatedAlgorithm:
     """The algorithm that ``settings`` name, over a task."""
-    chosen = settings.algorithm
-    algorithm = ALGORITHMS[chosen.name].build(
+    algorithm_settings = settings.algorithm
+    algorithm = ALGORITHMS[algorithm_settings.name].build(
         task,
         local_training(settings),
-        chosen.own.get(chosen.name),
-        Averaging(server_optimizer(chosen.server), chosen.weight_power),
+        algorithm_settings.own.get(algorithm_settings.name),
+        Averaging(server_optimizer(algorithm_settings.server), algorithm_settings.weight_power),
     )
-    if chosen.max_row_change:
-        return with_row_clipping(algorithm, chosen.max_row_change)
+    if algorithm_settings.max_row_change:
+        return with_row_clipping(algorithm, algorithm_settings.max_row_change)
     return algorithm
 
 
@@ -47,28 +47,32 @@ def assemble(settings: Settings, catalogue: ItemCatalogue | Sequence[str]) -> As
     Item ids stand for a catalogue without texts. Raises SettingsError when they do not fit each
     other, DataError where item vectors are missing.
     """
-    name, catalogue = settings.algorithm.name, as_catalogue(catalogue)
-    check_settings(name, settings)
+    algorithm_name, catalogue = settings.algorithm.name, as_catalogue(catalogue)
+    check_settings(algorithm_name, settings)
     mode = item_mode(settings.model, settings.run.seed, catalogue)
-    spec = ALGORITHMS[name]
-    if spec.make_task:
-        task = spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
+    algorithm_spec = ALGORITHMS[algorithm_name]
+    if algorithm_spec.make_task:
+        task = algorithm_spec.make_task(settings.model, catalogue.item_ids, settings.run.seed)
     else:
         task = task_of_mode(settings, catalogue, mode)
     algorithm = make_algorithm(task, settings)
-    nobody = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
-    shapes = shapes_of({**task.partition.init_shared(), **nobody})
-    for rows in mode.params.private & set(ROW_NAMES):
-        shapes[rows] = (len(catalogue.item_ids) + 1, *shapes[rows][1:])
-    model = settings.model
-    compressed = "" if model.compressor == IDENTITY else f"{model.compressor} {model.recent}"
-    facts = (
+    empty_client_params = task.partition.init_private(ClientDataset("", (), catalogue.item_ids))
+    param_shapes = shapes_of({**task.partition.init_shared(), **empty_client_params})
+    for row_name in mode.params.private & set(ROW_NAMES):
+        param_shapes[row_name] = (len(catalogue.item_ids) + 1, *param_shapes[row_name][1:])
+    model_settings = settings.model
+    compressor_text = ""
+    if model_settings.compressor != IDENTITY:
+        compressor_text = f"{model_settings.compressor} {model_settings.recent}"
+    model_facts = (
         f"state format {STATE_FORMAT}",
-        model.encoder,
-        model.items,
-        name,
+        model_settings.encoder,
+        model_settings.items,
+        algorithm_name,
         mode.source.digest,
-        compressed,
+        compressor_text,
     )
-    mark = fingerprint(shapes, *filter(None, facts), *catalogue.item_ids)
-    return Assembly(task, algorithm, shapes, mark, mode.source.digest, mode.source.method)
+    model_fingerprint = fingerprint(param_shapes, *filter(None, model_facts), *catalogue.item_ids)
+    return Assembly(
+        task, algorithm, param_shapes, model_fingerprint, mode.source.digest, mode.source.method
+    )

@@ -10,49 +10,51 @@ from pfsr_core.assembly.settings import DECLARATIONS, Settings, flat_settings
 from pfsr_core.settings.fields import SettingsError
 
 
-def check_settings(name: str, settings: Settings) -> None:
+def check_settings(algorithm_name: str, settings: Settings) -> None:
     """Raises SettingsError where settings do not go together, or would be silently ignored.
 
     Args:
-        name: The algorithm. What belongs to other algorithms may be set.
+        algorithm_name: The algorithm. What belongs to other algorithms may be set.
         settings: All settings.
     """
-    _check_items(name, settings)
+    _check_items(algorithm_name, settings)
     _check_negatives(settings)
-    for key, reason in ALGORITHMS[name].unread.items():
-        _require_defaults(settings, [key], reason)
-    model, optimizer = settings.model, settings.algorithm.server.optimizer
+    for setting_key, reason in ALGORITHMS[algorithm_name].unread.items():
+        _require_defaults(settings, [setting_key], reason)
+    items_mode, server_optimizer = settings.model.items, settings.algorithm.server.optimizer
     _require_defaults(
         settings,
-        [f"algorithm.server.{key}" for key in UNREAD[optimizer]],
-        f"has no effect with algorithm.server.optimizer = {optimizer!r}",
+        [f"algorithm.server.{setting_key}" for setting_key in UNREAD[server_optimizer]],
+        f"has no effect with algorithm.server.optimizer = {server_optimizer!r}",
     )
-    if model.items not in ("semantic", "adapted") and not settings.train.semantic_share:
-        why = f"has no effect with model.items = {model.items!r} and no train.semantic-share"
-        _require_defaults(settings, ["model.item-vectors"], why)
-    if model.items != "private" and model.item_start == "secret":
+    if items_mode not in ("semantic", "adapted") and not settings.train.semantic_share:
+        no_effect = f"has no effect with model.items = {items_mode!r} and no train.semantic-share"
+        _require_defaults(settings, ["model.item-vectors"], no_effect)
+    if items_mode != "private" and settings.model.item_start == "secret":
         raise SettingsError(
             f"model.item-start = 'secret' starts private tables, and with model.items = "
-            f"{model.items!r} there are none. Fix: model.item-start = 'common'."
+            f"{items_mode!r} there are none. Fix: model.item-start = 'common'."
         )
 
 
 def algorithm_names(settings: Settings) -> list[str]:
     """The main algorithm, then those of ``run.compare``, each once. Raises SettingsError."""
-    compared = settings.run.compare.replace(",", " ").split()
-    for name in compared:
-        if name not in ALGORITHMS:
-            known = ", ".join(ALGORITHMS)
-            raise SettingsError(f"run.compare names {name!r}. Choose among: {known}.")
-    names = list(dict.fromkeys([settings.algorithm.name, *compared]))
-    for name in names:
-        check_settings(name, settings)
-        ALGORITHMS[name].check_run(flat_settings(settings))
-    return names
+    compared_names = settings.run.compare.replace(",", " ").split()
+    for algorithm_name in compared_names:
+        if algorithm_name not in ALGORITHMS:
+            known_names = ", ".join(ALGORITHMS)
+            raise SettingsError(
+                f"run.compare names {algorithm_name!r}. Choose among: {known_names}."
+            )
+    unique_names = list(dict.fromkeys([settings.algorithm.name, *compared_names]))
+    for algorithm_name in unique_names:
+        check_settings(algorithm_name, settings)
+        ALGORITHMS[algorithm_name].check_run(flat_settings(settings))
+    return unique_names
 
 
 def _check_negatives(settings: Settings) -> None:
-    """Raises SettingsError where sampled negatives would tell a history."""
+    """Raises SettingsError where sampled negatives would reveal a history."""
     if settings.train.negatives and settings.model.items == "dual":
         raise SettingsError(
             "train.negatives with model.items = 'dual': of a shared table only the rows of the "
@@ -60,24 +62,27 @@ def _check_negatives(settings: Settings) -> None:
         )
 
 
-def _require_defaults(settings: Settings, keys: Sequence[str], reason: str) -> None:
-    """Raises SettingsError unless ``keys`` have their defaults."""
-    values = flat_settings(settings)
-    for key in keys:
-        default = DECLARATIONS[key].default
-        if values[key] != default:
-            raise SettingsError(f"{key} = {values[key]!r} {reason}. Fix: {key} = {default!r}.")
+def _require_defaults(settings: Settings, setting_keys: Sequence[str], reason: str) -> None:
+    """Raises SettingsError unless the settings have their defaults."""
+    setting_values = flat_settings(settings)
+    for setting_key in setting_keys:
+        default_value = DECLARATIONS[setting_key].default
+        if setting_values[setting_key] != default_value:
+            raise SettingsError(
+                f"{setting_key} = {setting_values[setting_key]!r} {reason}. "
+                f"Fix: {setting_key} = {default_value!r}."
+            )
 
 
-def _check_items(name: str, settings: Settings) -> None:
-    items, demand = settings.model.items, ALGORITHMS[name].items
-    if demand is not None and items != demand.mode:
+def _check_items(algorithm_name: str, settings: Settings) -> None:
+    items_mode, items_demand = settings.model.items, ALGORITHMS[algorithm_name].items
+    if items_demand is not None and items_mode != items_demand.mode:
         raise SettingsError(
-            f"{name} {demand.reason}, but model.items = {items!r}. Fix: write model.items = "
-            f"{demand.mode!r}{demand.consequence}."
+            f"{algorithm_name} {items_demand.reason}, but model.items = {items_mode!r}. "
+            f"Fix: write model.items = {items_demand.mode!r}{items_demand.consequence}."
         )
-    if settings.algorithm.max_row_change and items not in ("shared", "dual"):
+    if settings.algorithm.max_row_change and items_mode not in ("shared", "dual"):
         raise SettingsError(
             f"algorithm.max-row-change bounds rows of an item table that is sent, but with "
-            f"model.items = {items!r} none is. Fix: algorithm.max-row-change = 0.0."
+            f"model.items = {items_mode!r} none is. Fix: algorithm.max-row-change = 0.0."
         )

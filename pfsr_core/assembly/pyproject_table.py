@@ -6,7 +6,6 @@ every setting stands there with its default. The page says what each one means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pfsr_core.assembly.moved_keys import MOVED_KEYS
@@ -15,10 +14,10 @@ from pfsr_core.files import write_atomically
 from pfsr_core.settings.fields import Declaration, SettingsError, section_kinds
 from pfsr_core.settings.recipes import toml_value
 
-PYPROJECT = "pyproject.toml"
-PAGE = "docs/reference/settings.md"
-BEGIN = "# Written by `pfsr settings --write`, from here\n"
-END = "# to here.\n"
+PYPROJECT_FILE = "pyproject.toml"
+SETTINGS_PAGE = "docs/reference/settings.md"
+BEGIN_MARK = "# Written by `pfsr settings --write`, from here\n"
+END_MARK = "# to here.\n"
 PAGE_HEAD = """\
 <!-- Written by `pfsr settings --write`; change the declarations in the code instead. -->
 
@@ -43,91 +42,96 @@ declared in the module that reads it, and this page is written from the declarat
 
 def section_declarations() -> dict[str, dict[str, Declaration]]:
     """The settings by section and key; the sections in the order of the run config."""
-    tables: dict[str, dict[str, Declaration]] = {}
-    for path, declared in DECLARATIONS.items():
-        table, _, key = path.rpartition(".")
-        tables.setdefault(table, {})[key] = declared
-    return tables
+    section_tables: dict[str, dict[str, Declaration]] = {}
+    for setting_key, declared in DECLARATIONS.items():
+        section_name, _, last_part = setting_key.rpartition(".")
+        section_tables.setdefault(section_name, {})[last_part] = declared
+    return section_tables
 
 
 def run_config() -> str:
     """The tables of ``[tool.flwr.app.config]``."""
     return "\n".join(
-        _table(f"tool.flwr.app.config.{name}", {k: one.default for k, one in table.items()})
-        for name, table in section_declarations().items()
+        f"[tool.flwr.app.config.{section_name}]\n"
+        + "".join(f"{key} = {toml_value(declared.default)}\n" for key, declared in table.items())
+        for section_name, table in section_declarations().items()
     )
 
 
 def settings_page() -> str:
     """The reference page of all settings, in Markdown."""
-    kinds = section_kinds(Settings)
-    parts = [PAGE_HEAD]
-    for name, table in section_declarations().items():
-        about = (kinds[name].__doc__ or "").strip().split("\n\n")[0]
-        rows = [_row(key, declared) for key, declared in table.items()]
-        head = "| key | default | meaning | allowed |\n| --- | --- | --- | --- |\n"
-        parts.append(f"## {name}\n\n{' '.join(about.split())}\n\n{head}" + "".join(rows))
-    moved = "".join(f"| `{old}` | `{new}` |\n" for old, new in MOVED_KEYS.items())
-    parts.append(
+    section_types = section_kinds(Settings)
+    page_parts = [PAGE_HEAD]
+    for section_name, table in section_declarations().items():
+        section_text = (section_types[section_name].__doc__ or "").strip().split("\n\n")[0]
+        table_rows = [_row(last_part, declared) for last_part, declared in table.items()]
+        table_head = "| key | default | meaning | allowed |\n| --- | --- | --- | --- |\n"
+        page_parts.append(
+            f"## {section_name}\n\n{' '.join(section_text.split())}\n\n{table_head}"
+            + "".join(table_rows)
+        )
+    moved_rows = "".join(
+        f"| `{old_key}` | `{new_key}` |\n" for old_key, new_key in MOVED_KEYS.items()
+    )
+    page_parts.append(
         "## Former keys\n\nThese are refused; the error names the key of today.\n\n"
-        f"| was | is |\n| --- | --- |\n{moved}"
+        f"| was | is |\n| --- | --- |\n{moved_rows}"
     )
-    return "\n".join(parts)
+    return "\n".join(page_parts)
 
 
-def settings_text(prefix: str = "") -> str:
-    """All settings whose key begins with ``prefix``, for the terminal. Raises SettingsError."""
-    chosen = {key: one for key, one in DECLARATIONS.items() if key.startswith(prefix)}
-    if not chosen:
-        sections = ", ".join(section_declarations())
-        raise SettingsError(f"no setting begins with {prefix!r}. Fix: choose among {sections}.")
-    return "\n".join(
-        f"{key} = {toml_value(one.default)}\n    {one.help}{_allowed_note(one)}"
-        for key, one in chosen.items()
-    )
-
-
-def generated_files(root: Path) -> dict[Path, str]:
-    """What the files of a checkout should hold. Raises SettingsError where it is none."""
-    pyproject = root / PYPROJECT
-    before = pyproject.read_text("utf-8") if pyproject.is_file() else ""
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
+def settings_text(key_prefix: str = "") -> str:
+    """All settings whose key begins with ``key_prefix``, for the terminal. Raises SettingsError."""
+    chosen_settings = {
+        key: declared for key, declared in DECLARATIONS.items() if key.startswith(key_prefix)
+    }
+    if not chosen_settings:
+        section_names = ", ".join(section_declarations())
         raise SettingsError(
-            f"{pyproject}: no such file, or without the lines between which the settings are "
+            f"no setting begins with {key_prefix!r}. Fix: choose among {section_names}."
+        )
+    return "\n".join(
+        f"{key} = {toml_value(declared.default)}\n    {declared.help}{_allowed_note(declared)}"
+        for key, declared in chosen_settings.items()
+    )
+
+
+def generated_files(checkout_root: Path) -> dict[Path, str]:
+    """What the files of a checkout should hold. Raises SettingsError where it is none."""
+    pyproject_path = checkout_root / PYPROJECT_FILE
+    old_text = pyproject_path.read_text("utf-8") if pyproject_path.is_file() else ""
+    head, begin_mark, after_begin = old_text.partition(BEGIN_MARK)
+    _, end_mark, tail = after_begin.partition(END_MARK)
+    if not begin_mark or not end_mark:
+        raise SettingsError(
+            f"{pyproject_path}: no such file, or without the lines between which the settings are "
             f"written. Fix: run this in a checkout of the project."
         )
-    text = f"{head}{BEGIN}\n{run_config()}\n{END}{tail}"
-    return {pyproject: text, root / PAGE: settings_page()}
+    new_text = f"{head}{BEGIN_MARK}\n{run_config()}\n{END_MARK}{tail}"
+    return {pyproject_path: new_text, checkout_root / SETTINGS_PAGE: settings_page()}
 
 
-def stale_files(root: Path) -> list[Path]:
+def stale_files(checkout_root: Path) -> list[Path]:
     """The generated files of a checkout that are not as they should be."""
     return [
-        path
-        for path, text in generated_files(root).items()
-        if not path.is_file() or path.read_text("utf-8") != text
+        file_path
+        for file_path, expected_text in generated_files(checkout_root).items()
+        if not file_path.is_file() or file_path.read_text("utf-8") != expected_text
     ]
 
 
-def write_files(root: Path) -> list[Path]:
+def write_files(checkout_root: Path) -> list[Path]:
     """Writes the generated files that are stale, and returns them."""
-    stale, texts = stale_files(root), generated_files(root)
-    for path in stale:
-        write_atomically(path, texts[path].encode())
-    return stale
+    stale_paths, expected_texts = stale_files(checkout_root), generated_files(checkout_root)
+    for file_path in stale_paths:
+        write_atomically(file_path, expected_texts[file_path].encode())
+    return stale_paths
 
 
-def _table(name: str, values: Mapping[str, bool | int | float | str]) -> str:
-    lines = "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
-    return f"[{name}]\n{lines}"
-
-
-def _row(key: str, declared: Declaration) -> str:
-    default = toml_value(declared.default)
+def _row(last_part: str, declared: Declaration) -> str:
+    default_text = toml_value(declared.default)
     meaning = declared.help.replace("|", "\\|").replace("<", "&lt;")
-    return f"| `{key}` | `{default}` | {meaning} | {_allowed(declared)} |\n"
+    return f"| `{last_part}` | `{default_text}` | {meaning} | {_allowed(declared)} |\n"
 
 
 def _allowed(declared: Declaration) -> str:

@@ -23,80 +23,86 @@ from pfsr_core.settings.fields import SettingsError
 from pfsr_core.settings.sections import ModelSettings
 
 
-def _associative(model: ModelSettings, anchored: bool) -> SequenceEncoder:
+def _associative(model_settings: ModelSettings, anchored: bool) -> SequenceEncoder:
     return associative_encoder(
-        model.embedding_dim,
-        num_layers=model.num_layers,
-        state_dim=model.state_dim,
-        conv_width=model.conv_width,
-        expand=model.expand,
-        num_heads=model.num_heads,
-        dropout_rate=model.dropout,
+        model_settings.embedding_dim,
+        num_layers=model_settings.num_layers,
+        state_dim=model_settings.state_dim,
+        conv_width=model_settings.conv_width,
+        expand=model_settings.expand,
+        num_heads=model_settings.num_heads,
+        dropout_rate=model_settings.dropout,
         anchored=anchored,
     )
 
 
 ENCODERS: dict[str, Callable[[ModelSettings], SequenceEncoder]] = {
-    "associative-mamba": lambda m: _associative(m, anchored=True),
-    "mamba": lambda m: _associative(m, anchored=False),
-    "mamba1": lambda m: mamba1_encoder(
-        m.embedding_dim,
-        m.num_layers,
-        state_dim=m.state_dim,
-        conv_width=m.conv_width,
-        expand=m.expand,
-        dropout_rate=m.dropout,
+    "associative-mamba": lambda model: _associative(model, anchored=True),
+    "mamba": lambda model: _associative(model, anchored=False),
+    "mamba1": lambda model: mamba1_encoder(
+        model.embedding_dim,
+        model.num_layers,
+        state_dim=model.state_dim,
+        conv_width=model.conv_width,
+        expand=model.expand,
+        dropout_rate=model.dropout,
     ),
-    "sasrec": lambda m: sasrec_encoder(
-        m.embedding_dim,
-        m.num_layers,
-        m.num_heads,
-        m.max_length,
-        m.dropout,
-        extra_positions=_memory_tokens(m),
+    "sasrec": lambda model: sasrec_encoder(
+        model.embedding_dim,
+        model.num_layers,
+        model.num_heads,
+        model.max_length,
+        model.dropout,
+        extra_positions=_memory_tokens(model),
     ),
-    "hstu": lambda m: hstu_encoder(
-        m.embedding_dim, m.num_layers, m.num_heads, m.max_length, m.dropout
+    "hstu": lambda model: hstu_encoder(
+        model.embedding_dim, model.num_layers, model.num_heads, model.max_length, model.dropout
     ),
-    "gru4rec": lambda m: gru4rec_encoder(
-        m.embedding_dim, m.num_layers, m.expand * m.embedding_dim, m.dropout
+    "gru4rec": lambda model: gru4rec_encoder(
+        model.embedding_dim, model.num_layers, model.expand * model.embedding_dim, model.dropout
     ),
 }
 
 
-def _memory_tokens(model: ModelSettings) -> int:
-    return model.tokens if model.compressor == "tokens" else 0
+def _memory_tokens(model_settings: ModelSettings) -> int:
+    return model_settings.tokens if model_settings.compressor == "tokens" else 0
 
 
-def _whole_history(model: ModelSettings, _encoder: SequenceEncoder) -> Compressor:
-    if model.personal_memory:
+def _whole_history(model_settings: ModelSettings, _encoder: SequenceEncoder) -> Compressor:
+    if model_settings.personal_memory:
         raise SettingsError(
             "model.personal-memory needs a memory. Fix: model.compressor = 'tokens' or 'state'."
         )
     return WholeHistory()
 
 
-def _tokens(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+def _tokens(model_settings: ModelSettings, encoder: SequenceEncoder) -> Compressor:
     if not isinstance(encoder, AttentionEncoder):
         raise SettingsError(
-            f"model.compressor = 'tokens' with the encoder {model.encoder!r}: tokens need "
+            f"model.compressor = 'tokens' with the encoder {model_settings.encoder!r}: tokens need "
             f"attention. Fix: model.encoder = 'sasrec' or 'hstu', or model.compressor = 'state'."
         )
-    if model.recent >= model.max_length:
+    if model_settings.recent >= model_settings.max_length:
         raise SettingsError(
-            f"model.recent = {model.recent} leaves nothing to compress of model.max-length = "
-            f"{model.max_length}. Fix: make it smaller."
+            f"model.recent = {model_settings.recent} leaves nothing to compress of "
+            f"model.max-length = {model_settings.max_length}. Fix: make it smaller."
         )
-    return LearnedTokens(model.embedding_dim, model.tokens, model.recent, model.personal_memory)
+    return LearnedTokens(
+        model_settings.embedding_dim,
+        model_settings.tokens,
+        model_settings.recent,
+        model_settings.personal_memory,
+    )
 
 
-def _state(model: ModelSettings, encoder: SequenceEncoder) -> Compressor:
+def _state(model_settings: ModelSettings, encoder: SequenceEncoder) -> Compressor:
     if not isinstance(encoder, RecurrentEncoder):
         raise SettingsError(
-            f"model.compressor = 'state' with the encoder {model.encoder!r}: attention's state "
-            f"grows with the history. Fix: model.compressor = 'tokens', or a recurrent encoder."
+            f"model.compressor = 'state' with the encoder {model_settings.encoder!r}: "
+            f"attention's state grows with the history. Fix: model.compressor = 'tokens', or a "
+            f"recurrent encoder."
         )
-    return RecurrentState(encoder, model.personal_memory)
+    return RecurrentState(encoder, model_settings.personal_memory)
 
 
 IDENTITY = "identity"
@@ -118,6 +124,6 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
 """Federated algorithms by name; settings, checks and reports ask here what one needs and says."""
 
 
-def labels_of(method: str) -> Labels:
+def labels_of(method_name: str) -> Labels:
     """How reports write about a method of a run; of a baseline, as about any next-item model."""
-    return ALGORITHMS[method].labels if method in ALGORITHMS else Labels()
+    return ALGORITHMS[method_name].labels if method_name in ALGORITHMS else Labels()

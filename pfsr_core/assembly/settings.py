@@ -45,15 +45,15 @@ class AlgorithmSettings:
     name: str = setting("pfsr", "federated algorithm", choices=ALGORITHMS)
     weight_power: float = setting(
         Averaging.weight_power,
-        "a client weighs its number of training interactions to this power: 1, all users weigh the "
-        "same; 0, all clients do; with pfedrec all clients weigh the same whatever it is",
+        "exponent of the number of training interactions in a client's aggregation weight: 1, "
+        "weights in proportion to the data; 0, equal weights, which pfedrec always takes",
         low=0.0,
         high=1.0,
     )
     max_row_change: float = setting(
         0.0, "largest L2 norm of a client's change of any item's row; 0: no limit", low=0.0
     )
-    finetune: bool = setting(False, "train once more on each client after the last round")
+    finetune: bool = setting(False, "finetune the model on each client after the last round")
     server: ServerOptimizerSettings = section(ServerOptimizerSettings)
     own: Mapping[str, Any] = sections(
         {name: spec.settings for name, spec in ALGORITHMS.items() if spec.settings is not None}
@@ -78,23 +78,24 @@ DECLARATIONS = declarations(Settings)
 """Every setting by its dotted key."""
 
 
-def parse_settings(flat: Mapping[str, Value]) -> Settings:
+def parse_settings(setting_values: Mapping[str, Value]) -> Settings:
     """Settings from dotted keys; what is not given has its default.
 
     Raises:
         SettingsError: A key is unknown or has moved, or a value is of the wrong type or out of
             range.
     """
-    checked: dict[str, Value] = {}
-    for key, value in flat.items():
-        if key in MOVED_KEYS:
+    checked_values: dict[str, Value] = {}
+    for setting_key, value in setting_values.items():
+        if setting_key in MOVED_KEYS:
             raise SettingsError(
-                f"{key} is called {MOVED_KEYS[key]} now. Fix: write {MOVED_KEYS[key]}."
+                f"{setting_key} is called {MOVED_KEYS[setting_key]} now. "
+                f"Fix: write {MOVED_KEYS[setting_key]}."
             )
-        if key not in DECLARATIONS:
-            raise SettingsError(f"unknown setting {key!r}. {_suggestion(key)}")
-        checked[key] = DECLARATIONS[key].checked(key, value)
-    return make_section(Settings, checked)
+        if setting_key not in DECLARATIONS:
+            raise SettingsError(f"unknown setting {setting_key!r}. {_suggestion(setting_key)}")
+        checked_values[setting_key] = DECLARATIONS[setting_key].checked(setting_key, value)
+    return make_section(Settings, checked_values)
 
 
 def flat_settings(settings: Settings) -> dict[str, Value]:
@@ -102,8 +103,9 @@ def flat_settings(settings: Settings) -> dict[str, Value]:
     return flat_section(settings)
 
 
-def _suggestion(key: str) -> str:
-    similar = get_close_matches(key, DECLARATIONS, 3, 0.4)
-    if similar:
-        return f"Did you mean {' or '.join(similar)}?"
-    return f"Sections: {', '.join(dict.fromkeys(key.split('.')[0] for key in DECLARATIONS))}"
+def _suggestion(unknown_key: str) -> str:
+    similar_keys = get_close_matches(unknown_key, DECLARATIONS, 3, 0.4)
+    if similar_keys:
+        return f"Did you mean {' or '.join(similar_keys)}?"
+    section_names = dict.fromkeys(key.split(".")[0] for key in DECLARATIONS)
+    return f"Sections: {', '.join(section_names)}"

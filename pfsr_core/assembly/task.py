@@ -38,62 +38,71 @@ def as_catalogue(catalogue: ItemCatalogue | Sequence[str]) -> ItemCatalogue:
 
 def task_of_mode(settings: Settings, catalogue: ItemCatalogue, mode: ItemMode) -> Task:
     """:func:`make_task` with the item mode at hand."""
-    model = make_model(settings, len(catalogue.item_ids))
+    next_item_model = make_model(settings, len(catalogue.item_ids))
     return Task(
-        model=_functions(model, mode),
-        partition=_partition(model, mode),
+        model=_functions(next_item_model, mode),
+        partition=_partition(next_item_model, mode),
         items=mode.functions,
         loss=TaskLoss(_soft_targets(settings, catalogue, mode.source.texts)),
     )
 
 
-def _functions(model: NextItemModel, mode: ItemMode) -> ModelFunctions:
-    compressor, serving = model.compressor, None
+def _functions(next_item_model: NextItemModel, mode: ItemMode) -> ModelFunctions:
+    compressor, serving_functions = next_item_model.compressor, None
     if isinstance(compressor, MemoryCompressor):
-        serving = Serving(compressor.memory_length, *mode.head.memory(*make_serving(model)))
+        serving_functions = Serving(
+            compressor.memory_length, *mode.head.memory(*make_serving(next_item_model))
+        )
     return ModelFunctions(
-        apply=mode.head.apply(make_apply(model)),
-        noise_width=model.noise_width,
-        reads_times=model.reads_times,
+        apply=mode.head.apply(make_apply(next_item_model)),
+        noise_width=next_item_model.noise_width,
+        reads_times=next_item_model.reads_times,
         num_memory_tokens=compressor.num_memory_tokens,
         window_start=compressor.window_start,
         split_points=compressor.split_points,
-        serving=serving,
+        serving=serving_functions,
     )
 
 
-def _partition(model: NextItemModel, mode: ItemMode) -> ParamPartition:
-    start = {n: t for n, t in clone(dict(model.named_parameters())).items() if n != ITEMS}
-    start = {**mode.params.shared, **start}
-    unknown_user = {USERS: start.pop(USERS)} if USERS in start else {}
-    private = {*unknown_user, *mode.params.private}
+def _partition(next_item_model: NextItemModel, mode: ItemMode) -> ParamPartition:
+    initial_params = clone(dict(next_item_model.named_parameters()))
+    initial_params.pop(ITEMS, None)
+    shared_start = {**mode.params.shared, **initial_params}
+    unknown_user = {USERS: shared_start.pop(USERS)} if USERS in shared_start else {}
+    private_names = {*unknown_user, *mode.params.private}
     return ParamPartition(
-        names=Partition.of([*start, *private], private=lambda name: name in private),
-        init_shared=lambda: clone(start),
-        init_private=lambda data: {
-            **mode.params.start(data),
-            **_rows_of_users(unknown_user, data),
+        names=Partition.of(
+            [*shared_start, *private_names], private=lambda param_name: param_name in private_names
+        ),
+        init_shared=lambda: clone(shared_start),
+        init_private=lambda client_data: {
+            **mode.params.start(client_data),
+            **_rows_of_users(unknown_user, client_data),
         },
     )
 
 
-def _rows_of_users(unknown_user: Params, data: ClientDataset) -> Params:
+def _rows_of_users(unknown_user: Params, client_data: ClientDataset) -> Params:
     """The private rows of a client's users, alike at first: an unknown user's, then one of each."""
-    count = len(data.users) + 1
-    return {name: row.expand(count, *row.shape[1:]).clone() for name, row in unknown_user.items()}
+    num_rows = len(client_data.users) + 1
+    return {
+        param_name: unknown_row.expand(num_rows, *unknown_row.shape[1:]).clone()
+        for param_name, unknown_row in unknown_user.items()
+    }
 
 
 def _soft_targets(
-    settings: Settings, catalogue: ItemCatalogue, texts: Tensor | None
+    settings: Settings, catalogue: ItemCatalogue, mode_vectors: Tensor | None
 ) -> SoftTargetsOf | None:
-    """Those that train.semantic-share asks for, by the ``texts`` of the item mode where it has.
+    """The soft targets of train.semantic-share, None where it is 0.
 
-    The vectors are made when somebody trains: a server may know items without knowing their texts.
+    They follow the text vectors of the item mode, ``mode_vectors`` (V, D), where it has some; other
+    vectors are made at the first training step: a server may know items without their texts.
     """
-    train = settings.train
-    if not train.semantic_share or not catalogue.known:
+    train_settings = settings.train
+    if not train_settings.semantic_share or not catalogue.known:
         return None
-    if train.negatives:
+    if train_settings.negatives:
         raise SettingsError(
             "train.semantic-share with train.negatives: items that are not in the sample would "
             "share the next item's probability. Fix: train.negatives = 0."
@@ -102,31 +111,34 @@ def _soft_targets(
     @cache
     def targets() -> SoftTargetsOf:
         return semantic_targets(
-            text_vectors(settings.model, catalogue) if texts is None else texts,
+            text_vectors(settings.model, catalogue) if mode_vectors is None else mode_vectors,
             catalogue.item_ids,
-            train.semantic_share,
-            train.semantic_neighbours,
-            train.semantic_temperature,
+            train_settings.semantic_share,
+            train_settings.semantic_neighbours,
+            train_settings.semantic_temperature,
         )
 
-    return lambda candidates: targets()(candidates)
+    return lambda candidate_items: targets()(candidate_items)
 
 
-def _encoder(model: ModelSettings) -> SequenceEncoder:
+def _encoder(model_settings: ModelSettings) -> SequenceEncoder:
     """The encoder of the settings; what its constructor objects to is a SettingsError."""
     try:
-        return ENCODERS[model.encoder](model)
+        return ENCODERS[model_settings.encoder](model_settings)
     except ValueError as error:
         raise SettingsError(
-            f"model.encoder = {model.encoder!r}: {error}. Fix: change that setting of the model."
+            f"model.encoder = {model_settings.encoder!r}: {error}. "
+            f"Fix: change that setting of the model."
         ) from None
 
 
 def make_model(settings: Settings, num_items: int) -> NextItemModel:
     """The module, started from the run's seed; the global generator is left as it was."""
-    model = settings.model
+    model_settings = settings.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.run.seed, "model"))
-        encoder = _encoder(model)
-        compressor = COMPRESSORS[model.compressor](model, encoder)
-        return NextItemModel(num_items, model.embedding_dim, encoder, model.dropout, compressor)
+        encoder = _encoder(model_settings)
+        compressor = COMPRESSORS[model_settings.compressor](model_settings, encoder)
+        return NextItemModel(
+            num_items, model_settings.embedding_dim, encoder, model_settings.dropout, compressor
+        )

@@ -1,0 +1,1 @@
+"""Interaction logs: download, readers, cleaning, splits and partition into clients."""

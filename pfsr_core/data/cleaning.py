@@ -2,8 +2,8 @@
 
 In this order: variants joined (:mod:`pfsr_core.data.variants`); of interactions that then repeat a
 user, item and time the first in the file kept; users and items with enough interactions, counted
-within each market; the markets that take part. But for the joined items a market needs nobody
-else's data, and a node that owns its market joins what its own reviews show.
+within each market; the markets that take part. Joining aside, a market needs no other
+market's data; a node that owns its market joins items by its own reviews.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pfsr_core.data.protocols import STRICT
 ItemArray = NDArray[np.int64]
 HeldOut = Literal["valid", "test"]
 SPLITS: tuple[HeldOut, HeldOut] = ("valid", "test")
-NUM_SAMPLED_NEGATIVES = 99  # of the view "sampled-99"
+NUM_SAMPLED_NEGATIVES = 99  # of the evaluation among sampled items
 
 
 def unknown_times() -> ItemArray:
@@ -87,6 +87,7 @@ class ClientDataset:
 
     @property
     def num_items(self) -> int:
+        """Number of items of the federation."""
         return len(self.item_ids)
 
     @property
@@ -98,6 +99,7 @@ class ClientDataset:
 
     @property
     def catalogue_size(self) -> int:
+        """Number of items that this client ranks."""
         return self.num_items if self.own_catalogue is None else len(self.own_catalogue)
 
     @property

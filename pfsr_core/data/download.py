@@ -1,4 +1,4 @@
-"""Where the public datasets come from. Their terms forbid passing them on, so they are fetched.
+"""Downloads of the public datasets, whose terms forbid their redistribution.
 
 ML-100K is looked for in this order: the path given, the cache, the official archive, and the
 RecBole wheel on the package index that pip is configured with (only unpacked, never installed).
@@ -221,7 +221,7 @@ def _install_ml_1m(content: bytes, cache_folder: Path) -> Path:
 
 
 def _write_all(files: Files, main_name: str, cache_folder: Path) -> Path:
-    # The main file comes last: whoever finds it finds the others complete.
+    # The main file comes last: where it exists, the others are complete.
     cache_folder.mkdir(parents=True, exist_ok=True)
     for file_name in sorted(files, key=lambda file_name: file_name == main_name):
         with staged(cache_folder / file_name) as stage:

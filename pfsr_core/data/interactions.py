@@ -19,7 +19,7 @@ class Interactions:
     ``item_ids[code - 1]`` is the raw id. Codes number the raw ids by first appearance.
     ``timestamps``: (N,) seconds, or the position in the history where the source has no times:
     there ``has_times`` is False.
-    ``titles``: raw item id -> a title a person can read, where the source has one.
+    ``titles``: raw item id -> a readable title, where the source has one.
     ``texts``: raw item id -> all words about it, title, genres and the like, for item vectors.
     ``columns``: further columns of the source by name, (N,) strings each, e.g. a market.
     """
@@ -36,6 +36,7 @@ class Interactions:
     has_times: bool = True
 
     def __len__(self) -> int:
+        """Number of interactions, N."""
         return len(self.users)
 
     def cells(self, column: str) -> NDArray[np.str_]:

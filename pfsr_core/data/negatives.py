@@ -1,4 +1,4 @@
-"""Items to be told from those of a history: the pairs that a pointwise loss is trained on."""
+"""Training pairs of a pointwise loss: interactions of label 1 and sampled negatives of label 0."""
 
 from __future__ import annotations
 

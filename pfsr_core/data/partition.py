@@ -6,7 +6,7 @@ Every partition puts every user of the split into exactly one client.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def partition_by_group(
     return tuple(
         ClientDataset(
             f"group-{i:0{name_digits}d}",
-            _select_users(split, np.sort(group)),
+            tuple(split.users[position] for position in np.sort(group)),
             split.item_ids,
             protocol=split.protocol,
         )
@@ -91,10 +91,6 @@ def _check_sizes(sizes: Sequence[int], clients: int, users: int) -> None:
             f"the sizes sum to {sum(sizes)}, but the split has {users} users. "
             f"Fix: make them sum to {users}."
         )
-
-
-def _select_users(split: Split, positions: Iterable[int]) -> tuple[UserHistory, ...]:
-    return tuple(split.users[position] for position in positions)
 
 
 def _value_of_user(interactions: Interactions, column: str) -> dict[str, str]:

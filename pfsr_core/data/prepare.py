@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from pfsr_core.data.cleaning import Cleaned, Cleaning, Facts, clean, market_facts
+from pfsr_core.data.cleaning import Cleaning, Facts, clean, market_facts
 from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.describe import describe
 from pfsr_core.data.errors import DataError
@@ -53,13 +53,14 @@ def clean_copy(
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         _write_table(interactions_table(cleaned.log), directory / "interactions.csv")
-        _write_table(_item_map_table(cleaned), directory / "items.csv")
+        joined_items = {"item": [*cleaned.item_map], "joined": [*cleaned.item_map.values()]}
+        _write_table(pa.table(joined_items), directory / "items.csv")
         write_json(directory / "cleaning.json", {"before": facts_before, "after": facts_after})
     return facts_before, facts_after
 
 
 def _write_table(table: pa.Table, file_path: Path) -> None:
-    """Whole or not at all: a part of a log reads like a log."""
+    """Writes atomically: a truncated log would read like a complete one."""
     with staged(file_path) as stage:
         (pa_csv.write_csv if file_path.suffix == ".csv" else pq.write_table)(table, stage)
 
@@ -72,10 +73,6 @@ def _check_apart(path: str, directory: Path) -> None:
             f"{directory} holds the data that are read, and what is written there has common names "
             f"as interactions.csv. Fix: give --out another directory."
         )
-
-
-def _item_map_table(cleaned: Cleaned) -> pa.Table:
-    return pa.table({"item": list(cleaned.item_map), "joined": list(cleaned.item_map.values())})
 
 
 def interactions_table(interactions: Interactions) -> pa.Table:

@@ -41,7 +41,7 @@ class Split:
 
 
 def leave_one_out(interactions: Interactions, protocol: str = STRICT.name) -> Split:
-    """Splits every user with at least three interactions; raises DataError if nobody has three."""
+    """Splits every user with at least three interactions; raises DataError if no user has."""
     order, starts = time_order(interactions, PROTOCOLS[protocol].first_is_last)
     times = np.clip(np.floor(interactions.timestamps), -LATEST, LATEST).astype(np.int64)
     users = tuple(

@@ -37,7 +37,9 @@ def variant_groups(interactions: Interactions, jaccard: float, markets: Codes) -
             f"{interactions.source} has no times, and variants are known by reviews of one time. "
             f"Fix: data.join-variants = 0.0, or data with times."
         )
-    reviews = _number_rows(interactions.users, interactions.timestamps, *_ratings(interactions))
+    columns = interactions.columns
+    ratings = [columns[name] for name in RATINGS if name in columns][:1]
+    reviews = _number_rows(interactions.users, interactions.timestamps, *ratings)
     pairs = [
         _similar_pairs(reviews[markets == market], interactions.items[markets == market], jaccard)
         for market in np.unique(markets)
@@ -45,10 +47,6 @@ def variant_groups(interactions: Interactions, jaccard: float, markets: Codes) -
     return _connected_components(
         interactions.item_ids, np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
     )
-
-
-def _ratings(interactions: Interactions) -> list[NDArray[np.str_]]:
-    return [interactions.columns[name] for name in RATINGS if name in interactions.columns][:1]
 
 
 def _number_rows(*columns: NDArray[np.generic]) -> Codes:

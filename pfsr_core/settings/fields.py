@@ -77,103 +77,117 @@ def setting(
     return field(default=default, metadata={"setting": declared})
 
 
-def section(kind: type[Any], choices: Mapping[str, Collection[str]] | None = None) -> Any:
+def section(section_type: type[Any], choices: Mapping[str, Collection[str]] | None = None) -> Any:
     """A field that is a section.
 
     Args:
-        kind: The dataclass of the section.
+        section_type: The dataclass of the section.
         choices: By key, the texts allowed of those of its settings that name an entry of a
             registry which the section itself does not know.
     """
-    return field(default_factory=kind, metadata={"section": kind, "choices": choices or {}})
+    return field(
+        default_factory=section_type, metadata={"section": section_type, "choices": choices or {}}
+    )
 
 
-def sections(kinds: Mapping[str, type[Any]]) -> Any:
+def sections(section_types: Mapping[str, type[Any]]) -> Any:
     """A field with a section for every name: a mapping. Its own name is no part of their keys."""
     return field(
-        default_factory=lambda: {name: kind() for name, kind in kinds.items()},
-        metadata={"sections": dict(kinds)},
+        default_factory=lambda: {name: made() for name, made in section_types.items()},
+        metadata={"sections": dict(section_types)},
         hash=False,
     )
 
 
-def declarations(kind: type[Any]) -> dict[str, Declaration]:
+def declarations(section_type: type[Any]) -> dict[str, Declaration]:
     """Every setting of a section and of the sections in it, by dotted key, in their order."""
-    found: dict[str, Declaration] = {}
-    for item in fields(kind):
-        key, about = _key(item.name), item.metadata
-        if "setting" in about:
-            found[key] = about["setting"]
-        elif "section" in about:
-            inner = declarations(about["section"])
-            for name, names in about["choices"].items():
-                inner[name] = replace(inner[name], choices=tuple(names))
-            found |= _under(key, inner)
+    declared_settings: dict[str, Declaration] = {}
+    for section_field in fields(section_type):
+        field_key, field_metadata = _key(section_field.name), section_field.metadata
+        if "setting" in field_metadata:
+            declared_settings[field_key] = field_metadata["setting"]
+        elif "section" in field_metadata:
+            inner_settings = declarations(field_metadata["section"])
+            for key, names in field_metadata["choices"].items():
+                inner_settings[key] = replace(inner_settings[key], choices=tuple(names))
+            declared_settings |= _under(field_key, inner_settings)
         else:
-            for name, inner_kind in about["sections"].items():
-                found |= _under(name, declarations(inner_kind))
-    return found
+            for inner_name, inner_type in field_metadata["sections"].items():
+                declared_settings |= _under(inner_name, declarations(inner_type))
+    return declared_settings
 
 
-def section_kinds(kind: type[Any], path: str = "") -> dict[str, type[Any]]:
-    """A section and the sections in it, by dotted path; its own is ``path``."""
-    found = {path: kind}
-    start = f"{path}." if path else ""
-    for item in fields(kind):
-        about = item.metadata
-        inner = {_key(item.name): about["section"]} if "section" in about else {}
-        for name, inner_kind in (inner or about.get("sections", {})).items():
-            found |= section_kinds(inner_kind, start + name)
-    return found
+def section_kinds(section_type: type[Any], section_path: str = "") -> dict[str, type[Any]]:
+    """The types of a section and of those in it, by dotted path; its own is ``section_path``."""
+    type_of_path = {section_path: section_type}
+    path_prefix = f"{section_path}." if section_path else ""
+    for section_field in fields(section_type):
+        field_metadata = section_field.metadata
+        inner_types = field_metadata.get("sections", {})
+        if "section" in field_metadata:
+            inner_types = {_key(section_field.name): field_metadata["section"]}
+        for inner_name, inner_type in inner_types.items():
+            type_of_path |= section_kinds(inner_type, path_prefix + inner_name)
+    return type_of_path
 
 
-def make_section(kind: type[Section], values: Mapping[str, Value]) -> Section:
+def make_section(section_type: type[Section], setting_values: Mapping[str, Value]) -> Section:
     """A section from dotted keys, whose values are taken as they are; others have defaults."""
-    found: dict[str, Any] = {}
-    for item in fields(kind):  # type: ignore[arg-type]
-        key, about = _key(item.name), item.metadata
-        if "setting" in about:
-            found |= {item.name: values[key]} if key in values else {}
-        elif "section" in about:
-            found[item.name] = make_section(about["section"], _within(key, values))
+    field_values: dict[str, Any] = {}
+    for section_field in fields(section_type):  # type: ignore[arg-type]
+        field_key, field_metadata = _key(section_field.name), section_field.metadata
+        if "setting" in field_metadata:
+            if field_key in setting_values:
+                field_values[section_field.name] = setting_values[field_key]
+        elif "section" in field_metadata:
+            field_values[section_field.name] = make_section(
+                field_metadata["section"], _within(field_key, setting_values)
+            )
         else:
-            kinds = about["sections"].items()
-            found[item.name] = {n: make_section(inner, _within(n, values)) for n, inner in kinds}
-    return kind(**found)
+            inner_types = field_metadata["sections"].items()
+            field_values[section_field.name] = {
+                inner_name: make_section(inner_type, _within(inner_name, setting_values))
+                for inner_name, inner_type in inner_types
+            }
+    return section_type(**field_values)
 
 
-def flat_section(made: Any) -> dict[str, Value]:
+def flat_section(made_section: Any) -> dict[str, Value]:
     """Undoes :func:`make_section`: every dotted key with its value."""
-    found: dict[str, Value] = {}
-    for item in fields(made):
-        key, value = _key(item.name), getattr(made, item.name)
-        if "setting" in item.metadata:
-            found[key] = value
+    setting_values: dict[str, Value] = {}
+    for section_field in fields(made_section):
+        field_key, value = _key(section_field.name), getattr(made_section, section_field.name)
+        if "setting" in section_field.metadata:
+            setting_values[field_key] = value
         else:
-            inner = {key: value} if "section" in item.metadata else value
-            for name, part in inner.items():
-                found |= _under(name, flat_section(part))
-    return found
+            inner_sections = {field_key: value} if "section" in section_field.metadata else value
+            for inner_name, inner_section in inner_sections.items():
+                setting_values |= _under(inner_name, flat_section(inner_section))
+    return setting_values
 
 
-def _key(name: str) -> str:
-    return name.replace("_", "-")
+def _key(field_name: str) -> str:
+    return field_name.replace("_", "-")
 
 
-def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{key}": value for key, value in values.items()}
+def _under(key_prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{key_prefix}.{key}": value for key, value in values.items()}
 
 
-def _within(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    start = f"{prefix}."
-    return {k.removeprefix(start): value for k, value in values.items() if k.startswith(start)}
+def _within(section_key: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    key_prefix = f"{section_key}."
+    return {
+        setting_key.removeprefix(key_prefix): value
+        for setting_key, value in values.items()
+        if setting_key.startswith(key_prefix)
+    }
 
 
-def _converted(key: str, value: Value, kind: type[Value]) -> Value:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+def _converted(key: str, value: Value, wanted_type: type[Value]) -> Value:
+    if wanted_type is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not wanted_type:
         raise SettingsError(
-            f"{key} = {value!r} is {type(value).__name__}; it must be {TYPE_TEXTS[kind]}"
+            f"{key} = {value!r} is {type(value).__name__}; it must be {TYPE_TEXTS[wanted_type]}"
         )
     return value

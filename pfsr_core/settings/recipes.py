@@ -14,34 +14,36 @@ from typing import Any
 
 from pfsr_core.settings.fields import SettingsError, Value
 
-Flat = dict[str, Value]
+FlatSettings = dict[str, Value]
 
 
-def load_recipe(path: Path) -> Flat:
+def load_recipe(recipe_path: Path) -> FlatSettings:
     """Dotted keys of a recipe. Raises SettingsError when it is missing, broken or nested wrongly.
 
     Values are only read here; :func:`pfsr_core.assembly.settings.parse_settings` checks them.
     """
-    return flatten_tables(_read(path), str(path))
+    return flatten_tables(_read(recipe_path), str(recipe_path))
 
 
-def with_overrides(flat: Mapping[str, Value], overrides: Iterable[str]) -> Flat:
-    """``flat`` with ``key=value`` texts on top; values are TOML, bare words are text."""
-    return {**flat, **dict(parse_override(text) for text in overrides)}
+def with_overrides(setting_values: Mapping[str, Value], overrides: Iterable[str]) -> FlatSettings:
+    """``setting_values`` with ``key=value`` texts on top; values are TOML, bare words are text."""
+    return {**setting_values, **dict(parse_override(override_text) for override_text in overrides)}
 
 
-def parse_override(text: str) -> tuple[str, Value]:
+def parse_override(override_text: str) -> tuple[str, Value]:
     """``"train.batch-size=32"`` -> ``("train.batch-size", 32)``. Raises SettingsError."""
-    key, equals, written = (part.strip() for part in text.partition("="))
-    if not key or not equals:
-        raise SettingsError(f"cannot read {text!r}: write key=value, e.g. federation.rounds=5")
+    setting_key, equals, value_text = (part.strip() for part in override_text.partition("="))
+    if not setting_key or not equals:
+        raise SettingsError(
+            f"cannot read {override_text!r}: write key=value, e.g. federation.rounds=5"
+        )
     try:
-        value = tomllib.loads(f"value = {written}")["value"]
+        value = tomllib.loads(f"value = {value_text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = written
+        value = value_text
     if not isinstance(value, bool | int | float | str):
-        raise SettingsError(f"{key} = {written}: write one number, truth value or text")
-    return key, value
+        raise SettingsError(f"{setting_key} = {value_text}: write one number, truth value or text")
+    return setting_key, value
 
 
 def toml_value(value: Value) -> str:
@@ -51,26 +53,28 @@ def toml_value(value: Value) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def flatten_tables(tables: Mapping[str, Any], place: str) -> Flat:
-    """Nested tables as dotted keys; ``place`` is named in errors."""
-    flat: Flat = {}
+def flatten_tables(tables: Mapping[str, Any], source_name: str) -> FlatSettings:
+    """Nested tables as dotted keys; ``source_name`` is named in errors."""
+    setting_values: FlatSettings = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            inner = flatten_tables(value, place)
-            flat |= {f"{key}.{name}": inner_value for name, inner_value in inner.items()}
+            inner_values = flatten_tables(value, source_name)
+            setting_values |= {
+                f"{key}.{inner_key}": inner_value for inner_key, inner_value in inner_values.items()
+            }
         elif isinstance(value, bool | int | float | str):
-            flat[key] = value
+            setting_values[key] = value
         else:
             raise SettingsError(
-                f"{place}: {key} is a {type(value).__name__}. Fix: write one number, true or "
+                f"{source_name}: {key} is a {type(value).__name__}. Fix: write one number, true or "
                 f"false, or text, in the table of its section, e.g. [train]."
             )
-    return flat
+    return setting_values
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(recipe_path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(recipe_path.read_text("utf-8"))
     except FileNotFoundError:
         reason, fix = "no such file", "give the path of a recipe, e.g. recipes/pfsr.toml"
     except OSError as error:
@@ -79,4 +83,4 @@ def _read(path: Path) -> dict[str, Any]:
         reason, fix = "not UTF-8 text", "save the recipe as UTF-8"
     except tomllib.TOMLDecodeError as error:
         reason, fix = f"not valid TOML ({error})", 'write key = value, texts in "quotes"'
-    raise SettingsError(f"{path}: {reason}. Fix: {fix}.")
+    raise SettingsError(f"{recipe_path}: {reason}. Fix: {fix}.")

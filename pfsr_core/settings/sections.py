@@ -17,7 +17,7 @@ from pfsr_core.settings.fields import setting
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What is learnt from: the interaction log and how it is cleaned and split."""
+    """The training data: the interaction log and how it is cleaned and split."""
 
     source: str = setting("ml-100k", "name of the dataset; 'pfsr data --help' lists them")
     path: str = setting(
@@ -40,8 +40,9 @@ class DataSettings:
     )
     protocol: str = setting(
         "strict",
-        "how ties in time are ordered and training negatives drawn; paper-pfedrec repeats the "
-        "published figures of PFedRec and leaks held-out items",
+        "order of interactions with equal timestamps, and choice of training negatives: strict, "
+        "file order and any item outside the training history; paper-pfedrec, as in the published "
+        "code of PFedRec, which leaks held-out items",
         choices=("strict", "paper-pfedrec"),
     )
     sampled_99: bool = setting(
@@ -118,7 +119,7 @@ class ModelSettings:
     )
     text_dim: int = setting(64, "width of the text vector of an item", low=1)
     id_dim: int = setting(
-        960, "width of the random vector that tells items with like texts apart", low=0
+        960, "width of an item's random vector, which tells items with similar texts apart", low=0
     )
     id_weight: float = setting(
         1.0, "L2 norm of an item's random vector, relative to that of its text vector", low=0.0
@@ -155,10 +156,12 @@ class ModelSettings:
         4, "number of learned memory tokens with model.compressor = 'tokens'", low=1
     )
     recent: int = setting(
-        50, "most items that stay uncompressed with model.compressor = 'tokens'", low=1
+        50, "largest number of uncompressed items with model.compressor = 'tokens'", low=1
     )
     personal_memory: bool = setting(
-        False, "keep a private vector for each user: added to the memory tokens, or the first state"
+        False,
+        "keep a private vector for each user, which is added to the memory tokens or is the first "
+        "recurrent state, as model.compressor says",
     )
 
 
@@ -177,7 +180,7 @@ class TrainSettings:
     )
     learning_rate: float = setting(0.002, "learning rate of the encoder on the clients", low=1e-9)
     item_learning_rate: float = setting(
-        0.0004, "learning rate of the item table; small data wants it smaller", low=0.0
+        0.0004, "learning rate of the item table; smaller for small datasets", low=0.0
     )
     residual_learning_rate: float = setting(
         0.0004, "learning rate of private item residuals and of the rows of adapters", low=0.0
@@ -187,13 +190,16 @@ class TrainSettings:
     )
     local_epochs: int = setting(1, "passes over a client's data in a round", low=1)
     round_decay: float = setting(
-        1.0, "factor on all learning rates of the clients after every round", low=0.1, high=1.0
+        1.0,
+        "factor that all learning rates of the clients are multiplied by after every round",
+        low=0.1,
+        high=1.0,
     )
     batch_size: int = setting(16, "number of windows, or of pairs with pfedrec, in a batch", low=1)
     engine: str = setting(
         "auto",
         "how a node trains its clients: loop, one after the other (always with train.negatives); "
-        "batched, as one program; auto, small clients batched and large ones alone",
+        "batched, many at a time; auto, small clients batched and large ones one by one",
         choices=("auto", "loop", "batched"),
     )
     negatives: int = setting(
@@ -211,8 +217,8 @@ class TrainSettings:
     )
     semantic_temperature: float = setting(
         0.1,
-        "temperature of the division of train.semantic-share: the smaller, the more the most "
-        "similar items get",
+        "temperature of the softmax over text similarity that divides train.semantic-share: the "
+        "smaller, the more the most similar items get",
         low=1e-3,
     )
 
@@ -221,7 +227,7 @@ class TrainSettings:
 class RunSettings:
     """What is compared, evaluated, served and written in a run."""
 
-    name: str = setting("pfsr", "name of the run, the beginning of its id")
+    name: str = setting("pfsr", "name of the run, with which its id begins")
     seed: int = setting(0, "seed of all randomness that is not a client's secret", low=0)
     compare: str = setting(
         "fed-avg local-only",
@@ -244,8 +250,8 @@ class RunSettings:
     )
     serve_round: str = setting(
         "last",
-        "round whose model is finetuned and served; best: the selected round, where every client "
-        "is evaluated and no private state belongs to a round",
+        "round whose model is finetuned and served: last, or best, the selected round, which takes "
+        "run.evaluate-clients = 'all' and an algorithm whose private states fit any round",
         choices=("last", "best"),
     )
     directory: str = setting("", "where runs are written; empty: $PFSR_HOME/runs or ./runs")
@@ -258,7 +264,8 @@ class RunSettings:
         return self.serve_round == "best" and self.evaluate_clients == "all"
 
 
-def runs_directory(run: RunSettings) -> Path:
+def runs_directory(run_settings: RunSettings) -> Path:
     """Where runs are kept: run.directory, else $PFSR_HOME/runs, else ./runs."""
-    home = os.environ.get("PFSR_HOME")
-    return Path(run.directory or (Path(home) / "runs" if home else "runs")).expanduser()
+    pfsr_home = os.environ.get("PFSR_HOME")
+    default_directory = Path(pfsr_home) / "runs" if pfsr_home else "runs"
+    return Path(run_settings.directory or default_directory).expanduser()

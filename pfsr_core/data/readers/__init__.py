@@ -1,0 +1,1 @@
+"""Readers of file formats, each of which returns an interaction log."""

@@ -16,7 +16,7 @@ from pfsr_core.data.readers.table import read_lines
 
 
 def read_file(path: str) -> Interactions:
-    """Interactions of the file at ``path``; raises DataError for a suffix nobody reads."""
+    """Interactions of the file at ``path``; raises DataError for an unknown suffix."""
     if not path:
         raise DataError("dataset 'file' has no path. Fix: give the path of a file to read.")
     file_path = Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""A text table with exact line numbers: the ground every reader stands on.
+"""A text table with exact line numbers, which every reader builds on.
 
 Cells stay strings until they are validated, so that an id such as "007" survives and a fault can
 be reported with the line an editor shows.
@@ -108,7 +108,8 @@ def make_table(
     for line, row in zip(line_numbers, cell_rows, strict=True):
         if len(row) != num_columns:
             problem = f"{len(row)} fields where {num_columns} are expected"
-            fix = f"write {', '.join(column_names)} separated by {_separator_name(separator)}"
+            separator_name = SEPARATOR_NAMES.get(separator, repr(separator))
+            fix = f"write {', '.join(column_names)} separated by {separator_name}"
             raise MalformedFileError(file_path, line, problem, fix)
     columns = dict(
         zip(column_names, (list(cells) for cells in zip(*cell_rows, strict=True)), strict=True)
@@ -149,10 +150,6 @@ def to_interactions(table: Table, schema: Schema, source: str) -> Interactions:
     )
 
 
-def _separator_name(separator: str) -> str:
-    return SEPARATOR_NAMES.get(separator, repr(separator))
-
-
 def _number_ids(
     table: Table, column_name: str, positive_only: bool
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -182,7 +179,8 @@ def _id_fault(raw_id: str, positive_only: bool) -> tuple[str, str] | None:
 def _parse_timestamps(table: Table, column_name: str) -> NDArray[np.float64]:
     """Seconds since 1970 (UTC), from numbers or from ISO dates; one kind per column."""
     cells = table.columns[column_name]
-    parse_cell = _parse_number if _is_number(cells[0]) else _parse_iso_date
+    starts_with_number = not math.isnan(_or_nan(_parse_number, cells[0]))
+    parse_cell = _parse_number if starts_with_number else _parse_iso_date
     try:
         seconds = np.fromiter(map(parse_cell, cells), np.float64, len(cells))
     except ValueError:
@@ -194,10 +192,6 @@ def _parse_timestamps(table: Table, column_name: str) -> NDArray[np.float64]:
         fix = "write seconds since 1970, or ISO dates in the whole column"
         raise MalformedFileError(table.path, table.lines[first_wrong], problem, fix)
     return seconds
-
-
-def _is_number(cell: str) -> bool:
-    return not math.isnan(_or_nan(_parse_number, cell))
 
 
 def _parse_number(cell: str) -> float:

@@ -49,27 +49,36 @@ def generate(  # noqa: PLR0913 - the options of the data source
     users: int,
     items: int,
     seed: int,
+    *,
     clusters: int = 10,
     markets: int = 1,
     mean_length: int = 30,
     shortest: int = SHORTEST,
-    *,
     sizes: Sequence[int] = (),
     sold: int = 100,
 ) -> Interactions:
     """A log of ``users`` histories over at most ``items`` items, ordered by time.
 
-    Lengths begin at ``shortest``; what they exceed it by falls off exponentially, so that they are
-    all alike where ``mean_length`` is no more. Like ML-1M's are those of ``mean_length=165,
-    shortest=18``. Nobody meets an item twice. ``columns["market"]`` is the market of the user;
-    ``sizes`` gives the users of each, equal ones if empty. A market sells ``sold`` per cent of each
-    cluster's items, drawn for it alone.
-    Raises DataError when the numbers do not fit each other.
+    ``mean_length=165, shortest=18`` gives lengths like those of ML-1M.
+
+    Args:
+        users: Number of users.
+        items: Number of items; a user has each at most once.
+        seed: Seed of all draws.
+        clusters: Number of semantic clusters.
+        markets: Number of markets; ``columns["market"]`` is the market of the user.
+        mean_length: Mean length of a history.
+        shortest: Shortest length; what a history has beyond it is exponentially distributed.
+        sizes: Number of users of each market; equal numbers if empty.
+        sold: Per cent of each cluster's items that a market sells, drawn for it alone.
+
+    Raises:
+        DataError: The numbers do not fit each other.
     """
     if not 1 <= sold <= 100:
         raise DataError(f"a market sells 1 to 100 per cent, not {sold}. Fix: change sold.")
     sold_items = items * sold // 100
-    _check_numbers(users, sold_items, clusters, markets, mean_length, shortest)
+    _check_numbers(users, sold_items, clusters, markets, mean_length=mean_length, shortest=shortest)
     _check_sizes(users, markets, sizes)
     world_rng, walk_rng, shelf_rng = (np.random.default_rng((seed, stream)) for stream in range(3))
     world = make_world(world_rng, items, clusters, markets)
@@ -229,7 +238,7 @@ def _title(item: int, world: World) -> str:
 
 
 def _check_numbers(
-    users: int, items: int, clusters: int, markets: int, mean_length: int, shortest: int
+    users: int, items: int, clusters: int, markets: int, *, mean_length: int, shortest: int
 ) -> None:
     demands = (
         (users >= 1 and items >= 1, f"users and items, not {users} and {items}"),

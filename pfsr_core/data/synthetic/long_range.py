@@ -1,16 +1,16 @@
 """A seeded world in which the oldest items decide: for what long histories are worth.
 
-Every user has a value for each of four attributes. The first items of a history tell them, one item
-an attribute. Then come sessions of SESSION items, about the first two attributes and the last two
-in turn. Most items of a session tell nothing, drawn by one Markov chain for everybody; now and then
-comes a question: an item that asks for an attribute of the session, and two answers, items of this
-user's value of that attribute and of the session's other one. No answer is given twice. The last
-question opens a new session: its answers are the held-out items, the validation item the first.
+Every user has a value for each of four attributes. The first items of a history state them, one
+item an attribute. Then come sessions of SESSION items, about the first two attributes and the last
+two in turn. Most items of a session say nothing: one Markov chain for all users draws them. Now and
+then comes a question: an item that asks for an attribute of the session, and two answers, items of
+this user's value of that attribute and of the session's other one. No answer is given twice. The
+last question opens a new session: its answers are the held-out items, the validation item first.
 
 So the last item says which attribute is asked, and the latest SESSION items, all about the other
 two, do not say what the user's value is. The first session is of any length, so there are questions
-at every place of a window, and the first ones of a session are as far from what they ask for as the
-last.
+at every position of a window, and the first ones of a session are as far from what they ask for as
+the last.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pfsr_core.data.errors import DataError
 from pfsr_core.data.interactions import Interactions
-from pfsr_core.data.synthetic.clusters import number_ids
-
-Codes = NDArray[np.int64]
+from pfsr_core.data.synthetic.clusters import Codes, number_ids
 
 ATTRIBUTES, VALUES, ANSWERS = 4, 4, 16  # answers: items of each value of each attribute
 FILLERS = 60
@@ -36,7 +33,7 @@ START, STEP = 1_600_000_000, 3_600
 
 @dataclass(frozen=True)
 class Shelf:
-    """Item codes from 1 on: what tells a value, what asks, what answers, what tells nothing."""
+    """Item codes from 1 on: items that state a value, ask, answer, or say nothing."""
 
     tell: Codes  # (A, V)
     ask: Codes  # (A,)
@@ -58,7 +55,7 @@ def generate_long(users: int, length: int, seed: int) -> Interactions:
     rng = np.random.default_rng((seed, 0))
     shelf, chain = _shelf(), _filler_successors(rng)
     lengths = rng.integers(length, int(LONGER * length) + 1, users)
-    histories = [_history(rng, shelf, chain, int(one)) for one in lengths]
+    histories = [_history(rng, shelf, chain, int(drawn_length)) for drawn_length in lengths]
     return _to_interactions(histories)
 
 
@@ -66,8 +63,8 @@ def _shelf() -> Shelf:
     sizes = {"tell": (ATTRIBUTES, VALUES), "ask": (ATTRIBUTES,)}
     sizes |= {"answer": (ATTRIBUTES, VALUES, ANSWERS), "filler": (FILLERS,)}
     ends = np.cumsum([1, *(int(np.prod(size)) for size in sizes.values())])
-    parts = zip(sizes.items(), ends[:-1], ends[1:], strict=True)
-    return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in parts})
+    ranges = zip(sizes.items(), ends[:-1], ends[1:], strict=True)
+    return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in ranges})
 
 
 def _filler_successors(rng: np.random.Generator) -> Codes:
@@ -82,11 +79,9 @@ def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) 
     item_codes = [int(shelf.tell[a, user_values[a]]) for a in rng.permutation(ATTRIBUTES)]
     last_filler, last_place = int(rng.integers(FILLERS)), length - 3
     while len(item_codes) < last_place:
-        sessions, room = divmod(
-            last_place - len(item_codes) - 1, SESSION
-        )  # after this one; items in this one
-        pair = pairs[(sessions + 1) % 2]
-        asks = room >= 2 and min(len(answers_left[a]) for a in pair) > 1
+        sessions_left, items_left = divmod(last_place - len(item_codes) - 1, SESSION)
+        pair = pairs[(sessions_left + 1) % 2]
+        asks = items_left >= 2 and min(len(answers_left[a]) for a in pair) > 1
         if asks and rng.random() * QUESTION_GAP < 1:
             item_codes += _question(rng, shelf, user_values, answers_left, pair)
         else:

@@ -18,7 +18,7 @@ NODE = ("deploy", "node", "--superlink", "server:9092", "--state", "state")
 NODE += ("--ca", "tls/ca.crt", "--key", "node.key")
 
 
-DOCS = Path(__file__).parents[3] / "docs" / "deployment.md"
+DOCS = Path(__file__).parents[3] / "docs" / "guides" / "deployment.md"
 
 
 @pytest.fixture(autouse=True)

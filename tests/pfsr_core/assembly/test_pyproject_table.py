@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pfsr_core.assembly.pyproject_table import (
-    PAGE,
-    PYPROJECT,
+    PYPROJECT_FILE,
+    SETTINGS_PAGE,
     run_config,
     settings_page,
     settings_text,
@@ -48,11 +48,11 @@ def test_the_page_says_what_every_setting_means() -> None:
 
 
 def test_stale_files_are_written_and_nothing_else_of_them_changes(tmp_path: Path) -> None:
-    text = (ROOT / PYPROJECT).read_text("utf-8")
-    (tmp_path / PYPROJECT).write_text(text.replace("rho = 0.25", "rho = 0.5"), "utf-8")
-    assert stale_files(tmp_path) == [tmp_path / PYPROJECT, tmp_path / PAGE]
-    assert write_files(tmp_path) == [tmp_path / PYPROJECT, tmp_path / PAGE]
-    assert (tmp_path / PYPROJECT).read_text("utf-8") == text
+    text = (ROOT / PYPROJECT_FILE).read_text("utf-8")
+    (tmp_path / PYPROJECT_FILE).write_text(text.replace("rho = 0.25", "rho = 0.5"), "utf-8")
+    assert stale_files(tmp_path) == [tmp_path / PYPROJECT_FILE, tmp_path / SETTINGS_PAGE]
+    assert write_files(tmp_path) == [tmp_path / PYPROJECT_FILE, tmp_path / SETTINGS_PAGE]
+    assert (tmp_path / PYPROJECT_FILE).read_text("utf-8") == text
     assert write_files(tmp_path) == []
 
 

@@ -76,7 +76,7 @@ def test_same_seed_same_log() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 30), st.integers(20, 80), st.integers(0, 99), st.integers(1, 8))
 def test_every_log_is_well_formed(users: int, items: int, seed: int, clusters: int) -> None:
-    log = generate(users, items, seed, clusters, markets=2, mean_length=8)
+    log = generate(users, items, seed, clusters=clusters, markets=2, mean_length=8)
     rows = rows_of(log)
     assert len(log.user_ids) == users
     assert 1 <= log.items.min() <= log.items.max() == len(log.item_ids) <= items
