@@ -36,7 +36,7 @@ def federated_result(name: str, progress: Progress, finish: Finish, *, serves_be
     return method_entry(
         name,
         Figures(best, finish.last, finish.finetuned, finish.variants),
-        rounds=progress.server.round,
+        num_rounds=progress.server.round,
         served_round=best["round"] if serves_best else progress.server.round,
         outcome=finish.outcome,
         traffic=Traffic(progress.bytes_down, progress.bytes_up),
@@ -90,7 +90,7 @@ def write_summary(
         Identity(log.run_id, roster.split_digest, protocol, roster.users, len(roster.clients)),
         coverage={split: roster.coverage(split) for split in SPLITS},
         seconds=seconds,
-        methods=[
+        method_entries=[
             *(result["entry"] for result in results.values()),
             *(baseline_entry(name, means) for name, means in baselines.items()),
         ],
@@ -129,5 +129,5 @@ def _client_row(method: str, row: Mapping[str, Any], facts: Mapping[str, ClientF
         client=client,
         interactions=facts[client].interactions,
         split=row["split"],
-        variant=row["variant"],
+        variant_name=row["variant"],
     )
