@@ -279,6 +279,6 @@ def _served_model(work: Assignment) -> Served:
         work.broadcast.params,
         with_algorithm(node.settings, instruction.algorithm),
         node.dataset,
-        run=instruction.run,
+        run_name=instruction.run,
         round_=instruction.round - 1,  # the last exchange is no round
     )
