@@ -355,6 +355,6 @@ def _served_model(assignment: Assignment) -> Served:
         assignment.broadcast.params,
         with_algorithm(node.settings, instruction.algorithm),
         node.dataset,
-        run=instruction.run,
+        run_name=instruction.run,
         round_=instruction.round - 1,  # the last exchange is no round
     )

@@ -38,7 +38,7 @@ def federated_result(
     return method_entry(
         method_name,
         Figures(best_round, final_figures.last, final_figures.finetuned, final_figures.variants),
-        rounds=progress.server.round,
+        num_rounds=progress.server.round,
         served_round=best_round["round"] if serves_best else progress.server.round,
         outcome=final_figures.outcome,
         traffic=Traffic(progress.bytes_down, progress.bytes_up),
@@ -94,7 +94,7 @@ def write_summary(
         Identity(run_log.run_id, roster.split_digest, protocol, roster.users, len(roster.clients)),
         coverage={split_name: roster.coverage(split_name) for split_name in SPLITS},
         seconds=run_seconds,
-        methods=[
+        method_entries=[
             *(algorithm_result["entry"] for algorithm_result in algorithm_results.values()),
             *(
                 baseline_entry(method_name, mean_metrics)
@@ -155,5 +155,5 @@ def _client_row(
         client=client_name,
         interactions=client_facts[client_name].interactions,
         split=client_sums["split"],
-        variant=client_sums["variant"],
+        variant_name=client_sums["variant"],
     )

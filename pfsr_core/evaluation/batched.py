@@ -63,80 +63,113 @@ class Entry:
 
 
 def evaluate_together(
-    task: Task, models: Sequence[Params], clients: Sequence[ClientDataset], max_length: int
+    task: Task,
+    merged_params: Sequence[Params],
+    client_datasets: Sequence[ClientDataset],
+    max_length: int,
 ) -> list[Evaluated]:
     """Both splits of every client with its own merged parameters, in the order given."""
     entries = [
-        _entry(task, model, data, max_length) for model, data in zip(models, clients, strict=True)
+        _entry(task, client_params, client_data, max_length)
+        for client_params, client_data in zip(merged_params, client_datasets, strict=True)
     ]
     results: dict[int, Evaluated] = {}
-    for group in group_by_size({i: _size(entry) for i, entry in enumerate(entries)}):
-        chosen = [entries[i] for i in group]
-        scores = _scores(task, chosen)
-        results |= {i: _evaluate(entries[i], part) for i, part in zip(group, scores, strict=True)}
-    return [results[index] for index in range(len(clients))]
+    for entry_group in group_by_size(
+        {i: _size(client_entry) for i, client_entry in enumerate(entries)}
+    ):
+        group_entries = [entries[i] for i in entry_group]
+        scores = _scores(task, group_entries)
+        results |= {
+            i: _evaluate(entries[i], entry_scores)
+            for i, entry_scores in zip(entry_group, scores, strict=True)
+        }
+    return [results[index] for index in range(len(client_datasets))]
 
 
-def _entry(task: Task, model: Params, data: ClientDataset, max_length: int) -> Entry:
-    histories = [user.history(split) for split in SPLITS for user in data.users]
-    times = [user.history_times(split) for split in SPLITS for user in data.users]
-    read = what_is_read(task, histories, times, max_length)
-    users = torch.arange(1, len(data.users) + 1).repeat(len(SPLITS))
-    candidates = task.items.candidates(data)
+def _entry(task: Task, client_params: Params, client_data: ClientDataset, max_length: int) -> Entry:
+    histories = [user.history(split) for split in SPLITS for user in client_data.users]
+    times = [user.history_times(split) for split in SPLITS for user in client_data.users]
+    read_histories = what_is_read(task, histories, times, max_length)
+    user_rows = torch.arange(1, len(client_data.users) + 1).repeat(len(SPLITS))
+    candidates = task.items.candidates(client_data)
     if ITEMS in task.partition.private:
-        rows, table = with_unseen(task, model[ITEMS], data, read.codes)
-        model = {**model, ITEMS: table}
+        item_rows, item_table = with_unseen(
+            task, client_params[ITEMS], client_data, read_histories.codes
+        )
+        client_params = {**client_params, ITEMS: item_table}
     else:
-        rows = row_numbers(read.codes, candidates)
-    parts = (rows, read.times, read.lengths, SequenceContext(read.split_at, users))
-    return Entry(data, model, *parts, candidates, client_item_index(task, data))
+        item_rows = row_numbers(read_histories.codes, candidates)
+    read_parts = (
+        item_rows,
+        read_histories.times,
+        read_histories.lengths,
+        SequenceContext(read_histories.split_at, user_rows),
+    )
+    return Entry(
+        client_data, client_params, *read_parts, candidates, client_item_index(task, client_data)
+    )
 
 
-def _size(entry: Entry) -> Size:
-    rows, length = entry.rows.shape
-    items = max(len(entry.candidates) + 1, len(entry.params.get(ITEMS, ())))
-    return Size(rows, length, items, parameters_of(entry.params, items))
+def _size(client_entry: Entry) -> Size:
+    num_rows, num_positions = client_entry.rows.shape
+    num_items = max(len(client_entry.candidates) + 1, len(client_entry.params.get(ITEMS, ())))
+    return Size(num_rows, num_positions, num_items, parameters_of(client_entry.params, num_items))
 
 
 @torch.no_grad()
 def _scores(task: Task, entries: Sequence[Entry]) -> list[Tensor]:
     """What every history gives a client's candidates, (2U, V') for each entry."""
-    stacks = stack_params([entry.params for entry in entries])
-    models = vmap(task.items.materialize)(stacks, stack_rows([entry.table for entry in entries]))
-    items = pad_together([entry.rows for entry in entries])
-    times = pad_known([entry.times for entry in entries])
-    parts = zip(*(entry.context for entry in entries), strict=True)
+    stacked_params = stack_params([client_entry.params for client_entry in entries])
+    stacked_models = vmap(task.items.materialize)(
+        stacked_params, stack_rows([client_entry.table for client_entry in entries])
+    )
+    item_rows = pad_together([client_entry.rows for client_entry in entries])
+    padded_times = pad_known([client_entry.times for client_entry in entries])
+    parts = zip(*(client_entry.context for client_entry in entries), strict=True)
     context = SequenceContext(*map(pad_and_stack, parts))
-    dims = (0, 0, None, None if times is None else 0, 0)
-    hidden = vmap(task.model.apply, in_dims=dims)(models, items, None, times, context)
-    parts = zip(hidden.unbind(), models[ITEMS].unbind(), entries, strict=True)
+    vmap_dims = (0, 0, None, None if padded_times is None else 0, 0)
+    hidden_states = vmap(task.model.apply, in_dims=vmap_dims)(
+        stacked_models, item_rows, None, padded_times, context
+    )
+    parts = zip(hidden_states.unbind(), stacked_models[ITEMS].unbind(), entries, strict=True)
     return [
-        part[torch.arange(len(entry.rows)), (entry.lengths - 1).clamp(min=0)]
-        @ table[1 : len(entry.candidates) + 1].T
-        for part, table, entry in parts
+        entry_hidden[torch.arange(len(client_entry.rows)), (client_entry.lengths - 1).clamp(min=0)]
+        @ item_table[1 : len(client_entry.candidates) + 1].T
+        for entry_hidden, item_table, client_entry in parts
     ]
 
 
-def _evaluate(entry: Entry, scores: Tensor) -> Evaluated:
-    data, items = entry.data, entry.candidates.numpy()
-    parts = zip(SPLITS, np.split(scores.numpy(), len(SPLITS)), strict=True)
-    return {split: _of_split(data, split, items, part) for split, part in parts}
+def _evaluate(client_entry: Entry, scores: Tensor) -> Evaluated:
+    client_data, item_codes = client_entry.data, client_entry.candidates.numpy()
+    split_parts = zip(SPLITS, np.split(scores.numpy(), len(SPLITS)), strict=True)
+    return {
+        split: _of_split(client_data, split, item_codes, split_scores)
+        for split, split_scores in split_parts
+    }
 
 
 def _of_split(
-    data: ClientDataset, split: HeldOut, items: ItemArray, scores: NDArray[np.float32]
+    client_data: ClientDataset,
+    split: HeldOut,
+    item_codes: ItemArray,
+    user_scores: NDArray[np.float32],
 ) -> ClientEvaluation:
-    pairs, size = list(zip(data.users, scores, strict=True)), data.catalogue_size
-    ranks = np.array(
+    user_pairs, num_items = (
+        list(zip(client_data.users, user_scores, strict=True)),
+        client_data.catalogue_size,
+    )
+    rank_pairs = np.array(
         [
-            rank_among(score, items, user.target(split), user.history(split), size)
-            for user, score in pairs
+            rank_among(score, item_codes, user.target(split), user.history(split), num_items)
+            for user, score in user_pairs
         ],
         np.int64,
     )
-    sampled = None
-    if data.sampled:
-        those = zip(pairs, data.rivals, strict=True)
-        found = [rank_in_sample(s, items, u.target(split), rivals) for (u, s), rivals in those]
-        sampled = np.array(found, np.int64)
-    return evaluation_of(data, split, ranks[:, 0], ranks[:, 1], sampled)
+    sampled_ranks = None
+    if client_data.sampled:
+        rival_pairs = zip(user_pairs, client_data.rivals, strict=True)
+        rank_list = [
+            rank_in_sample(s, item_codes, u.target(split), rivals) for (u, s), rivals in rival_pairs
+        ]
+        sampled_ranks = np.array(rank_list, np.int64)
+    return evaluation_of(client_data, split, rank_pairs[:, 0], rank_pairs[:, 1], sampled_ranks)

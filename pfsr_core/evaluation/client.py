@@ -48,8 +48,8 @@ class Scorer(Protocol):
         """(U, V+1), one column per code.
 
         ``histories``: codes, oldest first; they may be empty. ``times``: whole seconds of each, or
-        nothing where they are not known. ``users`` (U,): the places of their users among the
-        client's, from 1 on; 0, as without, for a stranger.
+        nothing where they are not known. ``users`` (U,): the rows of their users among the
+        client's, from 1 on; 0, as without, for an unknown user (cold start).
         """
 
 
@@ -81,17 +81,22 @@ class ClientEvaluation:
         """Ranks (U,) with seen items "filtered" or "included"."""
         return self.ranks_filtered if seen_items == "filtered" else self.ranks_included
 
-    def select(self, mask: NDArray[np.bool_]) -> ClientEvaluation:
-        """The users where ``mask`` (U,) is True."""
+    def select(self, user_mask: NDArray[np.bool_]) -> ClientEvaluation:
+        """The users where ``user_mask`` (U,) is True."""
         return ClientEvaluation(
             client=self.client,
-            users=tuple(user for user, keep in zip(self.users, mask, strict=True) if keep),
-            ranks_filtered=self.ranks_filtered[mask],
-            ranks_included=self.ranks_included[mask],
-            covered=self.covered[mask],
-            history_lengths=self.history_lengths[mask],
-            ranks_sampled=None if self.ranks_sampled is None else self.ranks_sampled[mask],
-            variants={name: one.select(mask) for name, one in self.variants.items()},
+            users=tuple(
+                user for user, is_selected in zip(self.users, user_mask, strict=True) if is_selected
+            ),
+            ranks_filtered=self.ranks_filtered[user_mask],
+            ranks_included=self.ranks_included[user_mask],
+            covered=self.covered[user_mask],
+            history_lengths=self.history_lengths[user_mask],
+            ranks_sampled=None if self.ranks_sampled is None else self.ranks_sampled[user_mask],
+            variants={
+                variant_name: variant_evaluation.select(user_mask)
+                for variant_name, variant_evaluation in self.variants.items()
+            },
         )
 
     def sums(self) -> dict[str, float]:
@@ -99,14 +104,14 @@ class ClientEvaluation:
 
         Those of a model variant are under "<variant>/<candidates>/<metric>".
         """
-        others = {
-            f"{variant}/{key}": value
-            for variant, evaluation in self.variants.items()
-            for key, value in evaluation._metric_sums().items()
+        variant_sums = {
+            f"{variant_name}/{metric_key}": metric_sum
+            for variant_name, evaluation in self.variants.items()
+            for metric_key, metric_sum in evaluation._metric_sums().items()
         }
         return {
             **self._metric_sums(),
-            **others,
+            **variant_sums,
             "users": float(len(self.users)),
             "covered": float(self.covered.sum()),
         }
@@ -122,53 +127,55 @@ class ClientEvaluation:
             **{OF_CLIENTS + metric.name: self._mean(metric.name) for metric in headline_metrics()},
         }
 
-    def _mean(self, metric: str) -> float:
+    def _mean(self, metric_name: str) -> float:
         """Mean over the users, seen items filtered; 0 without users."""
-        return float(per_user(self.ranks_filtered, metric).mean()) if self.users else 0.0
+        return float(per_user(self.ranks_filtered, metric_name).mean()) if self.users else 0.0
 
     def _metric_sums(self) -> dict[str, float]:
         by_candidates = {FILTERED: self.ranks_filtered, INCLUDED: self.ranks_included}
         if self.ranks_sampled is not None:
             by_candidates[SAMPLED] = self.ranks_sampled
         return {
-            f"{candidates}/{key}": value
+            f"{candidates}/{metric_key}": metric_sum
             for candidates, user_ranks in by_candidates.items()
-            for key, value in ranking_sums(user_ranks).items()
-            if key != "users"
+            for metric_key, metric_sum in ranking_sums(user_ranks).items()
+            if metric_key != "users"
         }
 
 
-def evaluate_client(score: Scorer, data: ClientDataset, split: HeldOut) -> ClientEvaluation:
-    """Rank the held-out item of ``split`` in the client's catalogue, for every user of ``data``.
+def evaluate_client(score: Scorer, client_data: ClientDataset, split: HeldOut) -> ClientEvaluation:
+    """Ranks every user's held-out item of ``split`` in the client's catalogue.
 
     The scorer sees the history before that item, and all of it is filtered in "seen-filtered".
     Users are scored ``USERS_PER_BATCH`` at a time, which bounds the memory.
 
     Raises ValueError when the scorer answers with another shape than (U, V+1), or with NaN.
     """
-    places = _batches(len(data.users))
-    batches = [_rank_batch(score, data, split, place) for place in places]
-    empty = np.empty((3 if data.sampled else 2, 0), np.int64)
-    return evaluation_of(data, split, *np.concatenate([empty, *batches], axis=1))
+    user_slices = _batches(len(client_data.users))
+    rank_batches = [
+        _rank_batch(score, client_data, split, user_slice) for user_slice in user_slices
+    ]
+    empty_ranks = np.empty((3 if client_data.sampled else 2, 0), np.int64)
+    return evaluation_of(client_data, split, *np.concatenate([empty_ranks, *rank_batches], axis=1))
 
 
 def no_users(sampled: bool = False, variants: Iterable[str] = ()) -> ClientEvaluation:
     """The evaluation of no user, so that empty groups report the keys that others do."""
-    none = np.empty(0, np.int64)
+    no_ranks = np.empty(0, np.int64)
     return ClientEvaluation(
         "",
         (),
-        ranks_filtered=none,
-        ranks_included=none,
-        covered=none.astype(np.bool_),
-        history_lengths=none,
-        ranks_sampled=none if sampled else None,
-        variants={name: no_users(sampled) for name in variants},
+        ranks_filtered=no_ranks,
+        ranks_included=no_ranks,
+        covered=no_ranks.astype(np.bool_),
+        history_lengths=no_ranks,
+        ranks_sampled=no_ranks if sampled else None,
+        variants={variant_name: no_users(sampled) for variant_name in variants},
     )
 
 
 def evaluation_of(
-    data: ClientDataset,
+    client_data: ClientDataset,
     split: HeldOut,
     ranks_filtered: NDArray[np.int64],
     ranks_included: NDArray[np.int64],
@@ -176,63 +183,72 @@ def evaluation_of(
 ) -> ClientEvaluation:
     """The evaluation with these ranks (U,) of the held-out items of ``split``."""
     return ClientEvaluation(
-        client=data.client,
-        users=tuple(user.user for user in data.users),
+        client=client_data.client,
+        users=tuple(user.user for user in client_data.users),
         ranks_filtered=ranks_filtered,
         ranks_included=ranks_included,
-        covered=np.isin(data.targets(split), data.touched),
-        history_lengths=np.array([len(user.history(split)) for user in data.users], np.int64),
+        covered=np.isin(client_data.targets(split), client_data.touched),
+        history_lengths=np.array(
+            [len(user.history(split)) for user in client_data.users], np.int64
+        ),
         ranks_sampled=ranks_sampled,
     )
 
 
 def user_values(
-    evaluations: Sequence[ClientEvaluation], metric: str, seen_items: SeenItems = "filtered"
+    evaluations: Sequence[ClientEvaluation], metric_name: str, seen_items: SeenItems = "filtered"
 ) -> NDArray[np.float64]:
-    """``metric`` of all users, client after client: (sum of U,), what a paired bootstrap takes."""
-    values = [per_user(evaluation.ranks(seen_items), metric) for evaluation in evaluations]
-    return np.concatenate([np.empty(0, np.float64), *values])
+    """The metric of all users, client after client: (sum of U,), as a paired bootstrap takes it."""
+    client_values = [
+        per_user(evaluation.ranks(seen_items), metric_name) for evaluation in evaluations
+    ]
+    return np.concatenate([np.empty(0, np.float64), *client_values])
 
 
 def client_sums(
-    evaluations: Sequence[ClientEvaluation], metric: str, seen_items: SeenItems = "filtered"
+    evaluations: Sequence[ClientEvaluation], metric_name: str, seen_items: SeenItems = "filtered"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum of ``metric`` and number of users of every client: two arrays (C,)."""
-    values = [per_user(evaluation.ranks(seen_items), metric) for evaluation in evaluations]
-    sums = np.array([value.sum() for value in values], np.float64)
-    return sums, np.array([len(value) for value in values], np.float64)
+    """Sum of ``metric_name`` and number of users of every client: two arrays (C,)."""
+    client_values = [
+        per_user(evaluation.ranks(seen_items), metric_name) for evaluation in evaluations
+    ]
+    metric_sums = np.array([user_metrics.sum() for user_metrics in client_values], np.float64)
+    return metric_sums, np.array([len(user_metrics) for user_metrics in client_values], np.float64)
 
 
-def _batches(users: int) -> Iterator[slice]:
-    for start in range(0, users, USERS_PER_BATCH):
-        yield slice(start, start + USERS_PER_BATCH)
+def _batches(num_users: int) -> Iterator[slice]:
+    for batch_start in range(0, num_users, USERS_PER_BATCH):
+        yield slice(batch_start, batch_start + USERS_PER_BATCH)
 
 
 def _rank_batch(
-    score: Scorer, data: ClientDataset, split: HeldOut, place: slice
+    score: Scorer, client_data: ClientDataset, split: HeldOut, user_slice: slice
 ) -> NDArray[np.int64]:
-    """Ranks of the users in ``place``: (2, U), seen items filtered and included, or (3, U).
+    """Ranks of the users in ``user_slice``: (2, U), seen items filtered and included, or (3, U).
 
     The third row is that of "sampled-99".
     """
-    users = data.users[place]
-    histories = [user.history(split) for user in users]
+    batch_users = client_data.users[user_slice]
+    histories = [user.history(split) for user in batch_users]
     with torch.no_grad():
-        times = [user.history_times(split) for user in users]
-        scores = score(histories, times, np.arange(place.start, place.start + len(users)) + 1)
-    expected = (len(users), data.num_items + 1)
-    if tuple(scores.shape) != expected:
-        raise ValueError(
-            f"client {data.client!r}: the scorer returned {tuple(scores.shape)} for {len(users)} "
-            f"users and {data.num_items} items; expected {expected} (column 0 is padding)"
+        times = [user.history_times(split) for user in batch_users]
+        scores = score(
+            histories, times, np.arange(user_slice.start, user_slice.start + len(batch_users)) + 1
         )
-    targets = torch.tensor([user.target(split) for user in users], device=scores.device)
-    foreign = _foreign_mask(data, scores)
-    masks = (_history_mask(histories, scores) | foreign, foreign)
-    found = [ranks(scores, targets, excluded).cpu().numpy() for excluded in masks]
-    if data.sampled:
-        found.append(_sampled_ranks(scores, users, data.rivals[place], split))
-    return np.stack(found)
+    expected_shape = (len(batch_users), client_data.num_items + 1)
+    if tuple(scores.shape) != expected_shape:
+        raise ValueError(
+            f"client {client_data.client!r}: the scorer returned {tuple(scores.shape)} for "
+            f"{len(batch_users)} users and {client_data.num_items} items; expected "
+            f"{expected_shape} (column 0 is padding)"
+        )
+    target_items = torch.tensor([user.target(split) for user in batch_users], device=scores.device)
+    foreign_mask = _foreign_mask(client_data, scores)
+    excluded_masks = (_history_mask(histories, scores) | foreign_mask, foreign_mask)
+    rank_rows = [ranks(scores, target_items, excluded).cpu().numpy() for excluded in excluded_masks]
+    if client_data.sampled:
+        rank_rows.append(_sampled_ranks(scores, batch_users, client_data.rivals[user_slice], split))
+    return np.stack(rank_rows)
 
 
 def _sampled_ranks(
@@ -241,24 +257,27 @@ def _sampled_ranks(
     rivals: Sequence[ItemArray],
     split: HeldOut,
 ) -> NDArray[np.int64]:
-    everything = np.arange(scores.shape[1])
-    rows = zip(scores.cpu().numpy(), users, rivals, strict=True)
-    found = [rank_in_sample(row, everything, u.target(split), those) for row, u, those in rows]
-    return np.array(found, np.int64)
+    all_items = np.arange(scores.shape[1])
+    score_rows = zip(scores.cpu().numpy(), users, rivals, strict=True)
+    rank_list = [
+        rank_in_sample(user_scores, all_items, u.target(split), user_rivals)
+        for user_scores, u, user_rivals in score_rows
+    ]
+    return np.array(rank_list, np.int64)
 
 
-def _foreign_mask(data: ClientDataset, scores: Tensor) -> Tensor:
+def _foreign_mask(client_data: ClientDataset, scores: Tensor) -> Tensor:
     """True where the client does not sell an item: (U, V+1)."""
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    if data.own_catalogue is not None:
-        mask[:] = True
-        mask[:, torch.from_numpy(data.own_catalogue)] = False
-    return mask
+    foreign_mask = torch.zeros_like(scores, dtype=torch.bool)
+    if client_data.own_catalogue is not None:
+        foreign_mask[:] = True
+        foreign_mask[:, torch.from_numpy(client_data.own_catalogue)] = False
+    return foreign_mask
 
 
 def _history_mask(histories: Sequence[ItemArray], scores: Tensor) -> Tensor:
     """True where an item is in the user's history: (U, V+1)."""
-    rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(histories))] = True
-    return mask
+    user_rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    history_mask = torch.zeros_like(scores, dtype=torch.bool)
+    history_mask[torch.from_numpy(user_rows), torch.from_numpy(np.concatenate(histories))] = True
+    return history_mask

@@ -39,25 +39,29 @@ class Distribution:
     max: float
 
 
-def distribution(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Distribution:
-    """Spread of the per-client means ``sums / counts``, both (C,).
+def distribution(
+    metric_sums: NDArray[np.float64], user_counts: NDArray[np.float64]
+) -> Distribution:
+    """Spread of the per-client means ``metric_sums / counts``, both (C,).
 
     Clients without users have no mean and are left out.
     """
-    if sums.shape != counts.shape or sums.ndim != 1:
-        raise ValueError(f"expected two arrays (C,), got {sums.shape} and {counts.shape}")
-    present = counts > 0
-    values = np.sort(sums[present] / counts[present])
-    if not len(values):
+    if metric_sums.shape != user_counts.shape or metric_sums.ndim != 1:
+        raise ValueError(
+            f"expected two arrays (C,), got {metric_sums.shape} and {user_counts.shape}"
+        )
+    has_users = user_counts > 0
+    client_means = np.sort(metric_sums[has_users] / user_counts[has_users])
+    if not len(client_means):
         return Distribution(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     return Distribution(
-        clients=len(values),
-        mean=float(values.mean()),
-        std=float(values.std()),
-        min=float(values[0]),
-        worst_decile=float(values[: math.ceil(len(values) / 10)].mean()),
-        median=float(np.median(values)),
-        max=float(values[-1]),
+        clients=len(client_means),
+        mean=float(client_means.mean()),
+        std=float(client_means.std()),
+        min=float(client_means[0]),
+        worst_decile=float(client_means[: math.ceil(len(client_means) / 10)].mean()),
+        median=float(np.median(client_means)),
+        max=float(client_means[-1]),
     )
 
 
@@ -69,38 +73,47 @@ def by_history_length(
     ``bounds`` (10, 20) make the groups "<10", "10-19" and "20+"; every group is present, an empty
     one with zero sums.
     """
-    labels = _labels(bounds)
-    groups: dict[str, list[dict[str, float]]] = {label: [_nobody(evaluations)] for label in labels}
+    group_labels = _group_labels(bounds)
+    group_sums: dict[str, list[dict[str, float]]] = {
+        group_label: [_empty_sums(evaluations)] for group_label in group_labels
+    }
     for evaluation in evaluations:
-        bucket = np.searchsorted(bounds, evaluation.history_lengths, side="right")
-        for index in np.unique(bucket):
-            groups[labels[index]].append(evaluation.select(bucket == index).sums())
-    return {label: merge(*sums) for label, sums in groups.items()}
+        group_indices = np.searchsorted(bounds, evaluation.history_lengths, side="right")
+        for group_index in np.unique(group_indices):
+            group_sums[group_labels[group_index]].append(
+                evaluation.select(group_indices == group_index).sums()
+            )
+    return {group_label: merge(*sums) for group_label, sums in group_sums.items()}
 
 
 def by_client_size(
     evaluations: Sequence[ClientEvaluation], bounds: Sequence[int] = SIZE_BOUNDS
 ) -> dict[str, dict[str, float]]:
     """Sums of the users grouped by the number of users of their client; groups as above."""
-    labels = _labels(bounds)
-    groups: dict[str, list[dict[str, float]]] = {label: [_nobody(evaluations)] for label in labels}
+    group_labels = _group_labels(bounds)
+    group_sums: dict[str, list[dict[str, float]]] = {
+        group_label: [_empty_sums(evaluations)] for group_label in group_labels
+    }
     for evaluation in evaluations:
-        label = labels[bisect_right(bounds, len(evaluation.users))]
-        groups[label].append(evaluation.sums())
-    return {label: merge(*sums) for label, sums in groups.items()}
+        group_label = group_labels[bisect_right(bounds, len(evaluation.users))]
+        group_sums[group_label].append(evaluation.sums())
+    return {group_label: merge(*sums) for group_label, sums in group_sums.items()}
 
 
-def _labels(bounds: Sequence[int]) -> list[str]:
-    if not bounds or any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+def _group_labels(bounds: Sequence[int]) -> list[str]:
+    if not bounds or any(
+        lower_bound >= upper_bound
+        for lower_bound, upper_bound in zip(bounds, bounds[1:], strict=False)
+    ):
         raise ValueError(f"bounds must be increasing and at least one, got {tuple(bounds)}")
-    between = [
-        str(low) if high == low + 1 else f"{low}-{high - 1}"
-        for low, high in zip(bounds, bounds[1:], strict=False)
+    middle_labels = [
+        str(lower_bound) if upper_bound == lower_bound + 1 else f"{lower_bound}-{upper_bound - 1}"
+        for lower_bound, upper_bound in zip(bounds, bounds[1:], strict=False)
     ]
-    return [f"<{bounds[0]}", *between, f"{bounds[-1]}+"]
+    return [f"<{bounds[0]}", *middle_labels, f"{bounds[-1]}+"]
 
 
-def _nobody(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
+def _empty_sums(evaluations: Sequence[ClientEvaluation]) -> dict[str, float]:
     """The sums of no user: what makes an empty group report the keys that the others do."""
-    like = evaluations[0] if evaluations else no_users()
-    return like.select(np.zeros(len(like.users), np.bool_)).sums()
+    any_evaluation = evaluations[0] if evaluations else no_users()
+    return any_evaluation.select(np.zeros(len(any_evaluation.users), np.bool_)).sums()

@@ -50,53 +50,61 @@ def ranks(scores: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
 
 
 def rank_among(
-    scores: NDArray[np.float32], items: ItemCodes, target: int, history: ItemCodes, size: int
+    scores: NDArray[np.float32],
+    item_codes: ItemCodes,
+    target: int,
+    history: ItemCodes,
+    catalogue_size: int,
 ) -> tuple[int, int]:
     """:func:`ranks` of one user without and with the items of the history, in O(candidates).
 
-    ``scores`` (V',) of the sorted codes ``items`` (V',); the other items of the catalogue, which
-    has ``size`` items, those of the history among them, have minus infinity. Raises
+    ``scores`` (V',) of the sorted codes ``item_codes`` (V',); the other items of the catalogue,
+    which has ``catalogue_size`` items, those of the history among them, have minus infinity. Raises
     DivergedError on NaN scores.
     """
     if np.isnan(scores).any():
         raise DivergedError(_DIVERGED)
-    place = int(np.searchsorted(items, target))
-    if place == len(items) or items[place] != target:  # last, behind everything that competes
-        return size - len(set(history.tolist()) - {target}), size
-    as_good = scores >= scores[place]
+    target_index = int(np.searchsorted(item_codes, target))
+    if (
+        target_index == len(item_codes) or item_codes[target_index] != target
+    ):  # last, behind everything that competes
+        return catalogue_size - len(set(history.tolist()) - {target}), catalogue_size
+    as_good = scores >= scores[target_index]
     rank_included = int(as_good.sum())
-    as_good[np.isin(items, history)] = False
-    as_good[place] = True
+    as_good[np.isin(item_codes, history)] = False
+    as_good[target_index] = True
     return int(as_good.sum()), rank_included
 
 
 def rank_in_sample(
-    scores: NDArray[np.floating], items: ItemCodes, target: int, rivals: ItemCodes
+    scores: NDArray[np.floating], item_codes: ItemCodes, target: int, rivals: ItemCodes
 ) -> int:
     """1-based rank of one user's target among ``rivals`` (n,) alone, ties against it.
 
-    ``scores`` (V',) of the sorted codes ``items`` (V',), minus infinity for all others.
+    ``scores`` (V',) of the sorted codes ``item_codes`` (V',), minus infinity for all others.
     """
-    wanted = np.append(target, rivals)
-    known = np.isin(wanted, items)
-    chosen = np.full(len(wanted), -np.inf)
-    chosen[known] = scores[np.searchsorted(items, wanted[known])]
-    return 1 + int((chosen[1:] >= chosen[0]).sum())
+    wanted_items = np.append(target, rivals)
+    has_score = np.isin(wanted_items, item_codes)
+    wanted_scores = np.full(len(wanted_items), -np.inf)
+    wanted_scores[has_score] = scores[np.searchsorted(item_codes, wanted_items[has_score])]
+    return 1 + int((wanted_scores[1:] >= wanted_scores[0]).sum())
 
 
 COUNTS = ("users", "clients")
 
 
-def per_user(ranks: Ranks, metric: str) -> NDArray[np.float64]:
+def per_user(ranks: Ranks, metric_name: str) -> NDArray[np.float64]:
     """Value of the metric of that name of every user: (U,), see :func:`metric_named`."""
-    return metric_named(metric).values(_as_array(ranks))
+    return metric_named(metric_name).values(_as_array(ranks))
 
 
 def ranking_sums(ranks: Ranks) -> dict[str, float]:
     """Sum over the users of every metric in METRICS, and their number under "users"."""
-    array = _as_array(ranks)
-    sums = {metric.name: float(metric.values(array).sum()) for metric in registry.METRICS}
-    return {**sums, "users": float(len(array))}
+    rank_array = _as_array(ranks)
+    metric_sums = {
+        metric.name: float(metric.values(rank_array).sum()) for metric in registry.METRICS
+    }
+    return {**metric_sums, "users": float(len(rank_array))}
 
 
 def merge(*sums: Mapping[str, float]) -> dict[str, float]:
@@ -106,26 +114,33 @@ def merge(*sums: Mapping[str, float]) -> dict[str, float]:
     """
     if not sums:
         raise ValueError("nothing to merge: give the sums of at least one group of users")
-    for position, group in enumerate(sums):
-        if group.keys() != sums[0].keys():
-            differing = sorted(group.keys() ^ sums[0].keys())
-            raise ValueError(f"group {position} differs from group 0 in the keys {differing}")
-    return {key: math.fsum(group[key] for group in sums) for key in sums[0]}
+    for group_index, group_sums in enumerate(sums):
+        if group_sums.keys() != sums[0].keys():
+            differing_keys = sorted(group_sums.keys() ^ sums[0].keys())
+            raise ValueError(
+                f"group {group_index} differs from group 0 in the keys {differing_keys}"
+            )
+    return {
+        metric_key: math.fsum(group_sums[metric_key] for group_sums in sums)
+        for metric_key in sums[0]
+    }
 
 
-def means(sums: Mapping[str, float]) -> dict[str, float]:
+def means(metric_sums: Mapping[str, float]) -> dict[str, float]:
     """Every sum divided by "users", what is under "clients/" by "clients"; these stay counts.
 
     All zero without users.
     """
-    if "users" not in sums:
-        raise ValueError(f'sums without "users" cannot be averaged; the keys are {sorted(sums)}')
-    users, clients = sums["users"], sums.get("clients", 0.0)
+    if "users" not in metric_sums:
+        raise ValueError(
+            f'sums without "users" cannot be averaged; the keys are {sorted(metric_sums)}'
+        )
+    num_users, num_clients = metric_sums["users"], metric_sums.get("clients", 0.0)
     return {
-        key: value
-        if key in COUNTS
-        else value / max(clients if key.startswith(OF_CLIENTS) else users, 1.0)
-        for key, value in sums.items()
+        metric_key: metric_sum
+        if metric_key in COUNTS
+        else metric_sum / max(num_clients if metric_key.startswith(OF_CLIENTS) else num_users, 1.0)
+        for metric_key, metric_sum in metric_sums.items()
     }
 
 
@@ -134,8 +149,8 @@ def _as_array(ranks: Ranks) -> ItemCodes:
 
 
 def _check_shapes(scores: Tensor, targets: Tensor, excluded: Tensor) -> None:
-    agree = scores.ndim == 2 and excluded.shape == scores.shape
-    if not agree or targets.shape != scores.shape[:1]:
+    shapes_agree = scores.ndim == 2 and excluded.shape == scores.shape
+    if not shapes_agree or targets.shape != scores.shape[:1]:
         raise ValueError(
             "expected scores (U, V+1), targets (U,) and excluded (U, V+1), got "
             f"{tuple(scores.shape)}, {tuple(targets.shape)} and {tuple(excluded.shape)}"
@@ -145,16 +160,16 @@ def _check_shapes(scores: Tensor, targets: Tensor, excluded: Tensor) -> None:
 
 
 def _check_values(scores: Tensor, targets: Tensor) -> None:
-    outside = (targets < 1) | (targets >= scores.shape[1])
-    if outside.any():
-        row = int(outside.nonzero()[0])
+    is_outside = (targets < 1) | (targets >= scores.shape[1])
+    if is_outside.any():
+        first_row = int(is_outside.nonzero()[0])
         raise ValueError(
-            f"target {int(targets[row])} in row {row} is not an item code: "
+            f"target {int(targets[first_row])} in row {first_row} is not an item code: "
             f"codes are 1..{scores.shape[1] - 1}, 0 is padding"
         )
-    broken = scores.isnan().any(1)
-    if broken.any():
+    has_nan = scores.isnan().any(1)
+    if has_nan.any():
         raise DivergedError(
-            f"the scores of {int(broken.sum())} of {len(broken)} users contain NaN (first: row "
-            f"{int(broken.nonzero()[0])}): {_DIVERGED}"
+            f"the scores of {int(has_nan.sum())} of {len(has_nan)} users contain NaN (first: row "
+            f"{int(has_nan.nonzero()[0])}): {_DIVERGED}"
         )

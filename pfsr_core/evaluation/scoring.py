@@ -19,18 +19,23 @@ from pfsr_core.training.padding import pad_right, pad_times
 from pfsr_core.training.task import Task, client_item_index
 
 
-def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int) -> Scorer:
+def make_scorer(
+    task: Task, merged_params: Params, client_data: ClientDataset, max_length: int
+) -> Scorer:
     """A scorer of histories: (U, V + 1), -inf for what the client cannot rank.
 
     Without their times a model that reads times takes all gaps between interactions for zero.
 
     Args:
         task: The model as functions.
-        params: The client's merged parameters, shared and private.
-        data: The client.
+        merged_params: The client's merged parameters, shared and private.
+        client_data: The client.
         max_length: Most items of a history that are read.
     """
-    candidates, model = task.items.candidates(data), effective_model(task, params, data)
+    candidates, client_model = (
+        task.items.candidates(client_data),
+        effective_model(task, merged_params, client_data),
+    )
 
     @torch.no_grad()
     def score(
@@ -38,15 +43,18 @@ def make_scorer(task: Task, params: Params, data: ClientDataset, max_length: int
         times: Sequence[ItemArray] = (),
         users: ItemArray | None = None,
     ) -> Tensor:
-        read = what_is_read(task, histories, times, max_length)
-        codes, lengths = read.codes, read.lengths
-        whose = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
-        items, table = with_unseen(task, model[ITEMS], data, codes)
-        reading, context = {**model, ITEMS: table}, SequenceContext(read.split_at, whose)
-        hidden = task.model.apply(reading, items, None, read.times, context)
-        last = hidden[torch.arange(len(items)), (lengths - 1).clamp(min=0)]
-        scores = last.new_full((len(items), data.num_items + 1), -torch.inf)
-        scores[:, candidates] = last @ model[ITEMS][1:].T
+        read_histories = what_is_read(task, histories, times, max_length)
+        item_codes, lengths = read_histories.codes, read_histories.lengths
+        user_rows = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
+        item_rows, item_table = with_unseen(task, client_model[ITEMS], client_data, item_codes)
+        reading, context = (
+            {**client_model, ITEMS: item_table},
+            SequenceContext(read_histories.split_at, user_rows),
+        )
+        hidden_states = task.model.apply(reading, item_rows, None, read_histories.times, context)
+        last_hidden = hidden_states[torch.arange(len(item_rows)), (lengths - 1).clamp(min=0)]
+        scores = last_hidden.new_full((len(item_rows), client_data.num_items + 1), -torch.inf)
+        scores[:, candidates] = last_hidden @ client_model[ITEMS][1:].T
         return scores
 
     return score
@@ -70,8 +78,8 @@ class Question:
 @torch.no_grad()
 def score_from_memory(
     task: Task,
-    params: Params,
-    data: ClientDataset,
+    merged_params: Params,
+    client_data: ClientDataset,
     asked: Question,
     *,
     max_length: int,
@@ -84,8 +92,8 @@ def score_from_memory(
 
     Args:
         task: The model as functions; it must have ``serving``.
-        params: The client's merged parameters, shared and private.
-        data: The client.
+        merged_params: The client's merged parameters, shared and private.
+        client_data: The client.
         asked: Whose history, and the history.
         max_length: Most items of a history that are read.
         memory: What is remembered of this user; None for nothing.
@@ -95,26 +103,33 @@ def score_from_memory(
     """
     serving = task.model.serving
     assert serving is not None
-    model, length = effective_model(task, params, data), len(asked.history)
-    begin = serving.memory_length(length, None if memory is None else memory.covered)
-    fits = memory is not None and memory.covered == begin
-    first = begin if fits else task.model.window_start(length, max_length)
-    codes = torch.from_numpy(asked.history[first:])[None]
-    times = torch.from_numpy(asked.times[first:])[None] if len(asked.times) else None
-    known = times if task.model.reads_times else None
-    items, table = with_unseen(task, model[ITEMS], data, codes)
-    reading, old = {**model, ITEMS: table}, begin - first
-    if memory is not None and fits:
-        before = memory.tensors
+    client_model, history_length = (
+        effective_model(task, merged_params, client_data),
+        len(asked.history),
+    )
+    memory_end = serving.memory_length(history_length, None if memory is None else memory.covered)
+    memory_fits = memory is not None and memory.covered == memory_end
+    first_item = memory_end if memory_fits else task.model.window_start(history_length, max_length)
+    item_codes = torch.from_numpy(asked.history[first_item:])[None]
+    times = torch.from_numpy(asked.times[first_item:])[None] if len(asked.times) else None
+    known_times = times if task.model.reads_times else None
+    item_rows, item_table = with_unseen(task, client_model[ITEMS], client_data, item_codes)
+    reading, num_old = {**client_model, ITEMS: item_table}, memory_end - first_item
+    if memory is not None and memory_fits:
+        old_memory = memory.tensors
     else:
-        of_old = None if known is None else known[:, :old]
-        before = serving.compress(reading, items[:, :old], torch.tensor([asked.user]), of_old)
-    of_recent = None if known is None else known[:, old:]
-    last, after = serving.continue_from(reading, items[:, old:], before, of_recent)
-    scores = torch.full((data.num_items + 1,), -torch.inf)
-    scores[task.items.candidates(data)] = model[ITEMS][1:] @ last[0]
-    covered = begin + int(after[COVERED] - before[COVERED])
-    return scores, UserMemory(covered, after)
+        of_old = None if known_times is None else known_times[:, :num_old]
+        old_memory = serving.compress(
+            reading, item_rows[:, :num_old], torch.tensor([asked.user]), of_old
+        )
+    of_recent = None if known_times is None else known_times[:, num_old:]
+    last_hidden, new_memory = serving.continue_from(
+        reading, item_rows[:, num_old:], old_memory, of_recent
+    )
+    scores = torch.full((client_data.num_items + 1,), -torch.inf)
+    scores[task.items.candidates(client_data)] = client_model[ITEMS][1:] @ last_hidden[0]
+    num_covered = memory_end + int(new_memory[COVERED] - old_memory[COVERED])
+    return scores, UserMemory(num_covered, new_memory)
 
 
 class Reading(NamedTuple):
@@ -137,35 +152,46 @@ def what_is_read(
     task: Task, histories: Sequence[ItemArray], times: Sequence[ItemArray], max_length: int
 ) -> Reading:
     """The part of each history that the model reads. ``times``: of each history, or nothing."""
-    firsts = [task.model.window_start(len(history), max_length) for history in histories]
-    parts = [history[first:] for history, first in zip(histories, firsts, strict=True)]
-    codes, lengths = pad_right(parts, max(map(len, parts), default=1))
+    first_items = [task.model.window_start(len(history), max_length) for history in histories]
+    read_parts = [
+        history[first_item:] for history, first_item in zip(histories, first_items, strict=True)
+    ]
+    codes, lengths = pad_right(read_parts, max(map(len, read_parts), default=1))
     split_at = task.model.split_points(torch.tensor([len(history) for history in histories]))
-    seconds = None
+    padded_times = None
     if task.model.reads_times and times:
-        known = [part[first:] for part, first in zip(times, firsts, strict=True)]
-        seconds = pad_times(known, codes)
-    return Reading(codes, lengths, (split_at - torch.tensor(firsts)).clamp(min=0), seconds)
+        known_times = [
+            user_times[first_item:]
+            for user_times, first_item in zip(times, first_items, strict=True)
+        ]
+        padded_times = pad_times(known_times, codes)
+    return Reading(
+        codes, lengths, (split_at - torch.tensor(first_items)).clamp(min=0), padded_times
+    )
 
 
 @torch.no_grad()
-def effective_model(task: Task, params: Params, data: ClientDataset) -> Params:
+def effective_model(task: Task, merged_params: Params, client_data: ClientDataset) -> Params:
     """A client's merged parameters as the model takes them: see ``ItemFunctions.materialize``."""
-    return task.items.materialize(params, client_item_index(task, data))
+    return task.items.materialize(merged_params, client_item_index(task, client_data))
 
 
 def with_unseen(
-    task: Task, table: Tensor, data: ClientDataset, codes: Tensor
+    task: Task, item_table: Tensor, client_data: ClientDataset, item_codes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``codes`` as row numbers, and the client's table with a row for each of them.
+    """``item_codes`` as row numbers, and the client's table with a row for each of them.
 
     Rows of items that the client's table (V' + 1, D) lacks come after its own.
     """
-    known = task.items.candidates(data).numpy()
-    unseen = np.setdiff1d(codes.numpy(), known)
-    unseen = unseen[unseen > 0]
-    numbers = torch.zeros(data.num_items + 1, dtype=torch.long)
-    numbers[np.concatenate([known, unseen])] = torch.arange(1, len(known) + len(unseen) + 1)
-    if len(unseen):
-        table = torch.cat([table, task.items.unseen_rows(data, unseen).to(table.dtype)])
-    return numbers[codes], table
+    known_items = task.items.candidates(client_data).numpy()
+    unseen_items = np.setdiff1d(item_codes.numpy(), known_items)
+    unseen_items = unseen_items[unseen_items > 0]
+    row_numbers = torch.zeros(client_data.num_items + 1, dtype=torch.long)
+    row_numbers[np.concatenate([known_items, unseen_items])] = torch.arange(
+        1, len(known_items) + len(unseen_items) + 1
+    )
+    if len(unseen_items):
+        item_table = torch.cat(
+            [item_table, task.items.unseen_rows(client_data, unseen_items).to(item_table.dtype)]
+        )
+    return row_numbers[item_codes], item_table

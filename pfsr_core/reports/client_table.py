@@ -44,43 +44,89 @@ def client_table(record: RunRecord, baselines: bool) -> ClientTable | None:
     Returns:
         None where there is one client, or more than MAX_UNNAMED that are no values of a column.
     """
-    main = main_algorithm(record)
+    main_method = main_algorithm(record)
     by_client: dict[str, dict[str, ClientResult]] = {}
-    for row in record.clients:
-        if row.split == "test" and row.users and (baselines or row.method not in BASELINES):
-            by_client.setdefault(row.client, {})[row.method] = row
-    named = record.config.get("federation.partition") == "column"
-    if len(by_client) < 2 or (len(by_client) > MAX_UNNAMED and not named):
+    for client_result in record.clients:
+        if (
+            client_result.split == "test"
+            and client_result.users
+            and (baselines or client_result.method not in BASELINES)
+        ):
+            by_client.setdefault(client_result.client, {})[client_result.method] = client_result
+    has_named_clients = record.config.get("federation.partition") == "column"
+    if len(by_client) < 2 or (len(by_client) > MAX_UNNAMED and not has_named_clients):
         return None
-    with_main = {client: rows for client, rows in by_client.items() if main in rows}
-    others = list(dict.fromkeys(m for rows in with_main.values() for m in rows if m != main))
-    models, plain = ([m for m in others if (m in BASELINES) == which] for which in (False, True))
-    title = labels_of(main).outcome_column
-    outcome = [title] if title and any(r[main].shipped for r in with_main.values()) else []
-    columns = [*models, *outcome, *plain]
-    largest_first = sorted(with_main, key=lambda client: -with_main[client][main].users)
+    with_main = {
+        client_name: method_results
+        for client_name, method_results in by_client.items()
+        if main_method in method_results
+    }
+    other_methods = list(
+        dict.fromkeys(
+            method_name
+            for method_results in with_main.values()
+            for method_name in method_results
+            if method_name != main_method
+        )
+    )
+    model_columns, baseline_columns = (
+        [method_name for method_name in other_methods if (method_name in BASELINES) == is_baseline]
+        for is_baseline in (False, True)
+    )
+    outcome_title = labels_of(main_method).outcome_column
+    outcome_columns = (
+        [outcome_title]
+        if outcome_title
+        and any(client_results[main_method].shipped for client_results in with_main.values())
+        else []
+    )
+    method_columns = [*model_columns, *outcome_columns, *baseline_columns]
+    largest_first = sorted(
+        with_main, key=lambda client_name: -with_main[client_name][main_method].users
+    )
     return ClientTable(
-        titles=["client", "users", *(metric.title for metric in headline_metrics()), *columns],
-        rows=[_row(client, with_main[client], main, columns) for client in largest_first],
-        note=_note(main),
+        titles=[
+            "client",
+            "users",
+            *(metric.title for metric in headline_metrics()),
+            *method_columns,
+        ],
+        rows=[
+            _row(client_name, with_main[client_name], main_method, method_columns)
+            for client_name in largest_first
+        ],
+        note=_note(main_method),
     )
 
 
 def _row(
-    client: str, rows: Mapping[str, ClientResult], main: str, columns: Sequence[str]
+    client_name: str,
+    method_results: Mapping[str, ClientResult],
+    main_method: str,
+    method_columns: Sequence[str],
 ) -> list[str]:
-    own, title = rows[main], labels_of(main).outcome_column
-    figures = [share(own.mean(metric.name)) for metric in headline_metrics()]
-    rest = [own.shipped if name == title else _selection_mean(rows.get(name)) for name in columns]
-    return [client, f"{own.users:g}", *figures, *rest]
+    main_result, outcome_title = method_results[main_method], labels_of(main_method).outcome_column
+    main_cells = [share(main_result.mean(metric.name)) for metric in headline_metrics()]
+    other_cells = [
+        main_result.shipped
+        if column_name == outcome_title
+        else _selection_mean(method_results.get(column_name))
+        for column_name in method_columns
+    ]
+    return [client_name, f"{main_result.users:g}", *main_cells, *other_cells]
 
 
-def _selection_mean(row: ClientResult | None) -> str:
-    return UNKNOWN if row is None else share(row.mean(SELECTION_METRIC))
+def _selection_mean(client_result: ClientResult | None) -> str:
+    return UNKNOWN if client_result is None else share(client_result.mean(SELECTION_METRIC))
 
 
-def _note(main: str) -> str:
-    titles = [metric.title for metric in headline_metrics()]
-    own = " and ".join([", ".join(titles[:-1]), titles[-1]] if titles[:-1] else titles)
-    others = metric_named(SELECTION_METRIC).title
-    return f"Test items, seen items filtered; {own} of {main}, {others} of the others."
+def _note(main_method: str) -> str:
+    metric_titles = [metric.title for metric in headline_metrics()]
+    main_metrics = " and ".join(
+        [", ".join(metric_titles[:-1]), metric_titles[-1]] if metric_titles[:-1] else metric_titles
+    )
+    other_metric = metric_named(SELECTION_METRIC).title
+    return (
+        f"Test items, seen items filtered; {main_metrics} of {main_method}, {other_metric} of the "
+        f"others."
+    )

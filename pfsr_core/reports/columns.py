@@ -67,22 +67,26 @@ def sampled_columns() -> tuple[Column, ...]:
     return metric_columns(SAMPLED, SAMPLED, best=False)
 
 
-def sampled_rows(rows: Sequence[Method]) -> list[Method]:
+def sampled_rows(method_rows: Sequence[Method]) -> list[Method]:
     """Those that were ranked among sampled items too."""
-    first = sampled_columns()[0]
-    return [row for row in rows if first.value(row) is not None]
+    first_column = sampled_columns()[0]
+    return [method_row for method_row in method_rows if first_column.value(method_row) is not None]
 
 
 def cell(column: Column, method: Method) -> str:
     """The text of one cell."""
-    value = column.value(method)
-    return UNKNOWN if value is None else column.text(value)
+    cell_value = column.value(method)
+    return UNKNOWN if cell_value is None else column.text(cell_value)
 
 
-def best_value(column: Column, rows: Sequence[Method]) -> float | None:
+def best_value(column: Column, method_rows: Sequence[Method]) -> float | None:
     """The highest value of a column in which the best is marked."""
-    values = [value for row in rows if (value := column.value(row)) is not None]
-    return max(values) if column.best and values else None
+    column_values = [
+        column_value
+        for method_row in method_rows
+        if (column_value := column.value(method_row)) is not None
+    ]
+    return max(column_values) if column.best and column_values else None
 
 
 def share(value: float) -> str:
@@ -95,20 +99,21 @@ def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def size(value: float) -> str:
+def size(num_bytes: float) -> str:
     """Bytes with a decimal unit, 0 as a dash."""
-    if not value:
+    if not num_bytes:
         return UNKNOWN
-    power = min(3, int(math.log10(max(value, 1)) // 3))
-    amount = value / 1000**power
-    return f"{amount:.{0 if power == 0 or amount >= 100 else 1}f} {('B', 'kB', 'MB', 'GB')[power]}"
+    unit_power = min(3, int(math.log10(max(num_bytes, 1)) // 3))
+    unit_amount = num_bytes / 1000**unit_power
+    num_decimals = 0 if unit_power == 0 or unit_amount >= 100 else 1
+    return f"{unit_amount:.{num_decimals}f} {('B', 'kB', 'MB', 'GB')[unit_power]}"
 
 
-def duration(value: float) -> str:
+def duration(total_seconds: float) -> str:
     """Seconds in the unit that suits them."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
+    if total_seconds < 60:
+        return f"{total_seconds:.1f} s"
+    minutes, seconds = divmod(round(total_seconds), 60)
     if minutes < 10:
         return f"{minutes} min {seconds:02d} s"
     if minutes < 60:
@@ -116,5 +121,5 @@ def duration(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _metric(name: str) -> Callable[[Method], float | None]:
-    return lambda method: method.metrics.get(name)
+def _metric(metric_key: str) -> Callable[[Method], float | None]:
+    return lambda method: method.metrics.get(metric_key)

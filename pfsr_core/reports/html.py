@@ -64,50 +64,50 @@ footer { color: var(--soft); font-size: 13.5px; margin-top: 28px; }
 """
 
 
-def page(title: str, body: Iterable[str]) -> str:
+def page(title: str, body_parts: Iterable[str]) -> str:
     """A complete HTML document that loads nothing from elsewhere."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
+        + "\n".join(body_parts)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def header(eyebrow: str, headline: str, lead: str, tag: str = "") -> str:
-    """The head of the page; ``tag`` is a mark beside the line above the headline."""
-    tag_html = f'<span class="tag">{escape(tag)}</span>' if tag else ""
+def header(eyebrow: str, headline: str, lead_text: str, tag_text: str = "") -> str:
+    """The head of the page; ``tag_text`` is a mark beside the line above the headline."""
+    tag_html = f'<span class="tag">{escape(tag_text)}</span>' if tag_text else ""
     return (
         f'<header><p class="eyebrow">{escape(eyebrow)}{tag_html}</p><h1>{escape(headline)}</h1>'
-        f'<p class="lead">{escape(lead)}</p></header>'
+        f'<p class="lead">{escape(lead_text)}</p></header>'
     )
 
 
-def facts(items: Mapping[str, str]) -> str:
+def facts(labelled_values: Mapping[str, str]) -> str:
     """Cards, each with a large value over its small label."""
-    cards = "".join(
+    cards_html = "".join(
         f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>"
-        for label, value in items.items()
+        for label, value in labelled_values.items()
     )
-    return f'<ul class="facts">{cards}</ul>' if cards else ""
+    return f'<ul class="facts">{cards_html}</ul>' if cards_html else ""
 
 
-def section(title: str, note: str, content: str, pair: bool = False) -> str:
-    """A titled card around ``content``, which is HTML already; nothing when that is empty."""
-    if not content:
+def section(title: str, note: str, content_html: str, is_pair: bool = False) -> str:
+    """A titled card around ``content_html``, which is HTML already; nothing when that is empty."""
+    if not content_html:
         return ""
-    attribute = ' class="pair"' if pair else ""
+    class_attribute = ' class="pair"' if is_pair else ""
     return (
-        f'<section{attribute}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-        f"{content}</section>"
+        f'<section{class_attribute}><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+        f"{content_html}</section>"
     )
 
 
 def side_by_side(*sections: str) -> str:
     """Sections in a row, those without content left out."""
-    filled = [part for part in sections if part]
-    return f'<div class="row">{"".join(filled)}</div>' if filled else ""
+    filled_sections = [section_html for section_html in sections if section_html]
+    return f'<div class="row">{"".join(filled_sections)}</div>' if filled_sections else ""
 
 
 def dot(colour: str) -> str:
@@ -115,33 +115,35 @@ def dot(colour: str) -> str:
     return f'<span class="dot" style="background:{escape(colour)}"></span>'
 
 
-def folded(title: str, groups: Mapping[str, Mapping[str, object]]) -> str:
+def folded(title: str, value_groups: Mapping[str, Mapping[str, object]]) -> str:
     """A foldable block of named groups of key and value."""
-    blocks = [
-        f"<h3>{escape(name)}</h3>{_pairs(values)}" for name, values in groups.items() if values
+    group_blocks = [
+        f"<h3>{escape(group_name)}</h3>{_pairs(group_values)}"
+        for group_name, group_values in value_groups.items()
+        if group_values
     ]
-    if not blocks:
+    if not group_blocks:
         return ""
-    return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>"
+    return f"<details><summary>{escape(title)}</summary>{''.join(group_blocks)}</details>"
 
 
-def _pairs(values: Mapping[str, object]) -> str:
-    rows = "".join(
-        f"<div><span>{escape(key)}</span><span>{escape(_text(value))}</span></div>"
-        for key, value in flat(values).items()
+def _pairs(nested_values: Mapping[str, object]) -> str:
+    rows_html = "".join(
+        f"<div><span>{escape(dotted_key)}</span><span>{escape(_text(value))}</span></div>"
+        for dotted_key, value in flat(nested_values).items()
     )
-    return f'<div class="pairs">{rows}</div>'
+    return f'<div class="pairs">{rows_html}</div>'
 
 
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flat(nested_values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested objects as dotted keys."""
-    result: dict[str, object] = {}
-    for key, value in values.items():
+    flat_values: dict[str, object] = {}
+    for key, value in nested_values.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            flat_values |= flat(value, f"{prefix}{key}.")
         else:
-            result[prefix + str(key)] = value
-    return result
+            flat_values[prefix + str(key)] = value
+    return flat_values
 
 
 def _text(value: object) -> str:

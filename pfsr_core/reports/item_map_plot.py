@@ -29,76 +29,89 @@ NOTE = (
 )
 
 
-def item_map_svg(maps: Sequence[ItemMap]) -> str:
+def item_map_svg(item_maps: Sequence[ItemMap]) -> str:
     """The picture as ``<svg>``, one column a client; "" without any."""
-    if not maps:
+    if not item_maps:
         return ""
-    return figure_svg(lambda figure: _draw(figure, maps), "item-map", _size(maps))
+    return figure_svg(lambda figure: _draw(figure, item_maps), "item-map", _size(item_maps))
 
 
-def save_item_map(maps: Sequence[ItemMap], path: Path) -> None:
+def save_item_map(item_maps: Sequence[ItemMap], picture_path: Path) -> None:
     """Writes the picture to a file.
 
     Raises:
-        ItemMapError: ``path`` ends with none of KINDS.
+        ItemMapError: ``picture_path`` ends with none of KINDS.
     """
-    if path.suffix.lower() not in KINDS:
-        raise ItemMapError(f"{path}: no picture. Fix: give it one of {', '.join(KINDS)}.")
-    save_figure(lambda figure: _draw(figure, maps), path, _size(maps))
+    if picture_path.suffix.lower() not in KINDS:
+        raise ItemMapError(f"{picture_path}: no picture. Fix: give it one of {', '.join(KINDS)}.")
+    save_figure(lambda figure: _draw(figure, item_maps), picture_path, _size(item_maps))
 
 
-def item_map_text(maps: Sequence[ItemMap]) -> str:
+def item_map_text(item_maps: Sequence[ItemMap]) -> str:
     """The figures of the picture, one line a client."""
-    return "\n".join(f"{one.client}: {', '.join(_words(one))}" for one in maps)
+    return "\n".join(
+        f"{client_map.client}: {', '.join(_distance_texts(client_map))}" for client_map in item_maps
+    )
 
 
-def _words(one: ItemMap) -> tuple[str, str]:
-    moved = f"own items moved {one.moved_own:.0%}, others {one.moved_others:.1%}"
-    chance = f"{one.near_by_chance:.0%} by chance"
-    return moved, f"near: {one.near_before:.0%} before, {one.near_after:.0%} after, {chance}"
+def _distance_texts(client_map: ItemMap) -> tuple[str, str]:
+    moved_text = f"own items moved {client_map.moved_own:.0%}, others {client_map.moved_others:.1%}"
+    chance_text = f"{client_map.near_by_chance:.0%} by chance"
+    return (
+        moved_text,
+        f"near: {client_map.near_before:.0%} before, {client_map.near_after:.0%} after, "
+        f"{chance_text}",
+    )
 
 
-def _size(maps: Sequence[ItemMap]) -> tuple[float, float]:
+def _size(item_maps: Sequence[ItemMap]) -> tuple[float, float]:
     """Inches: clients side by side, two rows; a single one has both panels side by side."""
-    return (10.4, 5.2) if len(maps) == 1 else (10.4, 14.6 / len(maps) + 1.9)
+    return (10.4, 5.2) if len(item_maps) == 1 else (10.4, 14.6 / len(item_maps) + 1.9)
 
 
-def _draw(figure: Figure, maps: Sequence[ItemMap]) -> None:
-    count = len(maps)
-    shape = (1, 2) if count == 1 else (2, count)
-    grid = figure.subplots(*shape, squeeze=False).reshape(2, count)
-    for column, one in zip(grid.T, maps, strict=True):
-        _panel(column[0], one, after=False)
-        _panel(column[1], one, after=True)
-        column[0].set_title(f"{one.client}: {one.trained} own items", fontsize=10.5)
-        column[1].set_xlabel("\n".join(_words(one)), fontsize=9.2)
-    for axes, name in zip(grid[:, 0], ROW_TITLES, strict=True):
-        axes.set_ylabel(name, fontsize=11)
-    handles, labels = grid[1, 0].get_legend_handles_labels()
+def _draw(figure: Figure, item_maps: Sequence[ItemMap]) -> None:
+    num_clients = len(item_maps)
+    grid_shape = (1, 2) if num_clients == 1 else (2, num_clients)
+    axes_grid = figure.subplots(*grid_shape, squeeze=False).reshape(2, num_clients)
+    for axes_column, client_map in zip(axes_grid.T, item_maps, strict=True):
+        _panel(axes_column[0], client_map, after=False)
+        _panel(axes_column[1], client_map, after=True)
+        axes_column[0].set_title(
+            f"{client_map.client}: {client_map.trained} own items", fontsize=10.5
+        )
+        axes_column[1].set_xlabel("\n".join(_distance_texts(client_map)), fontsize=9.2)
+    for axes, row_title in zip(axes_grid[:, 0], ROW_TITLES, strict=True):
+        axes.set_ylabel(row_title, fontsize=11)
+    handles, labels = axes_grid[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, markerscale=2.5)
 
 
-def _panel(axes: Axes, one: ItemMap, *, after: bool) -> None:
-    own, before = np.array(one.own), np.array(one.before)
-    points = np.array(one.after) if after else before
+def _panel(axes: Axes, client_map: ItemMap, *, after: bool) -> None:
+    own_mask, global_points = np.array(client_map.own), np.array(client_map.before)
+    shown_points = np.array(client_map.after) if after else global_points
     if after:
-        pairs = np.stack([before[own], points[own]])
-        axes.plot(*pairs.transpose(2, 0, 1), color=OWN, linewidth=0.6, alpha=0.3, rasterized=True)
-    for chosen, label, colour, size in (
-        (~own, "other items", OTHERS, 5),
-        (own, "items that the client trained", OWN, 9),
+        point_pairs = np.stack([global_points[own_mask], shown_points[own_mask]])
+        axes.plot(
+            *point_pairs.transpose(2, 0, 1), color=OWN, linewidth=0.6, alpha=0.3, rasterized=True
+        )
+    for item_mask, label, colour, marker_size in (
+        (~own_mask, "other items", OTHERS, 5),
+        (own_mask, "items that the client trained", OWN, 9),
     ):
-        x, y = points[chosen].T
-        axes.scatter(x, y, size, color=colour, linewidths=0, label=label, rasterized=True)
-    _frame(axes, np.concatenate([before, np.array(one.after)]))
+        x, y = shown_points[item_mask].T
+        axes.scatter(x, y, marker_size, color=colour, linewidths=0, label=label, rasterized=True)
+    _frame(axes, np.concatenate([global_points, np.array(client_map.after)]))
 
 
-def _frame(axes: Axes, points: np.ndarray) -> None:
+def _frame(axes: Axes, all_points: np.ndarray) -> None:
     """The same limits in both panels, with room for both; the axes have no unit to show."""
-    low, high = points.min(0), points.max(0)
-    half = max(float((high - low).max()) / 2, 1e-9) * 1.05
+    low, high = all_points.min(0), all_points.max(0)
+    half_width = max(float((high - low).max()) / 2, 1e-9) * 1.05
     middle = (low + high) / 2
-    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
+    axes.set(
+        xlim=(middle[0] - half_width, middle[0] + half_width),
+        ylim=(middle[1] - half_width, middle[1] + half_width),
+    )
     axes.set_aspect("equal")
     axes.set(xticks=[], yticks=[])
     axes.axhline(0.0, color=GREY, linewidth=0.5, alpha=0.4, zorder=0)

@@ -46,20 +46,22 @@ TABLE_NOTE = (
 
 def write_report(run_dir: Path) -> Path:
     """Writes ``report.html`` into ``run_dir`` atomically. Raises RunError."""
-    path = run_dir / FILE_NAME
-    with staged(path) as stage:
-        stage.write_text(render(read_run(run_dir)), "utf-8")
-    return path
+    report_path = run_dir / FILE_NAME
+    with staged(report_path) as stage_path:
+        stage_path.write_text(render(read_run(run_dir)), "utf-8")
+    return report_path
 
 
 def render(record: RunRecord) -> str:
     """The HTML of the page."""
-    rows = methods(record)
-    body = [
-        _header(record, rows),
+    method_rows = methods(record)
+    body_parts = [
+        _header(record, method_rows),
         html.facts(_facts(record)),
-        html.section("Final table", TABLE_NOTE, _table(record, rows)),
-        html.section("Sampled-99, not a headline", f"Test items, {SAMPLED_NOTE}.", _sampled(rows)),
+        html.section("Final table", TABLE_NOTE, _table(record, method_rows)),
+        html.section(
+            "Sampled-99, not a headline", f"Test items, {SAMPLED_NOTE}.", _sampled(method_rows)
+        ),
         html.section(
             "Convergence",
             "Validation NDCG@10 after each round, seen items filtered. The ring marks the selected "
@@ -73,13 +75,13 @@ def render(record: RunRecord) -> str:
                 "Bytes against accuracy",
                 "All clients together, both directions. Further left and higher is better.",
                 plots.traffic(record),
-                pair=True,
+                is_pair=True,
             ),
             html.section(
                 "Training loss",
                 _loss_note(record),
                 plots.losses(record),
-                pair=True,
+                is_pair=True,
             ),
         ),
         html.section(
@@ -96,61 +98,96 @@ def render(record: RunRecord) -> str:
         f"<footer>Run <code>{escape(record.name)}</code>. Figures come from the files beside this "
         "page: summary.json, metrics.jsonl, clients.csv.</footer>",
     ]
-    return html.page(f"{record.name}: results", filter(None, body))
+    return html.page(f"{record.name}: results", filter(None, body_parts))
 
 
-def headline(record: RunRecord, rows: Sequence[Method]) -> str:
+def headline(record: RunRecord, method_rows: Sequence[Method]) -> str:
     """The answer in one line."""
-    name = main_algorithm(record)
-    main = next((row for row in rows if row.name == name and HR in row.metrics), None)
-    if main is None:
-        return f"{name}: no test results yet"
-    text = f"{name} puts the next item into the top 10 for {main.metrics[HR]:.1%} of the users"
-    rival = _rival(main, rows)
-    if rival is None:
-        return text
-    return f"{text}; {rival.name} for {rival.metrics[HR]:.1%}"
+    main_name = main_algorithm(record)
+    main_row = next(
+        (
+            method_row
+            for method_row in method_rows
+            if method_row.name == main_name and HR in method_row.metrics
+        ),
+        None,
+    )
+    if main_row is None:
+        return f"{main_name}: no test results yet"
+    main_share = f"{main_row.metrics[HR]:.1%}"
+    main_text = f"{main_name} puts the next item into the top 10 for {main_share} of the users"
+    rival_row = _rival(main_row, method_rows)
+    if rival_row is None:
+        return main_text
+    return f"{main_text}; {rival_row.name} for {rival_row.metrics[HR]:.1%}"
 
 
-def _rival(main: Method, rows: Sequence[Method]) -> Method | None:
+def _rival(main_row: Method, method_rows: Sequence[Method]) -> Method | None:
     """Who the headline compares with: training alone, else the best of the others."""
-    others = [row for row in rows if row.name != main.name and row.kind != "variant"]
-    others = [row for row in others if HR in row.metrics]
-    alone = [row for row in others if row.name == ALONE]
-    return next(iter(alone or others), None)
+    other_rows = [
+        method_row
+        for method_row in method_rows
+        if method_row.name != main_row.name and method_row.kind != "variant"
+    ]
+    other_rows = [method_row for method_row in other_rows if HR in method_row.metrics]
+    alone_rows = [method_row for method_row in other_rows if method_row.name == ALONE]
+    return next(iter(alone_rows or other_rows), None)
 
 
-def _header(record: RunRecord, rows: Sequence[Method]) -> str:
-    done = max((line["round"] for line in record.rounds), default=0)
-    tag = "" if record.finished else f"not finished: {done} rounds so far"
-    lead = f"{_lead(record, rows)} {vectors_note(record)}".strip()
-    return html.header(_eyebrow(record), headline(record, rows), lead, tag)
+def _header(record: RunRecord, method_rows: Sequence[Method]) -> str:
+    last_round = max((round_line["round"] for round_line in record.rounds), default=0)
+    tag_text = "" if record.finished else f"not finished: {last_round} rounds so far"
+    lead_text = f"{_lead(record, method_rows)} {vectors_note(record)}".strip()
+    return html.header(_eyebrow(record), headline(record, method_rows), lead_text, tag_text)
 
 
 def _eyebrow(record: RunRecord) -> str:
-    source = str(record.data.get("source") or "").rstrip("/").rsplit("/", 1)[-1]
-    return " · ".join(filter(None, (record.name, source)))
+    data_source = str(record.data.get("source") or "").rstrip("/").rsplit("/", 1)[-1]
+    return " · ".join(filter(None, (record.name, data_source)))
 
 
-def _lead(record: RunRecord, rows: Sequence[Method]) -> str:
-    name = main_algorithm(record)
-    main = next((row for row in rows if row.name == name and HR in row.metrics), None)
-    users = _users(record)
-    if main is None:
-        return "Results appear here with the first evaluated round."
-    hr = main.metrics[HR]
-    error = f" (± {share(math.sqrt(hr * (1 - hr) / users))} standard error)" if users else ""
-    sentence = f"HR@10 {share(hr)}{error}, NDCG@10 {share(main.metrics.get(NDCG, 0.0))} on held-out"
-    version = {"": "", "finetuned": ", finetuned after the last round"}.get(
-        main.version, f", the model of {main.version}"
+def _lead(record: RunRecord, method_rows: Sequence[Method]) -> str:
+    main_name = main_algorithm(record)
+    main_row = next(
+        (
+            method_row
+            for method_row in method_rows
+            if method_row.name == main_name and HR in method_row.metrics
+        ),
+        None,
     )
-    best = max((row for row in rows if row.kind == "baseline"), key=_hr, default=None)
-    against = f" The best baseline, {best.name}, has HR@10 {share(_hr(best))}." if best else ""
-    return f"{sentence} last items, ranked among {ranked_among(record)}{version}.{against}"
+    num_users = _users(record)
+    if main_row is None:
+        return "Results appear here with the first evaluated round."
+    hit_rate = main_row.metrics[HR]
+    error_text = (
+        f" (± {share(math.sqrt(hit_rate * (1 - hit_rate) / num_users))} standard error)"
+        if num_users
+        else ""
+    )
+    ndcg_text = share(main_row.metrics.get(NDCG, 0.0))
+    metrics_text = f"HR@10 {share(hit_rate)}{error_text}, NDCG@10 {ndcg_text} on held-out"
+    version_text = {"": "", "finetuned": ", finetuned after the last round"}.get(
+        main_row.version, f", the model of {main_row.version}"
+    )
+    best_baseline = max(
+        (method_row for method_row in method_rows if method_row.kind == "baseline"),
+        key=_hr,
+        default=None,
+    )
+    baseline_text = (
+        f" The best baseline, {best_baseline.name}, has HR@10 {share(_hr(best_baseline))}."
+        if best_baseline
+        else ""
+    )
+    return (
+        f"{metrics_text} last items, ranked among {ranked_among(record)}{version_text}."
+        f"{baseline_text}"
+    )
 
 
-def _hr(row: Method) -> float:
-    return row.metrics.get(HR, 0.0)
+def _hr(method_row: Method) -> float:
+    return method_row.metrics.get(HR, 0.0)
 
 
 def _users(record: RunRecord) -> int:
@@ -158,56 +195,62 @@ def _users(record: RunRecord) -> int:
 
 
 def _facts(record: RunRecord) -> dict[str, str]:
-    summary, data = record.summary, record.data
-    known = {
+    summary, data_facts = record.summary, record.data
+    known_counts = {
         "users": _users(record),
-        "clients": summary.get("clients") or len({row.client for row in record.clients}),
-        "items": data.get("items"),
-        "interactions": data.get("interactions"),
-        "rounds": max((line["round"] for line in record.rounds), default=0),
+        "clients": summary.get("clients")
+        or len({client_result.client for client_result in record.clients}),
+        "items": data_facts.get("items"),
+        "interactions": data_facts.get("interactions"),
+        "rounds": max((round_line["round"] for round_line in record.rounds), default=0),
     }
-    cards = {label: f"{value:,}" for label, value in known.items() if value}
+    fact_cards = {label: f"{value:,}" for label, value in known_counts.items() if value}
     if "protocol" in summary:
-        cards["protocol"] = summary["protocol"]
-    seconds = summary.get("seconds")
-    return cards | ({"wall time": duration(seconds)} if seconds else {})
+        fact_cards["protocol"] = summary["protocol"]
+    wall_seconds = summary.get("seconds")
+    return fact_cards | ({"wall time": duration(wall_seconds)} if wall_seconds else {})
 
 
-def _table(record: RunRecord, rows: Sequence[Method]) -> str:
-    if not rows:
+def _table(record: RunRecord, method_rows: Sequence[Method]) -> str:
+    if not method_rows:
         return ""
     columns = table_columns()
-    bests = [best_value(column, rows) for column in columns]
-    titles = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    body = "".join(_row(record, row, columns, bests) for row in rows)
+    best_values = [best_value(column, method_rows) for column in columns]
+    title_cells = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
+    body_html = "".join(
+        _row(record, method_row, columns, best_values) for method_row in method_rows
+    )
     return (
-        f"<table><thead>{_group_headings(columns)}<tr><th>method</th>{titles}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
+        f"<table><thead>{_group_headings(columns)}<tr><th>method</th>{title_cells}</tr></thead>"
+        f"<tbody>{body_html}</tbody></table>"
     )
 
 
 def _group_headings(columns: Sequence[Column]) -> str:
     """The row of headings that stand over several columns each."""
-    groups = "".join(
-        f'<th colspan="{len(list(members))}">{escape(name)}</th>'
-        for name, members in groupby(columns, key=lambda column: column.group)
+    group_cells = "".join(
+        f'<th colspan="{len(list(members))}">{escape(group_title)}</th>'
+        for group_title, members in groupby(columns, key=lambda column: column.group)
     )
-    return f'<tr class="groups"><th></th>{groups}</tr>'
+    return f'<tr class="groups"><th></th>{group_cells}</tr>'
 
 
-def _sampled(rows: Sequence[Method]) -> str:
-    chosen = sampled_rows(rows)
-    if not chosen:
+def _sampled(method_rows: Sequence[Method]) -> str:
+    chosen_rows = sampled_rows(method_rows)
+    if not chosen_rows:
         return ""
     columns = sampled_columns()
-    titles = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        f"<tr><td>{escape(row.name)}<small>{escape(row.version)}</small></td>"
-        + "".join(f"<td>{escape(cell(column, row))}</td>" for column in columns)
+    title_cells = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
+    body_html = "".join(
+        f"<tr><td>{escape(method_row.name)}<small>{escape(method_row.version)}</small></td>"
+        + "".join(f"<td>{escape(cell(column, method_row))}</td>" for column in columns)
         + "</tr>"
-        for row in chosen
+        for method_row in chosen_rows
     )
-    return f"<table><thead><tr><th>method</th>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f"<table><thead><tr><th>method</th>{title_cells}</tr></thead>"
+        f"<tbody>{body_html}</tbody></table>"
+    )
 
 
 def _client_note(record: RunRecord) -> str:
@@ -219,38 +262,44 @@ def _client_rows(record: RunRecord) -> str:
     table = client_table(record, baselines=True)
     if table is None:
         return ""
-    titles = "".join(f"<th>{escape(title)}</th>" for title in table.titles)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in table.rows
+    title_cells = "".join(f"<th>{escape(title)}</th>" for title in table.titles)
+    body_html = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell_text)}</td>" for cell_text in text_row) + "</tr>"
+        for text_row in table.rows
     )
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr>{title_cells}</tr></thead><tbody>{body_html}</tbody></table>"
 
 
 def _row(
-    record: RunRecord, row: Method, columns: Sequence[Column], bests: Sequence[float | None]
+    record: RunRecord,
+    method_row: Method,
+    columns: Sequence[Column],
+    best_values: Sequence[float | None],
 ) -> str:
-    main = row.name == main_algorithm(record)
-    note = "baseline" if row.kind == "baseline" else row.version
-    label = f"{html.dot(colour(row.name, record))}{escape(row.name)}"
-    cells = "".join(
-        f"<td{_mark(column.value(row), best)}>{escape(cell(column, row))}</td>"
-        for column, best in zip(columns, bests, strict=True)
+    is_main = method_row.name == main_algorithm(record)
+    row_note = "baseline" if method_row.kind == "baseline" else method_row.version
+    name_cell = f"{html.dot(colour(method_row.name, record))}{escape(method_row.name)}"
+    value_cells = "".join(
+        f"<td{_mark(column.value(method_row), best)}>{escape(cell(column, method_row))}</td>"
+        for column, best in zip(columns, best_values, strict=True)
     )
-    mark = ' class="main"' if main else ""
-    return f"<tr{mark}><td>{label}<small>{escape(note)}</small></td>{cells}</tr>"
+    row_class = ' class="main"' if is_main else ""
+    return f"<tr{row_class}><td>{name_cell}<small>{escape(row_note)}</small></td>{value_cells}</tr>"
 
 
-def _mark(value: float | None, best: float | None) -> str:
-    return ' class="best"' if value is not None and value == best else ""
+def _mark(cell_value: float | None, best: float | None) -> str:
+    return ' class="best"' if cell_value is not None and cell_value == best else ""
 
 
 def _clients_note(record: RunRecord) -> str:
-    main = main_algorithm(record)
-    note = f"Test NDCG@10 of every client after the last round, sorted by {main}."
-    ahead, compared = wins(record)
-    if not compared:
-        return note
-    return f"{note} {main} is ahead of {ALONE} on {ahead} of {compared} clients."
+    main_method = main_algorithm(record)
+    base_note = f"Test NDCG@10 of every client after the last round, sorted by {main_method}."
+    num_ahead, num_compared = wins(record)
+    if not num_compared:
+        return base_note
+    return (
+        f"{base_note} {main_method} is ahead of {ALONE} on {num_ahead} of {num_compared} clients."
+    )
 
 
 def _loss_note(record: RunRecord) -> str:

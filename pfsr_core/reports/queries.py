@@ -16,63 +16,89 @@ Pairs = Sequence[tuple[ClientResult, ClientResult | None]]
 
 def algorithms(record: RunRecord) -> list[str]:
     """Names with rounds, the main one last, so that it is drawn on top."""
-    names = list(dict.fromkeys(line["algorithm"] for line in record.rounds))
-    main = main_algorithm(record)
-    return [name for name in names if name != main] + [name for name in names if name == main]
+    algorithm_names = list(dict.fromkeys(round_line["algorithm"] for round_line in record.rounds))
+    main_name = main_algorithm(record)
+    return [algorithm_name for algorithm_name in algorithm_names if algorithm_name != main_name] + [
+        algorithm_name for algorithm_name in algorithm_names if algorithm_name == main_name
+    ]
 
 
 def main_algorithm(record: RunRecord) -> str:
     """The algorithm that the settings name, else the first one that was run."""
-    trained = [line["algorithm"] for line in record.rounds]
-    if CENTRAL in trained:
+    trained_algorithms = [round_line["algorithm"] for round_line in record.rounds]
+    if CENTRAL in trained_algorithms:
         return CENTRAL
-    named = record.config.get("algorithm.name")
-    if named is None and isinstance(record.config.get("algorithm"), dict):
-        named = record.config["algorithm"].get("name")
-    return str(named or next(iter(trained), MAIN))
+    named_algorithm = record.config.get("algorithm.name")
+    if named_algorithm is None and isinstance(record.config.get("algorithm"), dict):
+        named_algorithm = record.config["algorithm"].get("name")
+    return str(named_algorithm or next(iter(trained_algorithms), MAIN))
 
 
-def mask_ratios(line: Json) -> dict[str, float]:
+def mask_ratios(round_line: Json) -> dict[str, float]:
     """Shares that the mask holds back, by tensor name, out of one line of the metrics."""
-    nested = line.get("mask-ratio")
-    if isinstance(nested, dict):
-        return nested
-    return {k.removeprefix(MASK_RATIO): v for k, v in line.items() if k.startswith(MASK_RATIO)}
+    nested_ratios = round_line.get("mask-ratio")
+    if isinstance(nested_ratios, dict):
+        return nested_ratios
+    return {
+        metric_key.removeprefix(MASK_RATIO): metric_value
+        for metric_key, metric_value in round_line.items()
+        if metric_key.startswith(MASK_RATIO)
+    }
 
 
 def ranked_among(record: RunRecord) -> str:
     """Which items a held-out one competes with."""
-    own = record.config.get("federation.catalogues") == "own"
-    return "the client's own catalogue" if own else "the whole catalogue"
+    own_catalogue = record.config.get("federation.catalogues") == "own"
+    return "the client's own catalogue" if own_catalogue else "the whole catalogue"
 
 
 def vectors_note(record: RunRecord) -> str:
     """What must be said of the item vectors of a run, if anything."""
-    pooled = record.config.get("model.item-vectors") == CO_OCCURRENCE
-    return f"{COLLABORATIVE}\n" if pooled else ""
+    uses_co_occurrence = record.config.get("model.item-vectors") == CO_OCCURRENCE
+    return f"{COLLABORATIVE}\n" if uses_co_occurrence else ""
 
 
-def curve(lines: Sequence[Json]) -> tuple[list[int], list[float]]:
+def curve(round_lines: Sequence[Json]) -> tuple[list[int], list[float]]:
     """Rounds that were evaluated, and their validation NDCG@10."""
-    measured = [line for line in lines if SELECTED_BY in line]
-    return [line["round"] for line in measured], [float(line[SELECTED_BY]) for line in measured]
+    evaluated_lines = [round_line for round_line in round_lines if SELECTED_BY in round_line]
+    return [round_line["round"] for round_line in evaluated_lines], [
+        float(round_line[SELECTED_BY]) for round_line in evaluated_lines
+    ]
 
 
 def pairs(record: RunRecord) -> Pairs:
     """Each client's outcome with the main method, the lowest first, and alone when known."""
-    test = [row for row in record.clients if row.split == "test" and row.users]
-    alone = {row.client: row for row in test if row.method == ALONE}
-    main = [row for row in test if row.method == main_algorithm(record)]
+    test_results = [
+        client_result
+        for client_result in record.clients
+        if client_result.split == "test" and client_result.users
+    ]
+    alone_results = {
+        client_result.client: client_result
+        for client_result in test_results
+        if client_result.method == ALONE
+    }
+    main_results = [
+        client_result
+        for client_result in test_results
+        if client_result.method == main_algorithm(record)
+    ]
     if main_algorithm(record) == ALONE:
-        alone = {}
+        alone_results = {}
     return [
-        (row, alone.get(row.client)) for row in sorted(main, key=lambda r: r.mean(SELECTION_METRIC))
+        (client_result, alone_results.get(client_result.client))
+        for client_result in sorted(
+            main_results, key=lambda main_result: main_result.mean(SELECTION_METRIC)
+        )
     ]
 
 
 def wins(record: RunRecord) -> tuple[int, int]:
     """On how many clients the main method is ahead of training alone, and how many have both."""
-    both = [(row, other) for row, other in pairs(record) if other]
+    complete_pairs = [
+        (main_result, alone_result) for main_result, alone_result in pairs(record) if alone_result
+    ]
     return sum(
-        row.sums[SELECTION_METRIC] > other.sums[SELECTION_METRIC] for row, other in both
-    ), len(both)
+        main_result.sums[SELECTION_METRIC] > alone_result.sums[SELECTION_METRIC]
+        for main_result, alone_result in complete_pairs
+    ), len(complete_pairs)

@@ -49,26 +49,28 @@ STYLE: dict[str, Any] = {
 }
 
 
-def colour(name: str, record: RunRecord) -> str:
+def colour(method_name: str, record: RunRecord) -> str:
     """The colour of a method, the same in all plots and in the table."""
-    others = [other for other in algorithms(record) if other not in COLOURS]
-    if name in COLOURS:
-        return COLOURS[name]
-    if name in others:
-        return OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
+    other_algorithms = [
+        other_name for other_name in algorithms(record) if other_name not in COLOURS
+    ]
+    if method_name in COLOURS:
+        return COLOURS[method_name]
+    if method_name in other_algorithms:
+        return OTHER_COLOURS[other_algorithms.index(method_name) % len(OTHER_COLOURS)]
     return GREY
 
 
-def line_style(name: str, record: RunRecord) -> dict[str, Any]:
+def line_style(method_name: str, record: RunRecord) -> dict[str, Any]:
     """How the line of a method is drawn; the main one is thicker and on top."""
-    main = name == main_algorithm(record)
+    is_main = method_name == main_algorithm(record)
     return {
-        "label": name,
-        "color": colour(name, record),
-        "linewidth": 2.6 if main else 1.7,
-        "marker": MARKERS.get(name, "v"),
-        "markersize": 5.5 if main else 4.5,
-        "zorder": 4 if main else 3,
+        "label": method_name,
+        "color": colour(method_name, record),
+        "linewidth": 2.6 if is_main else 1.7,
+        "marker": MARKERS.get(method_name, "v"),
+        "markersize": 5.5 if is_main else 4.5,
+        "zorder": 4 if is_main else 3,
     }
 
 
@@ -79,8 +81,10 @@ def marker_step(rounds: Sequence[int]) -> int:
 
 def from_zero(axes: Axes) -> None:
     """The y axis from 0 to a little above the highest point."""
-    values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines]).astype(float)
-    axes.set_ylim(0.0, 1.07 * float(np.nanmax(values, initial=0.0)) or 1.0)
+    line_values = np.concatenate(
+        [np.ravel(plot_line.get_ydata()) for plot_line in axes.lines]
+    ).astype(float)
+    axes.set_ylim(0.0, 1.07 * float(np.nanmax(line_values, initial=0.0)) or 1.0)
 
 
 def whole_numbers() -> MaxNLocator:
@@ -95,51 +99,61 @@ def legend_beside(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def short_name(name: str) -> str:
+def short_name(tensor_name: str) -> str:
     """A tensor name without the parts that all have; the empty one is that of all tensors."""
-    if not name:
+    if not tensor_name:
         return "whole encoder"
-    parts = [p for p in name.split(".") if p not in ("encoder", "layers", "mixer", "weight")]
-    return " ".join(parts).replace("feed_forward", "ff")
+    name_parts = [
+        name_part
+        for name_part in tensor_name.split(".")
+        if name_part not in ("encoder", "layers", "mixer", "weight")
+    ]
+    return " ".join(name_parts).replace("feed_forward", "ff")
 
 
-def svg(draw: Callable[[Axes], None], name: str, inches: tuple[float, float]) -> str:
+def svg(draw: Callable[[Axes], None], figure_name: str, figure_inches: tuple[float, float]) -> str:
     """Draws into fresh axes and returns an ``<svg>`` element that scales with the page."""
-    return figure_svg(lambda figure: draw(figure.subplots()), name, inches)
+    return figure_svg(lambda figure: draw(figure.subplots()), figure_name, figure_inches)
 
 
-def figure_svg(draw: Callable[[Figure], None], name: str, inches: tuple[float, float]) -> str:
+def figure_svg(
+    draw: Callable[[Figure], None], figure_name: str, figure_inches: tuple[float, float]
+) -> str:
     """As :func:`svg`, of a figure with as many axes as ``draw`` makes."""
-    output = StringIO()
-    _save(draw, output, "svg", name, inches)
-    text = output.getvalue()
-    return text[text.index("<svg") :]
+    text_buffer = StringIO()
+    _save(draw, text_buffer, "svg", figure_name, figure_inches)
+    svg_text = text_buffer.getvalue()
+    return svg_text[svg_text.index("<svg") :]
 
 
-def save_figure(draw: Callable[[Figure], None], path: Path, inches: tuple[float, float]) -> None:
+def save_figure(
+    draw: Callable[[Figure], None], file_path: Path, figure_inches: tuple[float, float]
+) -> None:
     """The same as a file on white; its ending says which kind: .png, .svg or .pdf."""
-    kind = path.suffix.removeprefix(".").lower()
-    output = BytesIO()
-    _save(draw, output, kind, path.stem, inches, facecolor="white")
-    path.write_bytes(output.getvalue())
+    file_kind = file_path.suffix.removeprefix(".").lower()
+    bytes_buffer = BytesIO()
+    _save(draw, bytes_buffer, file_kind, file_path.stem, figure_inches, facecolor="white")
+    file_path.write_bytes(bytes_buffer.getvalue())
 
 
 def _save(
     draw: Callable[[Figure], None],
-    output: IO[Any],
-    kind: str,
-    name: str,
-    inches: tuple[float, float],
-    **more: Any,
+    output_file: IO[Any],
+    file_kind: str,
+    figure_name: str,
+    figure_inches: tuple[float, float],
+    **more_options: Any,
 ) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # The salt makes ids unique among the plots of a page, and the bytes of a run reproducible.
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    dates: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    look = more or {"transparent": True}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=inches, layout="constrained")
+    figure_style: Any = {**STYLE, "svg.hashsalt": figure_name}
+    date_metadata: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_kind)
+    save_options = more_options or {"transparent": True}
+    with mpl.rc_context(figure_style):
+        figure = Figure(figsize=figure_inches, layout="constrained")
         draw(figure)
-        figure.savefig(output, format=kind, metadata=dates, dpi=DPI, **look)
+        figure.savefig(
+            output_file, format=file_kind, metadata=date_metadata, dpi=DPI, **save_options
+        )

@@ -18,25 +18,27 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "packages": {name: installed(name) or "" for name in PACKAGES},
+        "packages": {package_name: installed(package_name) or "" for package_name in PACKAGES},
         "commit": commit(),
     }
 
 
 def commit() -> str:
     """The commit of this source tree; $PFSR_COMMIT where it is no checkout, else ""."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git_command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        completed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        git_result = subprocess.run(
+            git_command, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
-        completed = None
-    revision = completed.stdout.strip() if completed and completed.returncode == 0 else ""
-    return revision or os.environ.get("PFSR_COMMIT", "")
+        git_result = None
+    commit_hash = git_result.stdout.strip() if git_result and git_result.returncode == 0 else ""
+    return commit_hash or os.environ.get("PFSR_COMMIT", "")
 
 
-def installed(package: str) -> str | None:
+def installed(package_name: str) -> str | None:
     """The version of an installed package, None when it is not there."""
     try:
-        return version(package)
+        return version(package_name)
     except PackageNotFoundError:
         return None

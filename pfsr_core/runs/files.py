@@ -62,9 +62,9 @@ class ClientResult:
     sums: Mapping[str, float]
     shipped: str = ""
 
-    def mean(self, metric: str) -> float:
+    def mean(self, metric_name: str) -> float:
         """Mean of the metric over the users, of which there is at least one."""
-        return self.sums[metric] / self.users
+        return self.sums[metric_name] / self.users
 
 
 @dataclass(frozen=True)
@@ -121,117 +121,156 @@ class RunRecord:
         """Whether the run has written its summary."""
         return bool(self.summary)
 
-    def of(self, algorithm: str) -> list[Json]:
+    def of(self, algorithm_name: str) -> list[Json]:
         """The rounds of one algorithm, ascending."""
-        return [line for line in self.rounds if line["algorithm"] == algorithm]
+        return [
+            round_line for round_line in self.rounds if round_line["algorithm"] == algorithm_name
+        ]
 
 
-def new_directories(run: RunSettings) -> Iterator[Path]:
+def new_directories(run_settings: RunSettings) -> Iterator[Path]:
     """Names for a new run: ``<run.name>-<time>`` where runs are kept, then with -2, -3, ... after.
 
     The first one that is free is the run's. Nothing is made here. Raises SettingsError for a name
     that would lie elsewhere.
     """
-    if not run.name or run.name.startswith(".") or {"/", "\\", "\0"} & set(run.name):
+    if (
+        not run_settings.name
+        or run_settings.name.startswith(".")
+        or {"/", "\\", "\0"} & set(run_settings.name)
+    ):
         raise SettingsError(
-            f"run.name = {run.name!r} is no name of a directory. Fix: choose one without slashes "
-            f"that begins with no dot; run.directory says where runs are written."
+            f"run.name = {run_settings.name!r} is no name of a directory. Fix: choose one without "
+            f"slashes that begins with no dot; run.directory says where runs are written."
         )
-    root, name = runs_directory(run), f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return (root / (f"{name}-{n}" if n > 1 else name) for n in range(1, 1000))
+    runs_root, run_name = (
+        runs_directory(run_settings),
+        f"{run_settings.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+    )
+    return (runs_root / (f"{run_name}-{n}" if n > 1 else run_name) for n in range(1, 1000))
 
 
 def methods(record: RunRecord) -> list[Method]:
     """The rows of the final table, the best test NDCG@10 first; those without figures come last."""
     if record.finished:
-        entries = record.summary.get("methods", ())
-        rows = [method_of(entry, record.selected_by) for entry in entries]
-    else:
-        names = dict.fromkeys(line["algorithm"] for line in record.rounds)
-        rows = [_from_rounds(name, record.of(name), record.selected_by) for name in names]
-        rows += [
-            Method(name, "baseline", "", values)
-            for name, values in record.baselines.items()
-            if isinstance(values, dict)
+        method_entries = record.summary.get("methods", ())
+        method_rows = [
+            method_of(method_entry, record.selected_by) for method_entry in method_entries
         ]
-    rows += [variant for row in rows for variant in _variants_of(row)]
-    rows += [
+    else:
+        algorithm_names = dict.fromkeys(round_line["algorithm"] for round_line in record.rounds)
+        method_rows = [
+            _from_rounds(method_name, record.of(method_name), record.selected_by)
+            for method_name in algorithm_names
+        ]
+        method_rows += [
+            Method(method_name, "baseline", "", metric_means)
+            for method_name, metric_means in record.baselines.items()
+            if isinstance(metric_means, dict)
+        ]
+    method_rows += [variant for method_row in method_rows for variant in _variants_of(method_row)]
+    method_rows += [
         variant
-        for entry in record.summary.get("methods", ())
-        for variant in _variants_after_the_last_round(entry)
+        for method_entry in record.summary.get("methods", ())
+        for variant in _variants_after_the_last_round(method_entry)
     ]
-    return sorted(rows, key=lambda row: -row.metrics.get(TEST_SELECTION, -1.0))
+    return sorted(method_rows, key=lambda method_row: -method_row.metrics.get(TEST_SELECTION, -1.0))
 
 
 def _variants_of(method: Method) -> list[Method]:
     """A method's variants, out of its figures ``<split>/<variant>/<candidates>/<metric>``."""
     by_variant: dict[str, dict[str, float]] = {}
-    for name, value in method.metrics.items():
-        parts = name.split("/")
-        if len(parts) == 4:
-            split, variant, candidates, metric = parts
-            by_variant.setdefault(variant, {})[f"{split}/{candidates}/{metric}"] = value
-    common = {name: value for name, value in method.metrics.items() if name.endswith("/covered")}
+    for metric_key, metric_value in method.metrics.items():
+        key_parts = metric_key.split("/")
+        if len(key_parts) == 4:
+            split, variant_name, candidates, metric_name = key_parts
+            by_variant.setdefault(variant_name, {})[f"{split}/{candidates}/{metric_name}"] = (
+                metric_value
+            )
+    coverage_metrics = {
+        metric_key: metric_value
+        for metric_key, metric_value in method.metrics.items()
+        if metric_key.endswith("/covered")
+    }
     return [
-        Method(f"{method.name}: {variant}", "variant", method.version, {**common, **metrics})
-        for variant, metrics in by_variant.items()
+        Method(
+            f"{method.name}: {variant_name}",
+            "variant",
+            method.version,
+            {**coverage_metrics, **variant_metrics},
+        )
+        for variant_name, variant_metrics in by_variant.items()
     ]
 
 
-def _variants_after_the_last_round(entry: Json) -> list[Method]:
+def _variants_after_the_last_round(method_entry: Json) -> list[Method]:
     """Variants that are evaluated after the last round alone, unless they are the method's row."""
-    method = method_of(entry)
+    method = method_of(method_entry)
     if method.version == "finetuned":
         return []
     return [
-        Method(f"{method.name}: {variant}", "variant", "at the end", _own_figures(means))
-        for variant, means in (entry.get("variants") or {}).items()
+        Method(
+            f"{method.name}: {variant_name}", "variant", "at the end", _own_figures(metric_means)
+        )
+        for variant_name, metric_means in (method_entry.get("variants") or {}).items()
     ]
 
 
-def _own_figures(means: Mapping[str, float]) -> dict[str, float]:
+def _own_figures(metric_means: Mapping[str, float]) -> dict[str, float]:
     """Without those of variants."""
-    return {name: value for name, value in means.items() if name.count("/") < 3}
+    return {
+        metric_key: metric_value
+        for metric_key, metric_value in metric_means.items()
+        if metric_key.count("/") < 3
+    }
 
 
-def best_line(lines: Sequence[Json], selected_by: str = SELECTED_BY) -> Json | None:
+def best_line(round_lines: Sequence[Json], selected_by: str = SELECTED_BY) -> Json | None:
     """The round that validation NDCG@10 prefers, the earliest of equals; None without figures.
 
     Round 0, the model before training, is never selected.
     """
-    measured = [line for line in lines if selected_by in line and line["round"] > 0]
-    return max(measured, key=lambda line: float(line[selected_by]), default=None)
+    evaluated_lines = [
+        round_line
+        for round_line in round_lines
+        if selected_by in round_line and round_line["round"] > 0
+    ]
+    return max(evaluated_lines, key=lambda round_line: float(round_line[selected_by]), default=None)
 
 
-def method_of(entry: Json, selected_by: str = SELECTED_BY) -> Method:
+def method_of(method_entry: Json, selected_by: str = SELECTED_BY) -> Method:
     """A row out of an entry of the summary's methods."""
-    kind = entry.get("kind", "federated")
-    best = f"round {entry.get('best_round')}" if kind == "federated" else ""
-    versions = {best: entry.get("best") or {}}
-    if entry.get("finetuned"):
-        versions["finetuned"] = entry["finetuned"]
-    version = max(versions, key=lambda name: versions[name].get(selected_by, -1.0))
+    method_kind = method_entry.get("kind", "federated")
+    best_version = f"round {method_entry.get('best_round')}" if method_kind == "federated" else ""
+    versions = {best_version: method_entry.get("best") or {}}
+    if method_entry.get("finetuned"):
+        versions["finetuned"] = method_entry["finetuned"]
+    version = max(versions, key=lambda version_name: versions[version_name].get(selected_by, -1.0))
     return Method(
-        name=entry["method"],
-        kind=kind,
+        name=method_entry["method"],
+        kind=method_kind,
         version=version,
         metrics=versions[version],
-        rounds=entry.get("rounds") or 0,
-        bytes_down=entry.get("bytes_down") or 0.0,
-        bytes_up=entry.get("bytes_up") or 0.0,
-        seconds=entry.get("seconds"),
+        rounds=method_entry.get("rounds") or 0,
+        bytes_down=method_entry.get("bytes_down") or 0.0,
+        bytes_up=method_entry.get("bytes_up") or 0.0,
+        seconds=method_entry.get("seconds"),
     )
 
 
-def _from_rounds(name: str, lines: Sequence[Json], selected_by: str) -> Method:
-    best = best_line(lines, selected_by)
+def _from_rounds(algorithm_name: str, round_lines: Sequence[Json], selected_by: str) -> Method:
+    best_round = best_line(round_lines, selected_by)
     return Method(
-        name=name,
+        name=algorithm_name,
         kind="federated",
-        version=f"round {best['round']}" if best else "",
-        metrics={key: value for key, value in (best or {}).items() if "/" in key},
-        rounds=len(lines),
-        bytes_down=sum(line.get("bytes-down", 0.0) for line in lines),
-        bytes_up=sum(line.get("bytes-up", 0.0) for line in lines),
-        seconds=sum(line.get("seconds", 0.0) for line in lines),
+        version=f"round {best_round['round']}" if best_round else "",
+        metrics={
+            metric_key: metric_value
+            for metric_key, metric_value in (best_round or {}).items()
+            if "/" in metric_key
+        },
+        rounds=len(round_lines),
+        bytes_down=sum(round_line.get("bytes-down", 0.0) for round_line in round_lines),
+        bytes_up=sum(round_line.get("bytes-up", 0.0) for round_line in round_lines),
+        seconds=sum(round_line.get("seconds", 0.0) for round_line in round_lines),
     )

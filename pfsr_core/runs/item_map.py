@@ -89,7 +89,9 @@ def has_item_map(assembly: Assembly) -> bool:
     return has_global and not OWN_VECTORS.isdisjoint(algorithm.client.init(NO_CLIENT))
 
 
-def item_map(assembly: Assembly, shared: Params, state: Params, data: ClientDataset) -> ItemMap:
+def item_map(
+    assembly: Assembly, shared_params: Params, client_state: Params, client_data: ClientDataset
+) -> ItemMap:
     """The item map of one client.
 
     Raises:
@@ -101,110 +103,139 @@ def item_map(assembly: Assembly, shared: Params, state: Params, data: ClientData
             "this model has one vector for each item, so nothing can be compared. Fix: take a run "
             "with model.items = 'dual' or 'semantic', or of pfedrec."
         )
-    if not len(data.touched):
-        raise ItemMapError(f"client {data.client!r} has trained no item. Fix: choose another.")
+    if not len(client_data.touched):
+        raise ItemMapError(
+            f"client {client_data.client!r} has trained no item. Fix: choose another."
+        )
     personalization = assembly.algorithm.personalization
-    before, after = (
-        effective_model(assembly.task, variant(shared, state), data)[ITEMS][1:].float()
-        for variant in (personalization.variants[GLOBAL], personalization.model)
+    global_vectors, client_vectors = (
+        effective_model(assembly.task, merge_variant(shared_params, client_state), client_data)[
+            ITEMS
+        ][1:].float()
+        for merge_variant in (personalization.variants[GLOBAL], personalization.model)
     )
-    own = np.isin(data.rankable_items, data.touched)
-    moved = torch.linalg.vector_norm(after - before, dim=1)
-    moved = moved / torch.linalg.vector_norm(before, dim=1).mean().clamp(min=1e-12)
-    shown, axes = _shown(own), _axes(before, after, own)
+    own_mask = np.isin(client_data.rankable_items, client_data.touched)
+    shift_lengths = torch.linalg.vector_norm(client_vectors - global_vectors, dim=1)
+    shift_lengths = shift_lengths / torch.linalg.vector_norm(global_vectors, dim=1).mean().clamp(
+        min=1e-12
+    )
+    shown_rows, plane_axes = (
+        _shown_rows(own_mask),
+        _plane_axes(global_vectors, client_vectors, own_mask),
+    )
     return ItemMap(
-        client=data.client,
-        trained=int(own.sum()),
-        moved_own=_mean(moved, own),
-        moved_others=_mean(moved, ~own),
-        near_before=near_share(before, own),
-        near_after=near_share(after, own),
-        near_by_chance=(int(own.sum()) - 1) / max(1, len(own) - 1),
-        own=own[shown].tolist(),
-        before=_places(before[shown] @ axes),
-        after=_places(after[shown] @ axes),
+        client=client_data.client,
+        trained=int(own_mask.sum()),
+        moved_own=_mean(shift_lengths, own_mask),
+        moved_others=_mean(shift_lengths, ~own_mask),
+        near_before=near_share(global_vectors, own_mask),
+        near_after=near_share(client_vectors, own_mask),
+        near_by_chance=(int(own_mask.sum()) - 1) / max(1, len(own_mask) - 1),
+        own=own_mask[shown_rows].tolist(),
+        before=_rounded_points(global_vectors[shown_rows] @ plane_axes),
+        after=_rounded_points(client_vectors[shown_rows] @ plane_axes),
     )
 
 
-def typical_clients(sizes: Mapping[str, int]) -> list[str]:
+def typical_clients(interaction_counts: Mapping[str, int]) -> list[str]:
     """The largest client, the median one and the smallest: names by their number of interactions.
 
     Ties go by name; fewer names where there are fewer clients.
     """
-    ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
-    positions = dict.fromkeys((0, len(ordered) // 2, len(ordered) - 1)) if ordered else {}
-    return [ordered[position] for position in positions]
+    clients_by_size = sorted(
+        interaction_counts, key=lambda client_name: (-interaction_counts[client_name], client_name)
+    )
+    positions = (
+        dict.fromkeys((0, len(clients_by_size) // 2, len(clients_by_size) - 1))
+        if clients_by_size
+        else {}
+    )
+    return [clients_by_size[position] for position in positions]
 
 
 def typical_item_maps(
     assembly: Assembly,
-    shared: Params,
-    states: Mapping[str, Params],
-    clients: Iterable[ClientDataset],
+    shared_params: Params,
+    client_states: Mapping[str, Params],
+    client_datasets: Iterable[ClientDataset],
 ) -> list[ItemMap]:
     """The item maps of :func:`typical_clients` among those with a state; none for other models."""
     if not has_item_map(assembly):
         return []
-    known = {data.client: data for data in clients if data.client in states and len(data.touched)}
-    chosen = typical_clients({name: data.num_interactions for name, data in known.items()})
-    return [item_map(assembly, shared, states[name], known[name]) for name in chosen]
+    data_by_client = {
+        client_data.client: client_data
+        for client_data in client_datasets
+        if client_data.client in client_states and len(client_data.touched)
+    }
+    chosen_clients = typical_clients(
+        {
+            client_name: client_data.num_interactions
+            for client_name, client_data in data_by_client.items()
+        }
+    )
+    return [
+        item_map(assembly, shared_params, client_states[client_name], data_by_client[client_name])
+        for client_name in chosen_clients
+    ]
 
 
-def write_item_maps(directory: Path, views: Sequence[ItemMap]) -> None:
+def write_item_maps(run_directory: Path, item_maps: Sequence[ItemMap]) -> None:
     """Writes item maps into a run directory."""
-    content = {"clients": [asdict(one) for one in views]}
-    write_json(directory / ITEM_MAP, content, indent=None)
+    content = {"clients": [asdict(client_map) for client_map in item_maps]}
+    write_json(run_directory / ITEM_MAP, content, indent=None)
 
 
 def read_item_maps(record: RunRecord) -> list[ItemMap]:
     """The item maps of a run; none where its private states were on other machines."""
-    return [ItemMap(**one) for one in record.item_map.get("clients", ())]
+    return [ItemMap(**map_entry) for map_entry in record.item_map.get("clients", ())]
 
 
-def near_share(vectors: Tensor, own: Flags) -> float:
+def near_share(item_vectors: Tensor, own_mask: Flags) -> float:
     """Share of own items among the NEAREST around an own one (Euclidean); 0 of a lone item.
 
-    ``vectors`` (V, D); ``own`` (V,).
+    ``item_vectors`` (V, D); ``own_mask`` (V,).
     """
-    flags, own_rows = torch.from_numpy(own), torch.from_numpy(np.flatnonzero(own))
-    count, neighbours_own = min(NEAREST, len(vectors) - 1), 0
-    for rows in own_rows.split(ROWS_PER_BLOCK):
-        distances = torch.cdist(vectors[rows], vectors)
-        distances[torch.arange(len(rows)), rows] = torch.inf
-        neighbours_own += int(flags[distances.topk(count, largest=False).indices].sum())
-    return neighbours_own / max(1, len(own_rows) * count)
+    own_flags, own_rows = torch.from_numpy(own_mask), torch.from_numpy(np.flatnonzero(own_mask))
+    num_neighbours, neighbours_own = min(NEAREST, len(item_vectors) - 1), 0
+    for block_rows in own_rows.split(ROWS_PER_BLOCK):
+        distances = torch.cdist(item_vectors[block_rows], item_vectors)
+        distances[torch.arange(len(block_rows)), block_rows] = torch.inf
+        neighbours_own += int(
+            own_flags[distances.topk(num_neighbours, largest=False).indices].sum()
+        )
+    return neighbours_own / max(1, len(own_rows) * num_neighbours)
 
 
-def _axes(before: Tensor, after: Tensor, own: Flags) -> Tensor:
+def _plane_axes(global_vectors: Tensor, client_vectors: Tensor, own_mask: Flags) -> Tensor:
     """Two orthonormal columns (D, 2), signed so that own items move to the right on average."""
-    shifts = after - before
-    both = torch.cat([before, after])
-    both = both - both.mean(0)
-    x = _main_direction(shifts if bool(shifts.any()) else both)
-    if float((shifts[torch.from_numpy(own)] @ x).sum()) < 0:
+    item_shifts = client_vectors - global_vectors
+    all_vectors = torch.cat([global_vectors, client_vectors])
+    all_vectors = all_vectors - all_vectors.mean(0)
+    x = _main_direction(item_shifts if bool(item_shifts.any()) else all_vectors)
+    if float((item_shifts[torch.from_numpy(own_mask)] @ x).sum()) < 0:
         x = -x
-    y = _main_direction(both - torch.outer(both @ x, x))
+    y = _main_direction(all_vectors - torch.outer(all_vectors @ x, x))
     return torch.stack([x, y], dim=1)
 
 
 def _main_direction(rows: Tensor) -> Tensor:
     """The unit vector (D,) along which ``rows`` (n, D) are longest, its largest entry positive."""
-    _, vectors = torch.linalg.eigh(rows.double().T @ rows.double())
-    longest: Tensor = vectors[:, -1]
-    return (longest * torch.sign(longest[longest.abs().argmax()])).to(rows.dtype)
+    _, eigenvectors = torch.linalg.eigh(rows.double().T @ rows.double())
+    main_axis: Tensor = eigenvectors[:, -1]
+    return (main_axis * torch.sign(main_axis[main_axis.abs().argmax()])).to(rows.dtype)
 
 
-def _shown(own: Flags) -> NDArray[np.int64]:
+def _shown_rows(own_mask: Flags) -> NDArray[np.int64]:
     """Places of all own items and of at most MAX_OTHERS others, always the same ones."""
-    others = np.flatnonzero(~own)
-    if len(others) > MAX_OTHERS:
-        others = np.random.default_rng(0).choice(others, MAX_OTHERS, replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(own), others]))
+    other_rows = np.flatnonzero(~own_mask)
+    if len(other_rows) > MAX_OTHERS:
+        other_rows = np.random.default_rng(0).choice(other_rows, MAX_OTHERS, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(own_mask), other_rows]))
 
 
-def _mean(values: Tensor, chosen: Flags) -> float:
-    return float(values[torch.from_numpy(chosen)].mean()) if chosen.any() else 0.0
+def _mean(values: Tensor, row_mask: Flags) -> float:
+    return float(values[torch.from_numpy(row_mask)].mean()) if row_mask.any() else 0.0
 
 
-def _places(points: Tensor) -> list[list[float]]:
+def _rounded_points(points: Tensor) -> list[list[float]]:
     return [[round(float(x), 4), round(float(y), 4)] for x, y in points]

@@ -82,26 +82,30 @@ class Experiment:
         """The algorithm's name in the results."""
         return self.label or self.settings.algorithm.name
 
-    def evaluate(self, shared: Params, states: Mapping[str, Params]) -> Evaluations:
+    def evaluate(self, shared_params: Params, client_states: Mapping[str, Params]) -> Evaluations:
         """Validation and test of every client with its model."""
-        return evaluate_personal(self._models(shared, states), self.federation)
+        return evaluate_personal(self._models(shared_params, client_states), self.federation)
 
-    def _models(self, shared: Params, states: Mapping[str, Params]) -> ClientModels:
-        return ClientModels(self.assembly, self.settings.model.max_length, shared, states)
+    def _models(self, shared_params: Params, client_states: Mapping[str, Params]) -> ClientModels:
+        return ClientModels(
+            self.assembly, self.settings.model.max_length, shared_params, client_states
+        )
 
     def final_variants(
         self,
         broadcast: Broadcast,
-        states: Mapping[str, Params],
-        finetuned: Mapping[str, float] | None,
+        client_states: Mapping[str, Params],
+        finetuned_means: Mapping[str, float] | None,
     ) -> dict[str, Mapping[str, float]]:
-        """Means of FULL, which are those of the ``finetuned`` states where there are such."""
+        """Means of the variant FULL; those of the finetuned states where these are given."""
         if not shows_full(self.assembly.algorithm, self.settings.run.evaluate_clients):
             return {}
-        if finetuned is None:
-            models = self._models(broadcast.params, states)
-            finetuned = split_means(evaluate_trained_on(models, broadcast, self.federation))
-        return {FULL: finetuned}
+        if finetuned_means is None:
+            client_models = self._models(broadcast.params, client_states)
+            finetuned_means = split_means(
+                evaluate_trained_on(client_models, broadcast, self.federation)
+            )
+        return {FULL: finetuned_means}
 
 
 @dataclass(frozen=True)
@@ -125,26 +129,26 @@ class Outcome:
     def served_model(self, run_name: str) -> Served:
         """The trained model of all clients, ready to recommend with or to be saved."""
         experiment = self.experiment
-        served = served_model(
+        served_value = served_model(
             experiment.assembly,
             self.server.params,
             experiment.settings,
             experiment.federation,
-            run=run_name,
+            run_name=run_name,
             round_=self.server.round,
         )
         algorithm = experiment.assembly.algorithm
-        clients = {
-            data.client: served_client(
-                experiment.assembly, data, state_of(algorithm, self.states, data)
+        served_clients = {
+            client_data.client: served_client(
+                experiment.assembly, client_data, state_of(algorithm, self.states, client_data)
             )
-            for data in experiment.federation.clients
+            for client_data in experiment.federation.clients
         }
-        return replace(served, clients=clients)
+        return replace(served_value, clients=served_clients)
 
 
 def simulate(
-    settings: Settings, federation: FederatedDataset, directory: Path, log: Log, label: str = ""
+    settings: Settings, federation: FederatedDataset, run_directory: Path, log: Log, label: str = ""
 ) -> None:
     """Runs the algorithm of ``settings``, those of ``run.compare`` and the baselines.
 
@@ -153,7 +157,7 @@ def simulate(
     Args:
         settings: Of the run.
         federation: The clients.
-        directory: The new directory of the run.
+        run_directory: The new directory of the run.
         log: Takes a line a round.
         label: What the first algorithm is called, see :class:`Experiment`.
 
@@ -161,76 +165,98 @@ def simulate(
         SettingsError: Settings that do not fit each other, before anything is written.
         DataError: Item vectors are missing, before anything is written.
     """
-    started = time.perf_counter()
-    names = algorithm_names(settings)
-    first = replace(_experiment(settings, names[0], federation), label=label)
-    directory.mkdir(parents=True)
-    _write_facts(settings, federation, directory)
-    baselines, rows = evaluate_baselines(federation) if settings.run.baselines else ([], [])
-    if baselines:
-        best = {entry["method"]: entry["best"] for entry in baselines}
-        write_json(directory / "baselines.json", best)
-    entries = []
-    for name in names:
-        experiment = first if name == names[0] else _experiment(settings, name, federation)
-        outcome = train_and_evaluate(experiment, log, directory / "metrics.jsonl")
-        entries.append(outcome.entry)
-        rows += outcome.rows
-        if experiment is first:
-            _write_item_maps(outcome, directory)
-            save_model(directory / MODEL_DIRECTORY, outcome.served_model(directory.name))
-    write_clients(directory / "clients.csv", rows)
+    started_at = time.perf_counter()
+    method_names = algorithm_names(settings)
+    main_experiment = replace(_experiment(settings, method_names[0], federation), label=label)
+    run_directory.mkdir(parents=True)
+    _write_facts(settings, federation, run_directory)
+    baseline_entries, client_rows = (
+        evaluate_baselines(federation) if settings.run.baselines else ([], [])
+    )
+    if baseline_entries:
+        baseline_means = {
+            summary_entry["method"]: summary_entry["best"] for summary_entry in baseline_entries
+        }
+        write_json(run_directory / "baselines.json", baseline_means)
+    method_entries = []
+    for method_name in method_names:
+        experiment = (
+            main_experiment
+            if method_name == method_names[0]
+            else _experiment(settings, method_name, federation)
+        )
+        outcome = train_and_evaluate(experiment, log, run_directory / "metrics.jsonl")
+        method_entries.append(outcome.entry)
+        client_rows += outcome.rows
+        if experiment is main_experiment:
+            _write_item_maps(outcome, run_directory)
+            save_model(run_directory / MODEL_DIRECTORY, outcome.served_model(run_directory.name))
+    write_clients(run_directory / "clients.csv", client_rows)
     split = federation.split
     summary = run_summary(
         Identity(
-            run=directory.name,
+            run=run_directory.name,
             split=split.digest,
             protocol=split.protocol,
             users=len(split.users),
             clients=len(federation.clients),
         ),
         coverage=coverage(federation),
-        seconds=time.perf_counter() - started,
-        methods=[*entries, *baselines],
+        seconds=time.perf_counter() - started_at,
+        method_entries=[*method_entries, *baseline_entries],
     )
-    write_json(directory / "summary.json", summary)
+    write_json(run_directory / "summary.json", summary)
 
 
-def _experiment(settings: Settings, name: str, federation: FederatedDataset) -> Experiment:
-    chosen = replace(settings, algorithm=replace(settings.algorithm, name=name))
-    return Experiment(chosen, federation, assemble(chosen, federation.catalogue))
+def _experiment(
+    settings: Settings, algorithm_name: str, federation: FederatedDataset
+) -> Experiment:
+    algorithm_settings = replace(
+        settings, algorithm=replace(settings.algorithm, name=algorithm_name)
+    )
+    return Experiment(
+        algorithm_settings, federation, assemble(algorithm_settings, federation.catalogue)
+    )
 
 
-def train_and_evaluate(experiment: Experiment, log: Log, metrics: Path | None = None) -> Outcome:
+def train_and_evaluate(
+    experiment: Experiment, log: Log, metrics_file: Path | None = None
+) -> Outcome:
     """Trains one algorithm and evaluates it after each round.
 
     Args:
         experiment: What to run.
         log: Takes a line a round.
-        metrics: The file that each round's line is added to.
+        metrics_file: The file that each round's line is added to.
     """
     settings, federation = experiment.settings, experiment.federation
     assembly = experiment.assembly
     selected_by = SELECTORS[settings.run.selected_by]
-    served: list[ServerState] = []
-    lines: list[Json] = []
-    started = last = time.perf_counter()
+    selected_states: list[ServerState] = []
+    round_lines: list[Json] = []
+    started_at = last_round_at = time.perf_counter()
 
-    def on_round(report: RoundReport) -> None:
-        nonlocal last
-        figures = {}
-        if _to_evaluate(settings, report.server.round):
-            figures = split_means(experiment.evaluate(report.server.params, report.states))
-        now = time.perf_counter()
-        lines.append(with_metrics(_round_line(experiment, report, now - last), figures))
-        last = now
-        if best_line(lines, selected_by) is lines[-1]:
-            served[:] = [report.server]
-        if metrics is not None:
-            append_line(metrics, lines[-1])
-        log(progress_line(lines[-1], settings.federation.rounds))
+    def on_round(round_report: RoundReport) -> None:
+        nonlocal last_round_at
+        metric_means = {}
+        if _to_evaluate(settings, round_report.server.round):
+            metric_means = split_means(
+                experiment.evaluate(round_report.server.params, round_report.states)
+            )
+        evaluated_at = time.perf_counter()
+        round_lines.append(
+            with_metrics(
+                _round_line(experiment, round_report, evaluated_at - last_round_at), metric_means
+            )
+        )
+        last_round_at = evaluated_at
+        if best_line(round_lines, selected_by) is round_lines[-1]:
+            selected_states[:] = [round_report.server]
+        if metrics_file is not None:
+            append_line(metrics_file, round_lines[-1])
+        log(progress_line(round_lines[-1], settings.federation.rounds))
 
-    server, states = run(
+    server_state, client_states = run(
         assembly.algorithm,
         federation.clients,
         rounds=settings.federation.rounds,
@@ -239,51 +265,59 @@ def train_and_evaluate(experiment: Experiment, log: Log, metrics: Path | None = 
         on_round=on_round,
     )
     if settings.run.may_serve_best and assembly.algorithm.client.states_fit_any_round:
-        server = served[0]
-    outcomes: dict[str, Sums] = {}
+        server_state = selected_states[0]
+    client_outcomes: dict[str, Sums] = {}
     if settings.algorithm.finetune:
-        states = finetune_clients(
-            assembly.algorithm, server.broadcast(), states, federation.clients
+        client_states = finetune_clients(
+            assembly.algorithm, server_state.broadcast(), client_states, federation.clients
         )
         outcome_of = assembly.algorithm.personalization.outcome
-        outcomes = {name: outcome_of(state) for name, state in states.items()}
-    evaluations = experiment.evaluate(server.params, states)
-    finetuned = split_means(evaluations) if settings.algorithm.finetune else None
-    seconds = time.perf_counter() - started
-    best = best_line(lines, selected_by) or lines[-1]
-    entry = method_entry(
+        client_outcomes = {
+            client_name: outcome_of(client_state)
+            for client_name, client_state in client_states.items()
+        }
+    client_evaluations = experiment.evaluate(server_state.params, client_states)
+    finetuned_means = split_means(client_evaluations) if settings.algorithm.finetune else None
+    wall_seconds = time.perf_counter() - started_at
+    best_round = best_line(round_lines, selected_by) or round_lines[-1]
+    summary_entry = method_entry(
         experiment.name,
         Figures(
-            best={"round": best["round"], "metrics": metrics_of(best)},
-            last=metrics_of(lines[-1]),
-            finetuned=finetuned,
-            variants=experiment.final_variants(server.broadcast(), states, finetuned),
+            best={"round": best_round["round"], "metrics": metrics_of(best_round)},
+            last=metrics_of(round_lines[-1]),
+            finetuned=finetuned_means,
+            variants=experiment.final_variants(
+                server_state.broadcast(), client_states, finetuned_means
+            ),
         ),
-        rounds=len(lines),
-        served_round=server.round,
-        outcome=merge_sums(outcomes.values()),
+        num_rounds=len(round_lines),
+        served_round=server_state.round,
+        outcome=merge_sums(client_outcomes.values()),
         traffic=Traffic(
-            sum(line["bytes-down"] for line in lines), sum(line["bytes-up"] for line in lines)
+            sum(line["bytes-down"] for line in round_lines),
+            sum(line["bytes-up"] for line in round_lines),
         ),
-        seconds=seconds,
+        seconds=wall_seconds,
     )
-    rows = client_result_rows(experiment.name, federation, evaluations, outcomes)
-    return Outcome(entry, rows, experiment, server, states)
+    client_rows = client_result_rows(
+        experiment.name, federation, client_evaluations, client_outcomes
+    )
+    return Outcome(summary_entry, client_rows, experiment, server_state, client_states)
 
 
-def progress_line(line: Mapping[str, Any], rounds: int) -> str:
+def progress_line(round_entry: Mapping[str, Any], num_rounds: int) -> str:
     """A round's line as a person reads it while waiting."""
-    parts = [f"{line['algorithm']}  round {line['round']}/{rounds}"]
-    if line["train-loss"] is not None:
-        parts.append(f"loss {line['train-loss']:.3f}")
-    figures = [
-        f"{metric.title} {line[key]:.4f}"
+    text_parts = [f"{round_entry['algorithm']}  round {round_entry['round']}/{num_rounds}"]
+    if round_entry["train-loss"] is not None:
+        text_parts.append(f"loss {round_entry['train-loss']:.3f}")
+    metric_texts = [
+        f"{metric.title} {round_entry[metric_key]:.4f}"
         for metric in headline_metrics()
-        if (key := f"valid/{FILTERED}/{metric.name}") in line
+        if (metric_key := f"valid/{FILTERED}/{metric.name}") in round_entry
     ]
-    if figures:
-        parts.append(f"valid {figures[0]}")
-    return "  ".join([*parts, *figures[1:], f"{line['seconds']:.1f} s"])
+    if metric_texts:
+        text_parts.append(f"valid {metric_texts[0]}")
+    return "  ".join([*text_parts, *metric_texts[1:], f"{round_entry['seconds']:.1f} s"])
 
 
 def _to_evaluate(settings: Settings, round_: int) -> bool:
@@ -291,38 +325,42 @@ def _to_evaluate(settings: Settings, round_: int) -> bool:
     return round_ % settings.run.evaluate_every == 0 or round_ == settings.federation.rounds
 
 
-def _write_facts(settings: Settings, federation: FederatedDataset, directory: Path) -> None:
-    write_json(directory / "config.json", flat_settings(settings))
-    write_json(directory / "environment.json", environment())
-    facts = describe(federation.interactions, federation.split)
-    write_json(directory / "data.json", {**facts, "coverage": coverage(federation)})
+def _write_facts(settings: Settings, federation: FederatedDataset, run_directory: Path) -> None:
+    write_json(run_directory / "config.json", flat_settings(settings))
+    write_json(run_directory / "environment.json", environment())
+    data_facts = describe(federation.interactions, federation.split)
+    write_json(run_directory / "data.json", {**data_facts, "coverage": coverage(federation)})
 
 
-def _write_item_maps(outcome: Outcome, directory: Path) -> None:
+def _write_item_maps(outcome: Outcome, run_directory: Path) -> None:
     experiment = outcome.experiment
-    clients = experiment.federation.clients
-    maps = typical_item_maps(experiment.assembly, outcome.server.params, outcome.states, clients)
-    if maps:
-        write_item_maps(directory, maps)
+    client_datasets = experiment.federation.clients
+    item_maps = typical_item_maps(
+        experiment.assembly, outcome.server.params, outcome.states, client_datasets
+    )
+    if item_maps:
+        write_item_maps(run_directory, item_maps)
 
 
-def _round_line(experiment: Experiment, report: RoundReport, seconds: float) -> Json:
-    asked = len(report.asked)
-    exchanged = 0 if experiment.label == CENTRAL else BYTES_PER_VALUE * asked
+def _round_line(experiment: Experiment, round_report: RoundReport, wall_seconds: float) -> Json:
+    num_asked = len(round_report.asked)
+    bytes_per_value = 0 if experiment.label == CENTRAL else BYTES_PER_VALUE * num_asked
     return round_line(
         experiment.name,
-        report.server.round,
-        report.reply,
-        participation=Participation(asked, asked),
+        round_report.server.round,
+        round_report.reply,
+        participation=Participation(num_asked, num_asked),
         traffic=Traffic(
-            down=exchanged * size_of(shapes_of(report.server.params)),
-            up=exchanged * size_of(experiment.assembly.algorithm.client.reply_shapes),
+            down=bytes_per_value * size_of(shapes_of(round_report.server.params)),
+            up=bytes_per_value * size_of(experiment.assembly.algorithm.client.reply_shapes),
         ),
-        cost=Cost(seconds, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        cost=Cost(
+            wall_seconds, wall_seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        ),
     )
 
 
-VECTORS = "model.item-vectors"
+ITEM_VECTORS_KEY = "model.item-vectors"
 
 
 ONE_CLIENT: Mapping[str, Value] = {
@@ -352,17 +390,17 @@ ALL_DATA: Mapping[str, Value] = {
     "train.item-learning-rate": 0.002,
     "train.batch-size": 64,
 }
-"""What suits one table learnt from all data, in place of the small steps for many private ones."""
+"""Settings for one table trained on all data, instead of the small steps of private tables."""
 
 
 def central_values(
-    recipe: Mapping[str, Value], overrides: Mapping[str, Value] | None = None
+    recipe_values: Mapping[str, Value], overrides: Mapping[str, Value] | None = None
 ) -> dict[str, Value]:
     """Flat settings of the recipe trained centrally; ``overrides`` win over :data:`ALL_DATA`.
 
     Vectors of the recipe's items are left out where the loss has no use for them.
     """
-    chosen = {**recipe, **ALL_DATA, **(overrides or {}), **ONE_CLIENT}
-    if not chosen.get("train.semantic-share") and VECTORS not in (overrides or {}):
-        chosen.pop(VECTORS, None)
-    return chosen
+    merged_values = {**recipe_values, **ALL_DATA, **(overrides or {}), **ONE_CLIENT}
+    if not merged_values.get("train.semantic-share") and ITEM_VECTORS_KEY not in (overrides or {}):
+        merged_values.pop(ITEM_VECTORS_KEY, None)
+    return merged_values

@@ -33,27 +33,31 @@ def evaluate_splits(scorer_of: ScorerOf, federation: FederatedDataset) -> Evalua
     return {split: evaluate_clients(scorer_of, federation.clients, split) for split in SPLITS}
 
 
-def evaluate_personal(models: ClientModels, federation: FederatedDataset) -> Evaluations:
+def evaluate_personal(client_models: ClientModels, federation: FederatedDataset) -> Evaluations:
     """Validation and test of every client with its personalised model, and with every variant."""
-    return _by_split(evaluate_models(models, federation.clients))
+    return _by_split(evaluate_models(client_models, federation.clients))
 
 
 def evaluate_trained_on(
-    models: ClientModels, broadcast: Broadcast, federation: FederatedDataset
+    client_models: ClientModels, broadcast: Broadcast, federation: FederatedDataset
 ) -> Evaluations:
     """Validation and test of every client of the variant FULL."""
-    return _by_split(evaluate_full(models, broadcast, federation.clients))
+    return _by_split(evaluate_full(client_models, broadcast, federation.clients))
 
 
-def _by_split(evaluated: Sequence[Evaluated]) -> Evaluations:
-    return {split: [one[split] for one in evaluated] for split in SPLITS}
+def _by_split(evaluated_clients: Sequence[Evaluated]) -> Evaluations:
+    return {
+        split: [evaluated_client[split] for evaluated_client in evaluated_clients]
+        for split in SPLITS
+    }
 
 
 def coverage(federation: FederatedDataset) -> dict[str, float]:
     """Share of the held-out items that occur in the training data of their own client."""
-    users = sum(len(data.users) for data in federation.clients)
+    num_users = sum(len(client_data.users) for client_data in federation.clients)
     return {
-        split: sum(data.target_coverage(split) for data in federation.clients) / users
+        split: sum(client_data.target_coverage(split) for client_data in federation.clients)
+        / num_users
         for split in SPLITS
     }
 
@@ -72,16 +76,18 @@ def evaluate_baselines(
         The entries of the summary, and the rows of clients.csv.
     """
     all_users = ClientDataset("", federation.split.users, federation.split.item_ids)
-    entries: list[Json] = []
-    rows: list[Json] = []
-    for name, scorer_of in BASELINES.items():
-        started = time.perf_counter()
-        scorer = partial(given, scorer_of(all_users)) if pooled else scorer_of
-        evaluations = evaluate_splits(scorer, federation)
-        means = split_means(evaluations)
-        entries.append(baseline_entry(name, means, time.perf_counter() - started))
-        rows += client_result_rows(name, federation, evaluations)
-    return entries, rows
+    baseline_entries: list[Json] = []
+    client_rows: list[Json] = []
+    for baseline_name, scorer_of in BASELINES.items():
+        started_at = time.perf_counter()
+        client_scorer = partial(given, scorer_of(all_users)) if pooled else scorer_of
+        client_evaluations = evaluate_splits(client_scorer, federation)
+        metric_means = split_means(client_evaluations)
+        baseline_entries.append(
+            baseline_entry(baseline_name, metric_means, time.perf_counter() - started_at)
+        )
+        client_rows += client_result_rows(baseline_name, federation, client_evaluations)
+    return baseline_entries, client_rows
 
 
 def given(scorer: Scorer, _data: ClientDataset) -> Scorer:
@@ -90,24 +96,32 @@ def given(scorer: Scorer, _data: ClientDataset) -> Scorer:
 
 
 def client_result_rows(
-    method: str,
+    method_name: str,
     federation: FederatedDataset,
-    evaluations: Evaluations,
-    outcomes: Mapping[str, Sums] | None = None,
+    client_evaluations: Evaluations,
+    client_outcomes: Mapping[str, Sums] | None = None,
 ) -> list[Json]:
-    """The rows of clients.csv for one method and its variants; ``outcomes`` by client."""
-    rows = []
-    for split, of_split in evaluations.items():
-        for data, evaluation in zip(federation.clients, of_split, strict=True):
-            shipped = labels_of(method).outcome((outcomes or {}).get(data.client, {}))
-            facts: dict[str, Any] = {
-                "client": data.client,
-                "interactions": data.num_interactions,
+    """The rows of clients.csv for one method and its variants; ``client_outcomes`` by client."""
+    result_rows = []
+    for split, of_split in client_evaluations.items():
+        for client_data, evaluation in zip(federation.clients, of_split, strict=True):
+            shipped_model = labels_of(method_name).outcome(
+                (client_outcomes or {}).get(client_data.client, {})
+            )
+            client_facts: dict[str, Any] = {
+                "client": client_data.client,
+                "interactions": client_data.num_interactions,
                 "split": split,
             }
-            rows.append(client_row(method, evaluation.sums(), **facts, shipped=shipped))
-            rows += [
-                client_row(method, of_variant.sums(), **facts, variant=variant)
-                for variant, of_variant in evaluation.variants.items()
+            result_rows.append(
+                client_row(
+                    method_name, evaluation.sums(), **client_facts, shipped_model=shipped_model
+                )
+            )
+            result_rows += [
+                client_row(
+                    method_name, of_variant.sums(), **client_facts, variant_name=variant_name
+                )
+                for variant_name, of_variant in evaluation.variants.items()
             ]
-    return rows
+    return result_rows

@@ -64,7 +64,7 @@ class ModelFilesError(RunError):
 
 
 def save_model(directory: Path, served: Served) -> None:
-    """Writes a model into ``directory``, which appears whole or not at all.
+    """Writes a model into ``directory``, written atomically.
 
     A model that is there is replaced. Interactions that were added to the store of ``served`` after
     training stay in that store: they are no part of the model.
@@ -73,22 +73,27 @@ def save_model(directory: Path, served: Served) -> None:
         ModelFilesError: ``directory`` holds something else than a model.
     """
     _check_replaceable(directory)
-    with _replaced(directory) as stage:
-        tensors = {name: tensor.contiguous() for name, tensor in served.shared.items()}
-        write_atomically(stage / SHARED_FILE, save_tensors(tensors))
-        save_vocabulary(stage, served.items.ids, served.items.titles)
-        NodeStore(stage / STORE_FILE).install(served)
+    with _replaced(directory) as stage_directory:
+        shared_tensors = {
+            tensor_name: tensor.contiguous() for tensor_name, tensor in served.shared.items()
+        }
+        write_atomically(stage_directory / SHARED_FILE, save_tensors(shared_tensors))
+        save_vocabulary(stage_directory, served.items.ids, served.items.titles)
+        NodeStore(stage_directory / STORE_FILE).install(served)
         origin = served.origin
-        content = {
+        model_facts = {
             "format": MODEL_FORMAT,
             "run": origin.run,
             "algorithm": origin.algorithm,
             "round": origin.round,
             "fingerprint": origin.fingerprint,
             "settings": dict(origin.settings),
-            "digests": {name: _digest(stage / name) for name in (SHARED_FILE, VOCABULARY)},
+            "digests": {
+                file_name: _digest(stage_directory / file_name)
+                for file_name in (SHARED_FILE, VOCABULARY)
+            },
         }
-        write_json(stage / MODEL_FILE, content)
+        write_json(stage_directory / MODEL_FILE, model_facts)
 
 
 def load_model(directory: Path) -> Served:
@@ -98,48 +103,52 @@ def load_model(directory: Path) -> Served:
         ModelFilesError: No model, a damaged one, or one of another format.
         NodeStoreError: ``node.sqlite`` is damaged.
     """
-    facts = _read_facts(directory)
-    for name in FILES:
-        if not (directory / name).is_file():
-            raise _damaged(directory, f"{name} is missing")
-    for name, digest in facts["digests"].items():
-        if _digest(directory / name) != digest:
-            raise _damaged(directory, f"{name} is not the file that was saved")
+    model_facts = _read_facts(directory)
+    for file_name in FILES:
+        if not (directory / file_name).is_file():
+            raise _damaged(directory, f"{file_name} is missing")
+    for file_name, saved_digest in model_facts["digests"].items():
+        if _digest(directory / file_name) != saved_digest:
+            raise _damaged(directory, f"{file_name} is not the file that was saved")
     try:
-        served = NodeStore(directory / STORE_FILE).served(facts["run"])
+        served = NodeStore(directory / STORE_FILE).served(model_facts["run"])
     except StateMissingError:
-        raise _damaged(directory, f"{STORE_FILE} holds no model of run {facts['run']!r}") from None
-    if served.origin.fingerprint != facts["fingerprint"]:
+        raise _damaged(
+            directory, f"{STORE_FILE} holds no model of run {model_facts['run']!r}"
+        ) from None
+    if served.origin.fingerprint != model_facts["fingerprint"]:
         raise _damaged(directory, f"{STORE_FILE} holds another model than {MODEL_FILE} describes")
     return served
 
 
 def model_clients(served: Served) -> tuple[ClientDataset, ...]:
     """The data of all clients, split as they were for training."""
-    return tuple(served_data(served, name) for name in served.clients)
+    return tuple(served_data(served, client_name) for client_name in served.clients)
 
 
 def _read_facts(directory: Path) -> dict[str, Any]:
-    path = directory / MODEL_FILE
-    if not path.is_file():
+    model_path = directory / MODEL_FILE
+    if not model_path.is_file():
         raise ModelFilesError(
             f"{directory} holds no saved model: it has no {MODEL_FILE}. Fix: give the directory "
             f"that a model was saved into, e.g. runs/pfsr-20250131-120000/model."
         )
     try:
-        facts = json.loads(path.read_text("utf-8"))
+        model_facts = json.loads(model_path.read_text("utf-8"))
     except ValueError as error:
         raise _damaged(directory, f"{MODEL_FILE}: {error}") from None
-    if not isinstance(facts, dict) or "format" not in facts:
+    if not isinstance(model_facts, dict) or "format" not in model_facts:
         raise _damaged(directory, f"{MODEL_FILE} does not describe a model")
-    if facts["format"] != MODEL_FORMAT:
+    if model_facts["format"] != MODEL_FORMAT:
         raise ModelFilesError(
-            f"{directory} has model format {facts['format']}, this version reads format "
+            f"{directory} has model format {model_facts['format']}, this version reads format "
             f"{MODEL_FORMAT}. Fix: load it with the version that saved it, or train again."
         )
-    if not isinstance(facts.get("digests"), dict) or not {"run", "fingerprint"} <= set(facts):
+    if not isinstance(model_facts.get("digests"), dict) or not {"run", "fingerprint"} <= set(
+        model_facts
+    ):
         raise _damaged(directory, f"{MODEL_FILE} does not describe a model")
-    return facts
+    return model_facts
 
 
 def _damaged(directory: Path, problem: str) -> ModelFilesError:
@@ -149,16 +158,16 @@ def _damaged(directory: Path, problem: str) -> ModelFilesError:
     )
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(file_path: Path) -> str:
+    return hashlib.sha256(file_path.read_bytes()).hexdigest()
 
 
 def _check_replaceable(directory: Path) -> None:
     """Nothing but a model, or an empty directory, is ever replaced."""
     if not directory.exists():
         return
-    empty = directory.is_dir() and not any(directory.iterdir())
-    if not empty and not (directory / MODEL_FILE).is_file():
+    is_empty = directory.is_dir() and not any(directory.iterdir())
+    if not is_empty and not (directory / MODEL_FILE).is_file():
         raise ModelFilesError(
             f"{directory} is there already and holds no model. Fix: name another directory."
         )
@@ -166,21 +175,21 @@ def _check_replaceable(directory: Path) -> None:
 
 @contextmanager
 def _replaced(directory: Path) -> Iterator[Path]:
-    """A new directory that takes the place of ``directory`` when the block has ended."""
+    """A new directory that replaces ``directory`` when the block has ended."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    stage = directory.with_name(f".{directory.name}.{os.getpid()}")
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    stage_directory = directory.with_name(f".{directory.name}.{os.getpid()}")
+    old_directory = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     try:
-        stage.mkdir()
-        yield stage
+        stage_directory.mkdir()
+        yield stage_directory
         if directory.exists():
-            directory.rename(old)
+            directory.rename(old_directory)
         try:
-            stage.rename(directory)
+            stage_directory.rename(directory)
         except OSError:
-            if old.exists():
-                old.rename(directory)
+            if old_directory.exists():
+                old_directory.rename(directory)
             raise
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(stage_directory, ignore_errors=True)
+    shutil.rmtree(old_directory, ignore_errors=True)

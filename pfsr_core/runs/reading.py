@@ -30,145 +30,167 @@ OLD_NAMES = {
 OLD_ITEM_MAP = "item-views.json"
 
 
-def read_run(directory: Path) -> RunRecord:
+def read_run(run_directory: Path) -> RunRecord:
     """Reads what is there. Raises RunError when it is no run directory or a file is broken."""
-    known = ("config.json", "metrics.jsonl", "summary.json")
-    if not any((directory / name).is_file() for name in known):
+    known_files = ("config.json", "metrics.jsonl", "summary.json")
+    if not any((run_directory / file_name).is_file() for file_name in known_files):
         raise RunError(
-            f"{directory} is no run directory: it has none of {', '.join(known)}. "
+            f"{run_directory} is no run directory: it has none of {', '.join(known_files)}. "
             f"Fix: give the directory of one run, e.g. runs/pfsr-20250131-120000."
         )
     return RunRecord(
-        directory=directory,
-        config=_read_config(directory / "config.json"),
-        environment=_read_json(directory / "environment.json"),
-        data=_read_json(directory / "data.json"),
-        summary=_read_summary(directory / "summary.json"),
-        rounds=_read_rounds(directory / "metrics.jsonl"),
-        clients=_read_clients(directory / "clients.csv"),
-        baselines=_with_new_names(_read_json(directory / "baselines.json")),
-        item_map=_read_json(directory / ITEM_MAP) or _read_json(directory / OLD_ITEM_MAP),
+        directory=run_directory,
+        config=_read_config(run_directory / "config.json"),
+        environment=_read_json(run_directory / "environment.json"),
+        data=_read_json(run_directory / "data.json"),
+        summary=_read_summary(run_directory / "summary.json"),
+        rounds=_read_rounds(run_directory / "metrics.jsonl"),
+        clients=_read_clients(run_directory / "clients.csv"),
+        baselines=_with_new_names(_read_json(run_directory / "baselines.json")),
+        item_map=_read_json(run_directory / ITEM_MAP) or _read_json(run_directory / OLD_ITEM_MAP),
     )
 
 
-def _read_json(path: Path) -> Json:
-    """The object in ``path``, empty when there is no such file."""
-    if not path.is_file():
+def _read_json(file_path: Path) -> Json:
+    """The object in ``file_path``, empty when there is no such file."""
+    if not file_path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
+        json_object = json.loads(file_path.read_text("utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is broken: {error}. Fix: run again, or remove the file.") from None
-    if not isinstance(content, dict):
-        raise RunError(f"{path} does not hold an object. Fix: run again, or remove the file.")
-    return content
-
-
-def _read_config(path: Path) -> Json:
-    """The settings of a run; only what is read of them here is checked."""
-    config = _read_json(path)
-    if config.get("run.selected-by", "users") not in SELECTORS:
         raise RunError(
-            f"{path}: run.selected-by = {config['run.selected-by']!r} is not known. "
+            f"{file_path} is broken: {error}. Fix: run again, or remove the file."
+        ) from None
+    if not isinstance(json_object, dict):
+        raise RunError(f"{file_path} does not hold an object. Fix: run again, or remove the file.")
+    return json_object
+
+
+def _read_config(config_path: Path) -> Json:
+    """The settings of a run; only what is read of them here is checked."""
+    run_config = _read_json(config_path)
+    if run_config.get("run.selected-by", "users") not in SELECTORS:
+        raise RunError(
+            f"{config_path}: run.selected-by = {run_config['run.selected-by']!r} is not known. "
             f"Fix: write one of {', '.join(SELECTORS)}."
         )
-    return config
+    return run_config
 
 
-def _read_summary(path: Path) -> Json:
+def _read_summary(summary_path: Path) -> Json:
     """The figures of a finished run. Raises RunError unless its methods have names and numbers."""
-    summary = _with_new_names(_read_json(path))
-    methods = summary.get("methods", [])
-    if not isinstance(methods, list) or not all(_is_method(entry) for entry in methods):
+    run_summary = _with_new_names(_read_json(summary_path))
+    method_entries = run_summary.get("methods", [])
+    if not isinstance(method_entries, list) or not all(
+        _is_method(method_entry) for method_entry in method_entries
+    ):
         raise RunError(
-            f"{path}: methods is no list of objects with a method and its figures. "
+            f"{summary_path}: methods is no list of objects with a method and its figures. "
             f"Fix: run again, or remove the file."
         )
-    return summary
+    return run_summary
 
 
-def _is_method(entry: object) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+def _is_method(method_entry: object) -> bool:
+    if not isinstance(method_entry, dict) or not isinstance(method_entry.get("method"), str):
         return False
-    variants = entry.get("variants") or {}
-    if not isinstance(variants, dict):
+    variant_means = method_entry.get("variants") or {}
+    if not isinstance(variant_means, dict):
         return False
-    figures = [entry.get("best") or {}, entry.get("finetuned") or {}, *variants.values()]
-    return all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in figures)
+    model_means = [
+        method_entry.get("best") or {},
+        method_entry.get("finetuned") or {},
+        *variant_means.values(),
+    ]
+    return all(
+        isinstance(metric_means, dict) and all(map(_is_number, metric_means.values()))
+        for metric_means in model_means
+    )
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _read_rounds(path: Path) -> tuple[Json, ...]:
+def _read_rounds(metrics_path: Path) -> tuple[Json, ...]:
     """The lines by algorithm and round; a resumed run may write a round twice: the last counts."""
-    if not path.is_file():
+    if not metrics_path.is_file():
         return ()
-    lines = path.read_text("utf-8", errors="replace").split("\n")
+    text_lines = metrics_path.read_text("utf-8", errors="replace").split("\n")
     by_round: dict[tuple[str, int], Json] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for line_number, text_line in enumerate(text_lines, start=1):
+        if not text_line.strip():
             continue
-        entry = _read_round(path, number, line, last=number == len(lines))
-        if entry is not None:
-            by_round[entry["algorithm"], entry["round"]] = entry
-    order = list(dict.fromkeys(algorithm for algorithm, _ in by_round))
-    keys = sorted(by_round, key=lambda key: (order.index(key[0]), key[1]))
-    return tuple(by_round[key] for key in keys)
+        round_entry = _read_round(
+            metrics_path, line_number, text_line, is_last=line_number == len(text_lines)
+        )
+        if round_entry is not None:
+            by_round[round_entry["algorithm"], round_entry["round"]] = round_entry
+    algorithm_order = list(dict.fromkeys(algorithm_name for algorithm_name, _ in by_round))
+    round_keys = sorted(
+        by_round, key=lambda round_key: (algorithm_order.index(round_key[0]), round_key[1])
+    )
+    return tuple(by_round[round_key] for round_key in round_keys)
 
 
-def _read_round(path: Path, number: int, line: str, last: bool) -> Json | None:
+def _read_round(metrics_path: Path, line_number: int, text_line: str, is_last: bool) -> Json | None:
     try:
-        entry = json.loads(line)
-        entry = {**entry, "algorithm": str(entry["algorithm"]), "round": int(entry["round"])}
-        if "kept" in entry:  # of an earlier version
-            entry["mask-ratio"] = entry.pop("kept")
-        return _with_new_names(entry)
+        round_entry = json.loads(text_line)
+        round_entry = {
+            **round_entry,
+            "algorithm": str(round_entry["algorithm"]),
+            "round": int(round_entry["round"]),
+        }
+        if "kept" in round_entry:  # of an earlier version
+            round_entry["mask-ratio"] = round_entry.pop("kept")
+        return _with_new_names(round_entry)
     except (ValueError, KeyError, TypeError):
-        if last:  # without its line end: still being written
+        if is_last:  # without its line end: still being written
             return None
         raise RunError(
-            f"{path}, line {number}: not a round (an object with algorithm and round). "
-            f"Fix: remove the line."
+            f"{metrics_path}, line {line_number}: not a round (an object with algorithm and "
+            f"round). Fix: remove the line."
         ) from None
 
 
-def _read_clients(path: Path) -> tuple[ClientResult, ...]:
-    if not path.is_file():
+def _read_clients(csv_path: Path) -> tuple[ClientResult, ...]:
+    if not csv_path.is_file():
         return ()
-    with path.open(encoding="utf-8", newline="") as file:
+    with csv_path.open(encoding="utf-8", newline="") as csv_file:
         try:
-            return tuple(_client(row) for row in csv.DictReader(file))
+            return tuple(_client(csv_row) for csv_row in csv.DictReader(csv_file))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{path}: cannot read {error}. Fix: it needs the columns "
+                f"{csv_path}: cannot read {error}. Fix: it needs the columns "
                 f"{', '.join(client_columns())}; run again, or remove the file."
             ) from None
 
 
-def _client(row: Mapping[str, str]) -> ClientResult:
+def _client(csv_row: Mapping[str, str]) -> ClientResult:
     return ClientResult(
-        method=row["method"],
-        client=row["client"],
-        users=float(row["users"]),
-        split=row["split"],
-        sums={metric.name: float(row[f"{metric.name}_sum"]) for metric in headline_metrics()},
-        shipped=row.get("shipped", ""),
+        method=csv_row["method"],
+        client=csv_row["client"],
+        users=float(csv_row["users"]),
+        split=csv_row["split"],
+        sums={metric.name: float(csv_row[f"{metric.name}_sum"]) for metric in headline_metrics()},
+        shipped=csv_row.get("shipped", ""),
     )
 
 
-def _with_new_names(content: Json) -> Json:
+def _with_new_names(json_object: Json) -> Json:
     """The same with the names of figures of earlier versions replaced, at any depth."""
     return {
-        "/".join(OLD_NAMES.get(part, part) for part in name.split("/")): (
-            _with_new_names(value) if isinstance(value, dict) else _in_lists(value)
+        "/".join(OLD_NAMES.get(key_part, key_part) for key_part in json_key.split("/")): (
+            _with_new_names(json_value) if isinstance(json_value, dict) else _in_lists(json_value)
         )
-        for name, value in content.items()
+        for json_key, json_value in json_object.items()
     }
 
 
-def _in_lists(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    return [_with_new_names(item) if isinstance(item, dict) else item for item in value]
+def _in_lists(json_value: object) -> object:
+    if not isinstance(json_value, list):
+        return json_value
+    return [
+        _with_new_names(list_item) if isinstance(list_item, dict) else list_item
+        for list_item in json_value
+    ]

@@ -104,7 +104,7 @@ class Identity(NamedTuple):
 
 
 def round_line(
-    algorithm: str,
+    algorithm_name: str,
     round_: int,
     reply: Reply,
     *,
@@ -115,49 +115,64 @@ def round_line(
     """A round's line, without the figures of the evaluation: see :func:`with_metrics`.
 
     Args:
-        algorithm: Name of the algorithm.
+        algorithm_name: Name of the algorithm.
         round_: The round, from 1 on.
         reply: The mean of the replies.
         participation: Who took part.
         traffic: Bytes of the round.
         cost: Time and memory of the round.
     """
-    sums = reply.metrics
-    targets, clients = sums.get("train-targets", 0.0), sums.get("clients", 0.0)
-    ratios = {k.removeprefix(MASK_RATIO): v for k, v in sums.items() if k.startswith(MASK_RATIO)}
+    metric_sums = reply.metrics
+    num_targets, num_clients = (
+        metric_sums.get("train-targets", 0.0),
+        metric_sums.get("clients", 0.0),
+    )
+    ratio_sums = {
+        sum_key.removeprefix(MASK_RATIO): sum_value
+        for sum_key, sum_value in metric_sums.items()
+        if sum_key.startswith(MASK_RATIO)
+    }
     return {
-        "algorithm": algorithm,
+        "algorithm": algorithm_name,
         "round": round_,
         "seconds": round(cost.seconds, 3),
-        "train-loss": sums["train-loss"] / targets if targets else None,
+        "train-loss": metric_sums["train-loss"] / num_targets if num_targets else None,
         "asked": participation.asked,
         "answered": participation.answered,
         "dropped": list(participation.dropped),
         "abandoned": participation.abandoned,
         "bytes-down": traffic.down,
         "bytes-up": traffic.up,
-        "mask-ratio": {name: total / clients for name, total in ratios.items() if clients},
+        "mask-ratio": {
+            tensor_name: ratio_sum / num_clients
+            for tensor_name, ratio_sum in ratio_sums.items()
+            if num_clients
+        },
         "norm-median": median(reply.norms),
         "node-seconds": round(cost.node_seconds, 3),
         "peak-memory": round(cost.peak_memory, 1),
     }
 
 
-def with_metrics(line: Mapping[str, Any], means: Means | None) -> Json:
+def with_metrics(round_entry: Mapping[str, Any], metric_means: Means | None) -> Json:
     """A round's line completed with the evaluation of the model after it."""
-    return {**line, **(means or {})}
+    return {**round_entry, **(metric_means or {})}
 
 
-def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(round_entry: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the evaluation out of a round's line."""
-    return {k: v for k, v in line.items() if k.startswith(tuple(f"{split}/" for split in SPLITS))}
+    return {
+        metric_key: metric_value
+        for metric_key, metric_value in round_entry.items()
+        if metric_key.startswith(tuple(f"{split}/" for split in SPLITS))
+    }
 
 
 def method_entry(
-    name: str,
+    method_name: str,
     figures: Figures,
     *,
-    rounds: int,
+    num_rounds: int,
     served_round: int,
     outcome: Sums,
     traffic: Traffic,
@@ -167,9 +182,9 @@ def method_entry(
     """A federated algorithm in the summary.
 
     Args:
-        name: Its name.
+        method_name: Its name.
         figures: Its figures.
-        rounds: Number of rounds.
+        num_rounds: Number of rounds.
         served_round: The round of the model that is served.
         outcome: Sums of the algorithm's outcome over the clients.
         traffic: Bytes of all rounds.
@@ -177,9 +192,9 @@ def method_entry(
         dropped_at_finish: Nodes whose last answer was left out, with the reason.
     """
     return {
-        "method": name,
+        "method": method_name,
         "kind": "federated",
-        "rounds": rounds,
+        "rounds": num_rounds,
         "best_round": figures.best["round"],
         "served_round": served_round,
         "bytes_down": traffic.down,
@@ -188,86 +203,100 @@ def method_entry(
         "best": dict(figures.best["metrics"]),
         "last": dict(figures.last),
         "finetuned": None if figures.finetuned is None else dict(figures.finetuned),
-        "variants": {name: dict(means) for name, means in figures.variants.items()},
+        "variants": {variant_name: dict(means) for variant_name, means in figures.variants.items()},
         "outcome": dict(outcome),
         "dropped_at_finish": list(dropped_at_finish),
     }
 
 
-def baseline_entry(name: str, means: Means, seconds: float | None = None) -> Json:
+def baseline_entry(baseline_name: str, metric_means: Means, seconds: float | None = None) -> Json:
     """A baseline in the summary; ``seconds`` to fit and evaluate it, where they were taken."""
     return {
-        "method": name,
+        "method": baseline_name,
         "kind": "baseline",
         "rounds": 0,
         "best_round": 0,
         "bytes_down": 0,
         "bytes_up": 0,
         "seconds": seconds,
-        "best": dict(means),
-        "last": dict(means),
+        "best": dict(metric_means),
+        "last": dict(metric_means),
         "finetuned": None,
     }
 
 
 def run_summary(
-    identity: Identity, *, coverage: Means, seconds: float, methods: Sequence[Mapping[str, Any]]
+    identity: Identity,
+    *,
+    coverage: Means,
+    seconds: float,
+    method_entries: Sequence[Mapping[str, Any]],
 ) -> Json:
     """summary.json; ``coverage``: share of the held-out items that their client trained."""
     return {
         **identity._asdict(),
         "coverage": dict(coverage),
         "seconds": round(seconds, 3),
-        "methods": list(methods),
+        "methods": list(method_entries),
     }
 
 
 def client_row(
-    method: str,
-    sums: Mapping[str, float],
+    method_name: str,
+    metric_sums: Mapping[str, float],
     *,
     client: str,
     interactions: int,
     split: str,
-    variant: str = "",
-    shipped: str = "",
+    variant_name: str = "",
+    shipped_model: str = "",
 ) -> Json:
     """A client's row for one method.
 
     Args:
-        method: Name of the method.
-        sums: Its sums over the client's users: those of the headline metrics with seen items
+        method_name: Name of the method.
+        metric_sums: Its sums over the client's users: those of the headline metrics with seen items
             filtered, "users" and "covered".
         client: Name of the client.
         interactions: Its training interactions.
         split: "valid" or "test".
-        variant: The model variant, "" for the model that the client recommends with.
-        shipped: Which model a rule chose for the client, where it may be reported.
+        variant_name: The model variant, "" for the model that the client recommends with.
+        shipped_model: Which model a rule chose for the client, where it may be reported.
     """
-    totals = {
-        f"{metric.name}_sum": sums[f"{FILTERED}/{metric.name}"] for metric in headline_metrics()
+    metric_totals = {
+        f"{metric.name}_sum": metric_sums[f"{FILTERED}/{metric.name}"]
+        for metric in headline_metrics()
     }
     return {
-        "method": f"{method}: {variant}" if variant else method,
+        "method": f"{method_name}: {variant_name}" if variant_name else method_name,
         "client": client,
-        "users": int(sums["users"]),
+        "users": int(metric_sums["users"]),
         "interactions": interactions,
         "split": split,
-        **totals,
-        "covered": int(sums["covered"]),
-        **({"shipped": shipped} if shipped else {}),
+        **metric_totals,
+        "covered": int(metric_sums["covered"]),
+        **({"shipped": shipped_model} if shipped_model else {}),
     }
 
 
 def client_columns() -> tuple[str, ...]:
     """The columns of clients.csv."""
-    totals = (f"{metric.name}_sum" for metric in headline_metrics())
-    return ("method", "client", "users", "interactions", "split", *totals, "covered", "shipped")
+    total_columns = (f"{metric.name}_sum" for metric in headline_metrics())
+    return (
+        "method",
+        "client",
+        "users",
+        "interactions",
+        "split",
+        *total_columns,
+        "covered",
+        "shipped",
+    )
 
 
-def write_clients(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_clients(csv_path: Path, client_rows: Sequence[Mapping[str, object]]) -> None:
     """clients.csv; what a row lacks stays empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, client_columns(), lineterminator="\n")
+    with csv_path.open("w", encoding="utf-8", newline="") as csv_file:
+        writer = csv.DictWriter(csv_file, client_columns(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(client_rows)

@@ -35,48 +35,56 @@ class NodeStore:
         return StoreFile(self.path)
 
     def load(
-        self, run: str, algorithm: str, client: str, round_: int, fingerprint: str
+        self, run_name: str, algorithm_name: str, client_name: str, round_: int, fingerprint: str
     ) -> Params | None:
         """The state that a client had after ``round_``; of round 0 a warm start's copy, or None.
 
         What is raised: see :meth:`load_many`.
         """
-        states = self.load_many(run, algorithm, {client: round_}, {client: fingerprint})
-        return states.get(client)
+        client_states = self.load_many(
+            run_name, algorithm_name, {client_name: round_}, {client_name: fingerprint}
+        )
+        return client_states.get(client_name)
 
     def load_many(
-        self, run: str, algorithm: str, rounds: Mapping[str, int], fingerprints: Mapping[str, str]
+        self,
+        run_name: str,
+        algorithm_name: str,
+        client_rounds: Mapping[str, int],
+        fingerprints: Mapping[str, str],
     ) -> dict[str, Params]:
         """The states of several clients.
 
         Args:
-            run: Name of the run.
-            algorithm: Name of the algorithm.
-            rounds: By client, the round after which the state was saved; 0 for a warm start's
-                copy. A client of round 0 without a state is left out.
+            run_name: Name of the run.
+            algorithm_name: Name of the algorithm.
+            client_rounds: By client, the round after which the state was saved; 0 for a warm
+                start's copy. A client of round 0 without a state is left out.
             fingerprints: By client, the model and rows that its state must belong to.
 
         Raises:
             StateMissingError: There is no state of a later round than 0.
             StateMismatchError: Another model made a state.
         """
-        query = "SELECT fingerprint, digest, tensors FROM states WHERE (%s) = (?, ?, ?, ?)"
-        query %= "run, algorithm, client, round"
-        states = {}
+        sql_query = "SELECT fingerprint, digest, tensors FROM states WHERE (%s) = (?, ?, ?, ?)"
+        sql_query %= "run, algorithm, client, round"
+        client_states = {}
         with self._file.open() as file:
-            for client, round_ in rounds.items():
-                row = file.execute(query, (run, algorithm, client, round_)).fetchone()
-                if row is None and round_ == 0:
+            for client_name, round_ in client_rounds.items():
+                state_row = file.execute(
+                    sql_query, (run_name, algorithm_name, client_name, round_)
+                ).fetchone()
+                if state_row is None and round_ == 0:
                     continue
-                if row is None:
+                if state_row is None:
                     raise StateMissingError(
-                        f"{self.path} has no state of client {client!r} ({algorithm}, run {run!r}) "
-                        f"from round {round_}. Fix: give this node its own store back, or start a "
-                        f"new run."
+                        f"{self.path} has no state of client {client_name!r} "
+                        f"({algorithm_name}, run {run_name!r}) from round {round_}. Fix: give "
+                        f"this node its own store back, or start a new run."
                     )
-                self._check_model(row[0], fingerprints[client], client, run)
-                states[client] = self._file.tensors(row[2], row[1])
-        return states
+                self._check_model(state_row[0], fingerprints[client_name], client_name, run_name)
+                client_states[client_name] = self._file.tensors(state_row[2], state_row[1])
+        return client_states
 
     def secret(self) -> bytes:
         """32 random bytes that never leave this file, drawn at the first call.
@@ -84,18 +92,18 @@ class NodeStore:
         No server can compute what is derived from them, such as a private start.
         """
         with self._file.transaction() as file:
-            fresh = secrets.token_bytes(32)
-            file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (fresh,))
-            value: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
-        return value
+            new_secret = secrets.token_bytes(32)
+            file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (new_secret,))
+            stored_secret: bytes = file.execute("SELECT value FROM secret").fetchone()[0]
+        return stored_secret
 
     def save(
         self,
-        run: str,
-        algorithm: str,
+        run_name: str,
+        algorithm_name: str,
         round_: int,
         fingerprints: Mapping[str, str],
-        states: Mapping[str, Params],
+        client_states: Mapping[str, Params],
         *,
         last_rounds: Mapping[str, int],
     ) -> None:
@@ -107,33 +115,39 @@ class NodeStore:
         are all there.
 
         Args:
-            run: Name of the run.
-            algorithm: Name of the algorithm.
+            run_name: Name of the run.
+            algorithm_name: Name of the algorithm.
             round_: The round that ended with these states.
             fingerprints: By client, the model and rows that its state belongs to.
-            states: The new states by client.
+            client_states: The new states by client.
             last_rounds: By client, the round of the version before.
         """
-        keys = [(run, algorithm, client, round_) for client in states]
-        rows = (
-            (*key, fingerprints[client], *packed(state))
-            for key, (client, state) in zip(keys, states.items(), strict=True)
+        state_keys = [
+            (run_name, algorithm_name, client_name, round_) for client_name in client_states
+        ]
+        state_rows = (
+            (*state_key, fingerprints[client_name], *packed(client_state))
+            for state_key, (client_name, client_state) in zip(
+                state_keys, client_states.items(), strict=True
+            )
         )
-        older = ((*key, last_rounds.get(key[2], 0)) for key in keys)
+        older_keys = ((*state_key, last_rounds.get(state_key[2], 0)) for state_key in state_keys)
         with self._file.transaction() as file:
-            file.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            file.executemany(
+                "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?, ?)", state_rows
+            )
             file.executemany(
                 "DELETE FROM states WHERE run = ? AND algorithm = ? AND client = ? "
                 "AND round < ? AND round != ?",
-                older,
+                older_keys,
             )
 
-    def rounds(self, run: str, algorithm: str, client: str) -> list[int]:
-        """Rounds whose state of ``client`` is kept, ascending."""
-        query = "SELECT round FROM states WHERE run = ? AND algorithm = ? AND client = ?"
+    def rounds(self, run_name: str, algorithm_name: str, client_name: str) -> list[int]:
+        """Rounds whose state of ``client_name`` is kept, ascending."""
+        sql_query = "SELECT round FROM states WHERE run = ? AND algorithm = ? AND client = ?"
         with self._file.open() as file:
-            rows = file.execute(query, (run, algorithm, client)).fetchall()
-        return sorted(row[0] for row in rows)
+            state_rows = file.execute(sql_query, (run_name, algorithm_name, client_name)).fetchall()
+        return sorted(state_row[0] for state_row in state_rows)
 
     def copy_states(self, from_run: str, to_run: str) -> int:
         """Makes the newest states of ``from_run`` the first ones (round 0) of ``to_run``.
@@ -147,31 +161,31 @@ class NodeStore:
             StateMissingError: There is none.
         """
         with self._file.transaction() as file:
-            count = file.execute(
+            num_copied = file.execute(
                 "INSERT OR IGNORE INTO states "
                 "SELECT ?, algorithm, client, 0, fingerprint, digest, tensors FROM states AS old "
                 "WHERE run = ? AND round = (SELECT max(round) FROM states WHERE run = old.run "
                 "AND algorithm = old.algorithm AND client = old.client)",
                 (to_run, from_run),
             ).rowcount
-            known = file.execute("SELECT 1 FROM states WHERE run = ?", (from_run,)).fetchone()
-        if known is None:
+            known_state = file.execute("SELECT 1 FROM states WHERE run = ?", (from_run,)).fetchone()
+        if known_state is None:
             raise StateMissingError(
                 f"{self.path} has no state of run {from_run!r}. Fix: check run.warm-start; "
                 f"runs in this store: {', '.join(self.runs()) or 'none'}."
             )
-        return count
+        return num_copied
 
     def runs(self) -> list[str]:
         """Names of the runs with states in this store, sorted."""
         with self._file.open() as file:
             return [row[0] for row in file.execute("SELECT DISTINCT run FROM states ORDER BY 1")]
 
-    def reset(self, run: str) -> int:
+    def reset(self, run_name: str) -> int:
         """Deletes a run's states and served models; returns the number of states."""
         with self._file.transaction() as file:
-            file.execute("DELETE FROM served WHERE run = ?", (run,))
-            return file.execute("DELETE FROM states WHERE run = ?", (run,)).rowcount
+            file.execute("DELETE FROM served WHERE run = ?", (run_name,))
+            return file.execute("DELETE FROM states WHERE run = ?", (run_name,)).rowcount
 
     def install(
         self, served: Served, clients: Iterable[tuple[str, ClientModel]] | None = None
@@ -185,31 +199,33 @@ class NodeStore:
         """
         write_served(self._file, served, served.clients.items() if clients is None else clients)
 
-    def served(self, run: str = "") -> Served:
-        """The model installed last, or that of ``run``, with all clients of this node.
+    def served(self, run_name: str = "") -> Served:
+        """The model installed last, or that of ``run_name``, with all clients of this node.
 
         Raises:
             StateMissingError: There is none.
         """
-        return read_served(self._file, run)
+        return read_served(self._file, run_name)
 
-    def forget(self, user: str) -> int:
+    def forget(self, user_id: str) -> int:
         """Takes a user out of every served model; returns out of how many.
 
         The states of training stay: a run on data without the user makes new ones.
         """
-        return forget_user(self._file, user)
+        return forget_user(self._file, user_id)
 
-    def _check_model(self, stored: str, expected: str, client: str, run: str) -> None:
-        if stored != expected:
+    def _check_model(
+        self, stored_fingerprint: str, expected_fingerprint: str, client_name: str, run_name: str
+    ) -> None:
+        if stored_fingerprint != expected_fingerprint:
             raise StateMismatchError(
-                f"{self.path}: the state of client {client!r} in run {run!r} belongs to model "
-                f"{stored}, but this run trains model {expected}. Fix: restore the settings, the "
-                f"data and the version it was made with, choose another run name, or forget it "
-                f"with reset."
+                f"{self.path}: the state of client {client_name!r} in run {run_name!r} belongs to "
+                f"model {stored_fingerprint}, but this run trains model {expected_fingerprint}. "
+                f"Fix: restore the settings, the data and the version it was made with, choose "
+                f"another run name, or forget it with reset."
             )
 
 
 def default_state_directory() -> Path:
-    """Where nodes keep their stores unless told otherwise: $PFSR_HOME/state, else .pfsr/state."""
+    """The default directory of the nodes' stores: $PFSR_HOME/state, else .pfsr/state."""
     return Path(os.environ.get("PFSR_HOME") or ".pfsr") / "state"

@@ -13,27 +13,27 @@ from pfsr_core.serving.served_model import ModelOrigin, Served, ServedClient, Se
 
 def served_model(
     assembly: Assembly,
-    shared: Params,
+    shared_params: Params,
     settings: Settings,
     federation: FederatedDataset,
     *,
-    run: str,
+    run_name: str,
     round_: int,
 ) -> Served:
     """A model without its clients, which :func:`served_client` makes one by one.
 
     Args:
         assembly: The assembled model.
-        shared: The shared parameters.
+        shared_params: The shared parameters.
         settings: Settings that name the model's own algorithm.
         federation: Where its items and their titles are from.
-        run: Name of the run.
+        run_name: Name of the run.
         round_: The round of the shared parameters.
     """
     catalogue = federation.catalogue
     return Served(
         origin=ModelOrigin(
-            run=run,
+            run=run_name,
             algorithm=settings.algorithm.name,
             round=round_,
             fingerprint=assembly.fingerprint,
@@ -45,12 +45,16 @@ def served_model(
             texts=catalogue.texts if assembly.vectors_digest else (),
             vectors=pooled_vectors(settings.model, catalogue),
         ),
-        shared=shared,
+        shared=shared_params,
     )
 
 
-def served_client(assembly: Assembly, data: ClientDataset, state: Params) -> ServedClient:
+def served_client(
+    assembly: Assembly, client_data: ClientDataset, client_state: Params
+) -> ServedClient:
     """A client with its whole histories, and their times where the model reads times."""
-    histories = {user.user: user.all_items.tolist() for user in data.users}
-    times = {user.user: user.times.tolist() for user in data.users if len(user.times)}
-    return ServedClient(state, histories, times if assembly.task.model.reads_times else {})
+    user_histories = {user.user: user.all_items.tolist() for user in client_data.users}
+    user_times = {user.user: user.times.tolist() for user in client_data.users if len(user.times)}
+    return ServedClient(
+        client_state, user_histories, user_times if assembly.task.model.reads_times else {}
+    )

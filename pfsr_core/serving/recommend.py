@@ -102,146 +102,175 @@ def recommend(
     """
     check_question(served, k, client)
     query = _query(served, user, items, client)
-    data = served_data(served, query.client)
-    query = _without_unsold_items(query, data)
+    client_data = served_data(served, query.client)
+    query = _without_unsold_items(query, client_data)
     if len(query.history):
-        scores, source = _model_scores(served, query, data), MODEL
+        scores, answer_source = _model_scores(served, query, client_data), MODEL
     else:
-        scores, source = _item_counts(served, query.client), POPULARITY
+        scores, answer_source = _item_counts(served, query.client), POPULARITY
     scores[torch.from_numpy(query.history)] = -torch.inf
     scores[0] = -torch.inf
-    return Answer(user, query.client, source, _top_items(served, scores, k), query.skipped)
+    return Answer(user, query.client, answer_source, _top_items(served, scores, k), query.skipped)
 
 
-def check_question(served: Served, k: int, client: str) -> None:
+def check_question(served: Served, k: int, client_name: str) -> None:
     """Checks a question before it is answered.
 
     Raises:
-        RecommendationError: k < 1, or ``client`` is not served here; "" stands for any.
+        RecommendationError: k < 1, or ``client_name`` is not served here; "" stands for any.
     """
     if k < 1:
         raise RecommendationError(f"k = {k}. Fix: ask for at least one item.")
-    if client and client not in served.clients:
-        known = preview(served.clients)
-        raise RecommendationError(f"unknown client {client!r}. Fix: choose one of {known}.")
-
-
-def _query(served: Served, user: str, items: Sequence[str] | None, client: str) -> Query:
-    home = _home_client(served, user)
-    name = client or home or _largest_client(served)
-    if items is not None:
-        codes = served.items.codes
-        known_codes = [codes[item] for item in items if item in codes]
-        skipped = tuple(item for item in items if item not in codes)
-        return Query(name, np.array(known_codes, np.int64), skipped)
-    if home is None:
+    if client_name and client_name not in served.clients:
+        known_clients = preview(served.clients)
         raise RecommendationError(
-            f"user {user!r} is not on this node. Fix: ask the node that holds the user, give one "
-            f"of its users ({preview(_all_users(served))}), or give what the user liked: "
+            f"unknown client {client_name!r}. Fix: choose one of {known_clients}."
+        )
+
+
+def _query(served: Served, user_id: str, item_ids: Sequence[str] | None, client: str) -> Query:
+    home_client = _home_client(served, user_id)
+    client_name = client or home_client or _largest_client(served)
+    if item_ids is not None:
+        item_codes = served.items.codes
+        known_codes = [item_codes[item_id] for item_id in item_ids if item_id in item_codes]
+        skipped_items = tuple(item_id for item_id in item_ids if item_id not in item_codes)
+        return Query(client_name, np.array(known_codes, np.int64), skipped_items)
+    if home_client is None:
+        raise RecommendationError(
+            f"user {user_id!r} is not on this node. Fix: ask the node that holds the user, give "
+            f"one of its users ({preview(_all_users(served))}), or give what the user liked: "
             f"--items ID,ID."
         )
-    history, times = stored_history(served, home, user)
-    return Query(name, history, times=times, user=user if name == home else "")
+    history, times = stored_history(served, home_client, user_id)
+    return Query(
+        client_name, history, times=times, user=user_id if client_name == home_client else ""
+    )
 
 
-def add_items(served: Served, user: str, items: Sequence[str], seconds: int) -> None:
+def add_items(served: Served, user_id: str, item_ids: Sequence[str], seconds: int) -> None:
     """Stores new interactions of a user of the node.
 
     The next model that is installed starts from the histories of the node's data again.
 
     Args:
         served: The model.
-        user: Raw user id.
-        items: Raw item ids, oldest first.
+        user_id: Raw user id.
+        item_ids: Raw item ids, oldest first.
         seconds: When they were, in the unit of the data's times.
 
     Raises:
         RecommendationError: An unknown user or item, no item at all, or a model in no store.
     """
-    if not items:
+    if not item_ids:
         raise RecommendationError("no item to add. Fix: give item ids, as --add ID,ID.")
-    home, codes = _home_client(served, user), served.items.codes
-    unknown = [item for item in items if item not in codes]
-    if unknown:
+    home_client, item_codes = _home_client(served, user_id), served.items.codes
+    unknown_items = [item_id for item_id in item_ids if item_id not in item_codes]
+    if unknown_items:
         raise RecommendationError(
-            f"the catalogue lacks {preview(unknown)}. "
+            f"the catalogue lacks {preview(unknown_items)}. "
             f"Fix: add items that the model was trained with."
         )
-    if home is None or served.users is None:
+    if home_client is None or served.users is None:
         raise RecommendationError(
-            f"user {user!r} is not on this node. Fix: add items where the user is; users here: "
+            f"user {user_id!r} is not on this node. Fix: add items where the user is; users here: "
             f"{preview(_all_users(served))}."
         )
-    served.users.append(home, user, [codes[item] for item in items], seconds)
+    served.users.append(
+        home_client, user_id, [item_codes[item_id] for item_id in item_ids], seconds
+    )
 
 
-def _without_unsold_items(query: Query, data: ClientDataset) -> Query:
+def _without_unsold_items(query: Query, client_data: ClientDataset) -> Query:
     """The query without items that the client does not sell."""
-    sold = np.isin(query.history, data.rankable_items)
-    foreign = tuple(data.item_ids[code - 1] for code in query.history[~sold])
-    times = query.times[sold] if len(query.times) else query.times
-    skipped = (*query.skipped, *foreign)
-    return replace(query, history=query.history[sold], times=times, skipped=skipped)
+    sold_mask = np.isin(query.history, client_data.rankable_items)
+    foreign_items = tuple(
+        client_data.item_ids[item_code - 1] for item_code in query.history[~sold_mask]
+    )
+    sold_times = query.times[sold_mask] if len(query.times) else query.times
+    skipped_items = (*query.skipped, *foreign_items)
+    return replace(query, history=query.history[sold_mask], times=sold_times, skipped=skipped_items)
 
 
-def _home_client(served: Served, user: str) -> str | None:
-    """The client that holds ``user``."""
-    names = (name for name, part in served.clients.items() if user in part.histories)
-    return next(names, None)
+def _home_client(served: Served, user_id: str) -> str | None:
+    """The client that holds ``user_id``."""
+    client_names = (
+        client_name
+        for client_name, served_client in served.clients.items()
+        if user_id in served_client.histories
+    )
+    return next(client_names, None)
 
 
 def _largest_client(served: Served) -> str:
     if not served.clients:
         raise RecommendationError("this node serves no client. Fix: ask a node that has users.")
-    return max(served.clients, key=lambda name: len(served.clients[name].histories))
+    return max(served.clients, key=lambda client_name: len(served.clients[client_name].histories))
 
 
 def _all_users(served: Served) -> list[str]:
-    return [user for part in served.clients.values() for user in part.histories]
+    return [
+        user_id for served_client in served.clients.values() for user_id in served_client.histories
+    ]
 
 
-def _model_scores(served: Served, query: Query, data: ClientDataset) -> Tensor:
-    """Scores of all items by the model of the query's client, which has ``data``: (V + 1,)."""
+def _model_scores(served: Served, query: Query, client_data: ClientDataset) -> Tensor:
+    """Scores of all items by the model of the query's client, whose data are given: (V + 1,)."""
     assembly = served_assembly(served)
-    state = served.clients[query.client].state
-    params = assembly.algorithm.personalization.model(served.shared, state)
-    names = [user.user for user in data.users]
-    row = names.index(query.user) + 1 if query.user in names else 0
-    length = parse_settings(served.origin.settings).model.max_length
+    client_state = served.clients[query.client].state
+    merged_params = assembly.algorithm.personalization.model(served.shared, client_state)
+    user_ids = [user.user for user in client_data.users]
+    user_row = user_ids.index(query.user) + 1 if query.user in user_ids else 0
+    max_length = parse_settings(served.origin.settings).model.max_length
     if assembly.task.model.serving is None:
-        score = make_scorer(assembly.task, params, data, length)
-        return score([query.history], [query.times], np.array([row]))[0]
-    question = Question(query.history, query.times, row)
-    answer = partial(score_from_memory, assembly.task, params, data, question, max_length=length)
+        score_histories = make_scorer(assembly.task, merged_params, client_data, max_length)
+        return score_histories([query.history], [query.times], np.array([user_row]))[0]
+    question = Question(query.history, query.times, user_row)
+    score_query = partial(
+        score_from_memory,
+        assembly.task,
+        merged_params,
+        client_data,
+        question,
+        max_length=max_length,
+    )
     if not query.user or served.users is None:
-        return answer(memory=None)[0]
-    history = np.stack([query.history, query.times], 1) if len(query.times) else query.history
-    key = (query.client, query.user, weights_digest(params), history)
-    known = served.users.memory(*key)
-    scores, memory = answer(memory=known)
-    if known is None or memory.covered != known.covered:
-        served.users.keep(*key, memory)
+        return score_query(memory=None)[0]
+    timed_history = np.stack([query.history, query.times], 1) if len(query.times) else query.history
+    memory_key = (query.client, query.user, weights_digest(merged_params), timed_history)
+    stored_memory = served.users.memory(*memory_key)
+    scores, new_memory = score_query(memory=stored_memory)
+    if stored_memory is None or new_memory.covered != stored_memory.covered:
+        served.users.keep(*memory_key, new_memory)
     return scores
 
 
-def _item_counts(served: Served, client: str) -> Tensor:
+def _item_counts(served: Served, client_name: str) -> Tensor:
     """How often each item occurs in the client's histories: (V + 1,); -inf for never."""
-    histories = served.clients[client].histories.values()
-    codes = np.concatenate([np.empty(0, np.int64), *map(np.asarray, histories)]).astype(np.int64)
-    counts = torch.from_numpy(np.bincount(codes, minlength=len(served.items.ids) + 1)).double()
-    return counts.masked_fill(counts == 0, -torch.inf)
+    user_histories = served.clients[client_name].histories.values()
+    item_codes = np.concatenate([np.empty(0, np.int64), *map(np.asarray, user_histories)]).astype(
+        np.int64
+    )
+    item_counts = torch.from_numpy(
+        np.bincount(item_codes, minlength=len(served.items.ids) + 1)
+    ).double()
+    return item_counts.masked_fill(item_counts == 0, -torch.inf)
 
 
 def _top_items(served: Served, scores: Tensor, k: int) -> tuple[Recommendation, ...]:
     """At most ``k``: fewer when the client can rank no more."""
-    order = torch.argsort(scores, descending=True, stable=True)[:k].tolist()
-    ranked = [(code, float(scores[code])) for code in order if torch.isfinite(scores[code])]
+    ranked_codes = torch.argsort(scores, descending=True, stable=True)[:k].tolist()
+    scored_codes = [
+        (item_code, float(scores[item_code]))
+        for item_code in ranked_codes
+        if torch.isfinite(scores[item_code])
+    ]
     return tuple(
         Recommendation(
-            item=served.items.ids[code - 1],
-            title=served.items.titles.get(served.items.ids[code - 1], ""),
+            item=served.items.ids[item_code - 1],
+            title=served.items.titles.get(served.items.ids[item_code - 1], ""),
             score=score,
             rank=rank,
         )
-        for rank, (code, score) in enumerate(ranked, start=1)
+        for rank, (item_code, score) in enumerate(scored_codes, start=1)
     )

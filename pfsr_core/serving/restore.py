@@ -38,39 +38,48 @@ def served_assembly(served: Served) -> Assembly:
 
 @lru_cache(maxsize=8)
 def _assembled(
-    settings: tuple[tuple[str, Any], ...], catalogue: ItemCatalogue, _thread: int
+    setting_pairs: tuple[tuple[str, Any], ...], catalogue: ItemCatalogue, _thread: int
 ) -> Assembly:
     """Cached for the life of the process: assembling takes longer than an answer from a memory.
 
     Each thread has its own: a model's parameters are put into its module while it computes.
     """
-    return assemble(parse_settings(dict(settings)), catalogue)
+    return assemble(parse_settings(dict(setting_pairs)), catalogue)
 
 
-def served_data(served: Served, client: str) -> ClientDataset:
+def served_data(served: Served, client_name: str) -> ClientDataset:
     """The client's data as they were split for training, and the catalogue that it can rank."""
-    part = served.clients[client]
+    stored_client = served.clients[client_name]
     users = tuple(
         UserHistory(
-            user,
-            np.array(codes[:-HELD_OUT], np.int64),
-            valid=codes[-2],
-            test=codes[-1],
-            times=np.array(part.times[user], np.int64) if user in part.times else unknown_times(),
+            user_id,
+            np.array(item_codes[:-HELD_OUT], np.int64),
+            valid=item_codes[-2],
+            test=item_codes[-1],
+            times=np.array(stored_client.times[user_id], np.int64)
+            if user_id in stored_client.times
+            else unknown_times(),
         )
-        for user, codes in part.histories.items()
-        if len(codes) > HELD_OUT
+        for user_id, item_codes in stored_client.histories.items()
+        if len(item_codes) > HELD_OUT
     )
-    data = ClientDataset(client, users, tuple(served.items.ids), served.secret)
-    return with_catalogue(parse_settings(served.origin.settings), data)
+    client_data = ClientDataset(client_name, users, tuple(served.items.ids), served.secret)
+    return with_catalogue(parse_settings(served.origin.settings), client_data)
 
 
-def stored_history(served: Served, client: str, user: str) -> tuple[ItemArray, ItemArray]:
+def stored_history(served: Served, client_name: str, user_id: str) -> tuple[ItemArray, ItemArray]:
     """Item codes of a user and their seconds: of the training data, then what was added since.
 
     There are no seconds where those of the training data are not known.
     """
-    part, new = served.clients[client], served.users.added(client, user) if served.users else []
-    history = [*part.histories[user], *(code for code, _ in new)]
-    times = [*part.times[user], *(time for _, time in new)] if user in part.times else []
+    stored_client, added_items = (
+        served.clients[client_name],
+        served.users.added(client_name, user_id) if served.users else [],
+    )
+    history = [*stored_client.histories[user_id], *(item_code for item_code, _ in added_items)]
+    times = (
+        [*stored_client.times[user_id], *(added_at for _, added_at in added_items)]
+        if user_id in stored_client.times
+        else []
+    )
     return np.array(history, np.int64), np.array(times, np.int64)

@@ -20,7 +20,7 @@ from pfsr_core.params import Params
 from pfsr_core.serving.sqlite_file import StateMissingError, StoreFile, packed
 from pfsr_core.serving.users import ServedUsers, read_histories, write_histories
 
-VECTORS = "item vectors"  # name of the item vectors among the shared tensors of a stored model
+VECTORS_NAME = "item vectors"  # name of the item vectors among the shared tensors of a stored model
 
 
 class RecommendationError(ValueError):
@@ -111,7 +111,7 @@ class ServedItems:
     @property
     def codes(self) -> dict[str, int]:
         """Item codes, from 1 on, by raw item id."""
-        return {raw: code for code, raw in enumerate(self.ids, start=1)}
+        return {item_id: item_code for item_code, item_id in enumerate(self.ids, start=1)}
 
 
 @dataclass(frozen=True)
@@ -145,78 +145,101 @@ def write_served(
     It replaces the model of the same run and algorithm; ``served.clients`` are not looked at.
     """
     origin, items = served.origin, served.items
-    words = {"titles": dict(items.titles), "texts": list(items.texts)}
-    tensors = {**served.shared}
+    item_facts = {"titles": dict(items.titles), "texts": list(items.texts)}
+    shared_tensors = {**served.shared}
     if items.vectors is not None:
-        words["vectors"] = [items.vectors.digest, items.vectors.method]
-        tensors[VECTORS] = torch.from_numpy(items.vectors.rows)
-    catalogue = json.dumps({"item_ids": list(items.ids), **words})
-    names = (origin.run, origin.algorithm)
-    facts = (origin.round, origin.fingerprint, json.dumps(dict(origin.settings)), catalogue)
+        item_facts["vectors"] = [items.vectors.digest, items.vectors.method]
+        shared_tensors[VECTORS_NAME] = torch.from_numpy(items.vectors.rows)
+    catalogue_json = json.dumps({"item_ids": list(items.ids), **item_facts})
+    model_key = (origin.run, origin.algorithm)
+    model_facts = (
+        origin.round,
+        origin.fingerprint,
+        json.dumps(dict(origin.settings)),
+        catalogue_json,
+    )
     with store.transaction() as file:
-        file.execute("DELETE FROM served WHERE run = ? AND algorithm = ?", names)
-        number = file.execute(
+        file.execute("DELETE FROM served WHERE run = ? AND algorithm = ?", model_key)
+        model_number = file.execute(
             "INSERT INTO served VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*names, *facts, *packed(tensors)),
+            (*model_key, *model_facts, *packed(shared_tensors)),
         ).lastrowid
-        rows = ((number, name, *_client_columns(client)) for name, client in clients)
-        file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", rows)
+        client_rows = (
+            (model_number, client_name, *_client_columns(client)) for client_name, client in clients
+        )
+        file.executemany("INSERT INTO served_clients VALUES (?, ?, ?, ?, ?)", client_rows)
         if served.secret:
             file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (served.secret,))
 
 
-def read_served(store: StoreFile, run: str = "") -> Served:
-    """The model that was written last, or that of ``run``, with all its clients.
+def read_served(store: StoreFile, run_name: str = "") -> Served:
+    """The model that was written last, or that of ``run_name``, with all its clients.
 
     Raises:
         StateMissingError: There is none.
         NodeStoreError: The file is damaged.
     """
-    columns = "number, run, algorithm, round, fingerprint, settings, catalogue, digest, tensors"
+    column_names = (
+        "number, run, algorithm, round, fingerprint, settings, catalogue, digest, tensors"
+    )
     with store.open() as file:
-        file.execute("BEGIN")  # one model and its own clients, whoever writes meanwhile
-        row = file.execute(
-            f"SELECT {columns} FROM served WHERE ? IN ('', run) ORDER BY number DESC", (run,)
+        file.execute("BEGIN")  # a consistent read, also while another process writes
+        model_row = file.execute(
+            f"SELECT {column_names} FROM served WHERE ? IN ('', run) ORDER BY number DESC",
+            (run_name,),
         ).fetchone()
-        if row is None:
+        if model_row is None:
             raise StateMissingError(
-                f"{store.path} serves no model{f' of run {run!r}' if run else ''}. "
+                f"{store.path} serves no model{f' of run {run_name!r}' if run_name else ''}. "
                 f"Fix: let a run finish on this node first."
             )
-        query = "SELECT client, histories, digest FROM served_clients WHERE number = ?"
-        clients = file.execute(query, row[:1]).fetchall()
-        secret = file.execute("SELECT value FROM secret").fetchone()
-    number, of_run, algorithm, round_, fingerprint, settings, catalogue, digest, blob = row
-    words = json.loads(catalogue)
-    shared = store.tensors(blob, digest)
-    vectors = shared.pop(VECTORS, None)
+        sql_query = "SELECT client, histories, digest FROM served_clients WHERE number = ?"
+        client_rows = file.execute(sql_query, model_row[:1]).fetchall()
+        secret_row = file.execute("SELECT value FROM secret").fetchone()
+    (
+        model_number,
+        stored_run,
+        algorithm,
+        round_,
+        fingerprint,
+        settings_json,
+        catalogue_json,
+        digest,
+        tensor_blob,
+    ) = model_row
+    item_facts = json.loads(catalogue_json)
+    shared_tensors = store.tensors(tensor_blob, digest)
+    item_vectors = shared_tensors.pop(VECTORS_NAME, None)
     return Served(
-        origin=ModelOrigin(of_run, algorithm, round_, fingerprint, json.loads(settings)),
+        origin=ModelOrigin(stored_run, algorithm, round_, fingerprint, json.loads(settings_json)),
         items=ServedItems(
-            ids=tuple(words["item_ids"]),
-            titles=words["titles"],
-            texts=tuple(words.get("texts", ())),
-            vectors=None if vectors is None else ItemVectors(vectors.numpy(), *words["vectors"]),
+            ids=tuple(item_facts["item_ids"]),
+            titles=item_facts["titles"],
+            texts=tuple(item_facts.get("texts", ())),
+            vectors=None
+            if item_vectors is None
+            else ItemVectors(item_vectors.numpy(), *item_facts["vectors"]),
         ),
-        shared=shared,
+        shared=shared_tensors,
         clients={
-            name: StoredClient(
-                partial(_read_state, store, number, name, state_digest), *read_histories(text)
+            client_name: StoredClient(
+                partial(_read_state, store, model_number, client_name, state_digest),
+                *read_histories(histories_json),
             )
-            for name, text, state_digest in clients
+            for client_name, histories_json, state_digest in client_rows
         },
-        secret=secret[0] if secret else b"",
-        users=ServedUsers(store, number),
+        secret=secret_row[0] if secret_row else b"",
+        users=ServedUsers(store, model_number),
     )
 
 
-def _read_state(store: StoreFile, number: int, client: str, digest: str) -> Params:
-    query = "SELECT tensors FROM served_clients WHERE (number, client, digest) = (?, ?, ?)"
+def _read_state(store: StoreFile, model_number: int, client_name: str, state_digest: str) -> Params:
+    sql_query = "SELECT tensors FROM served_clients WHERE (number, client, digest) = (?, ?, ?)"
     with store.open() as file:
-        row = file.execute(query, (number, client, digest)).fetchone()
-    if row is None:
+        state_row = file.execute(sql_query, (model_number, client_name, state_digest)).fetchone()
+    if state_row is None:
         raise store.changed()
-    return store.tensors(row[0], digest)
+    return store.tensors(state_row[0], state_digest)
 
 
 def _client_columns(client: ClientModel) -> tuple[str, str, bytes]:
@@ -226,5 +249,5 @@ def _client_columns(client: ClientModel) -> tuple[str, str, bytes]:
 
 def preview(names: Sequence[str] | Mapping[str, object], limit: int = 5) -> str:
     """The first ``limit`` names, and how many there are, for a message."""
-    shown = ", ".join(list(names)[:limit])
-    return shown if len(names) <= limit else f"{shown}, ... {len(names)} in all"
+    shown_names = ", ".join(list(names)[:limit])
+    return shown_names if len(names) <= limit else f"{shown_names}, ... {len(names)} in all"

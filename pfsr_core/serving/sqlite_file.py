@@ -86,15 +86,15 @@ class StoreFile:
 
     path: Path
 
-    def tensors(self, blob: bytes, digest: str) -> Params:
+    def tensors(self, tensor_blob: bytes, digest: str) -> Params:
         """Undoes :func:`packed`.
 
         Raises:
             NodeStoreError: The bytes do not match their digest.
         """
-        if hashlib.sha256(blob).hexdigest() == digest:
+        if hashlib.sha256(tensor_blob).hexdigest() == digest:
             try:
-                return load_tensors(blob)
+                return load_tensors(tensor_blob)
             except SafetensorError:
                 pass
         raise self.damaged("a state does not match its checksum")
@@ -156,41 +156,43 @@ class StoreFile:
     def _prepare(self, file: sqlite3.Connection) -> None:
         file.execute("PRAGMA foreign_keys = ON")
         file.execute("PRAGMA secure_delete = ON")  # not every SQLite does it by itself
-        application = file.execute("PRAGMA application_id").fetchone()[0]
-        if application != APPLICATION_ID:
+        application_id = file.execute("PRAGMA application_id").fetchone()[0]
+        if application_id != APPLICATION_ID:
             self._create(file)
-        version = file.execute("PRAGMA user_version").fetchone()[0]
-        if version in UPGRADES:
-            version = self._upgrade(file)
-        if version != STORE_FORMAT:
-            raise self.damaged(f"it has format {version}, this program reads format {STORE_FORMAT}")
+        format_version = file.execute("PRAGMA user_version").fetchone()[0]
+        if format_version in UPGRADES:
+            format_version = self._upgrade(file)
+        if format_version != STORE_FORMAT:
+            raise self.damaged(
+                f"it has format {format_version}, this program reads format {STORE_FORMAT}"
+            )
         _write_ahead(file)
         file.execute("PRAGMA synchronous = FULL")
 
     def _create(self, file: sqlite3.Connection) -> None:
         file.execute("BEGIN IMMEDIATE")  # two processes may meet here: the second finds the tables
-        application = file.execute("PRAGMA application_id").fetchone()[0]
-        tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application == 0 and tables == 0:
-            for statement in (SCHEMA + USER_SCHEMA).split(";"):
-                file.execute(statement)
+        application_id = file.execute("PRAGMA application_id").fetchone()[0]
+        num_tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application_id == 0 and num_tables == 0:
+            for sql_statement in (SCHEMA + USER_SCHEMA).split(";"):
+                file.execute(sql_statement)
             file.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             file.execute(f"PRAGMA user_version = {STORE_FORMAT}")
-        elif application != APPLICATION_ID:
+        elif application_id != APPLICATION_ID:
             raise self.damaged("it is a database of another program")
         file.execute("COMMIT")
 
     def _upgrade(self, file: sqlite3.Connection) -> int:
         """Brings an older format to this one; the content stays."""
         file.execute("BEGIN IMMEDIATE")  # another process may have done it meanwhile
-        version: int = file.execute("PRAGMA user_version").fetchone()[0]
-        while version in UPGRADES:
-            for statement in UPGRADES[version].split(";"):
-                file.execute(statement)
-            version += 1
-            file.execute(f"PRAGMA user_version = {version}")
+        format_version: int = file.execute("PRAGMA user_version").fetchone()[0]
+        while format_version in UPGRADES:
+            for sql_statement in UPGRADES[format_version].split(";"):
+                file.execute(sql_statement)
+            format_version += 1
+            file.execute(f"PRAGMA user_version = {format_version}")
         file.execute("COMMIT")
-        return version
+        return format_version
 
 
 def _write_ahead(file: sqlite3.Connection) -> None:
@@ -206,13 +208,15 @@ def _write_ahead(file: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _make_private(path: Path) -> None:
+def _make_private(file_path: Path) -> None:
     """Creates the file before SQLite does: only its owner may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    file_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(file_path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def packed(tensors: Params) -> tuple[str, bytes]:
     """(SHA-256, safetensors bytes)."""
-    blob = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
-    return hashlib.sha256(blob).hexdigest(), blob
+    tensor_blob = save_tensors(
+        {tensor_name: tensor.contiguous() for tensor_name, tensor in tensors.items()}
+    )
+    return hashlib.sha256(tensor_blob).hexdigest(), tensor_blob

@@ -54,20 +54,22 @@ def headline_metrics() -> list[Metric]:
     return [metric for metric in METRICS if metric.headline]
 
 
-def metric_named(name: str) -> Metric:
-    """The metric ``name``: one of METRICS, or "hr@k" and "ndcg@k" for any k >= 1.
+def metric_named(metric_name: str) -> Metric:
+    """The metric ``metric_name``: one of METRICS, or "hr@k" and "ndcg@k" for any k >= 1.
 
     Raises:
         ValueError: There is no such metric.
     """
     for metric in METRICS:
-        if metric.name == name:
+        if metric.name == metric_name:
             return metric
-    family, _, cutoff = name.partition("@")
-    if family not in FAMILIES or not cutoff.isdecimal() or int(cutoff) < 1:
-        known = ", ".join(metric_names())
-        raise ValueError(f"unknown metric {name!r}: use hr@k, ndcg@k (k >= 1) or one of {known}")
-    return FAMILIES[family](int(cutoff))
+    family_name, _, cutoff = metric_name.partition("@")
+    if family_name not in FAMILIES or not cutoff.isdecimal() or int(cutoff) < 1:
+        known_names = ", ".join(metric_names())
+        raise ValueError(
+            f"unknown metric {metric_name!r}: use hr@k, ndcg@k (k >= 1) or one of {known_names}"
+        )
+    return FAMILIES[family_name](int(cutoff))
 
 
 def variant_sum_keys() -> tuple[str, ...]:

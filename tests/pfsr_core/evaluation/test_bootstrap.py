@@ -133,7 +133,7 @@ def test_every_sample_is_drawn_when_memory_forces_chunks(monkeypatch: pytest.Mon
     chunked = paired_bootstrap(a, b, samples=1001)
     assert chunked.low == pytest.approx(whole.low, abs=0.01)
     assert chunked.p_value == pytest.approx(whole.p_value, abs=0.05)
-    assert bootstrap._replicates(a - b, np.ones(40), 1001, 0).shape == (1001,)
+    assert bootstrap._resampled_means(a - b, np.ones(40), 1001, 0).shape == (1001,)
 
 
 def test_a_wider_confidence_is_wider() -> None:

@@ -156,7 +156,7 @@ def test_a_node_draws_what_a_simulation_draws(stores: Path) -> None:
     server, states = run(assembly.algorithm, federation.clients, rounds=2, seed=0)
     expected = typical_item_maps(assembly, server.params, states, federation.clients)
     assert stored_item_map(stores) == expected
-    one = stored_item_map(stores / "node-1.sqlite", clients=["group-01"])
+    one = stored_item_map(stores / "node-1.sqlite", client_names=["group-01"])
     assert [views.client for views in one] == ["group-01"]
     assert stored_item_map(stores / "node-0.sqlite")[0].client != "group-01"
 
