@@ -40,7 +40,7 @@ from pfsr_core.federated.algorithm import (
     Personalize,
     Sums,
 )
-from pfsr_core.params import Params, select
+from pfsr_core.params import Params, of_prefix, select, with_prefix
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
@@ -121,7 +121,7 @@ class Stages:
     ) -> list[Params]:
         """What the states hold of the models alone, a round later."""
         shared, private = self.task.partition.shared, self.task.partition.private
-        starts = [{**_under(state, ALONE), **select(state, private)} for state in states]
+        starts = [{**of_prefix(state, ALONE), **select(state, private)} for state in states]
         found = self.pretrained(self.hard, starts, datasets, round_)
         return [
             _after_round(state, Scored(self.scored(whole, data).score, select(whole, shared)))
@@ -175,7 +175,7 @@ def fecosr(
     base = fed_avg(task, training, averaging)
 
     def init_client(data: ClientDataset) -> Params:
-        alone = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
+        alone = with_prefix(task.partition.init_shared(), ALONE) if settings.safety_rule else {}
         return {**task.partition.init_private(data), **alone}
 
     def updates(
@@ -201,14 +201,14 @@ def fecosr(
         adapters = [select(state, private) for state in states]
         federated = stages.finetuned([{**broadcast.params, **own} for own in adapters], datasets)
         ended = [
-            {**own, **_named(FEDERATED, one.params)}
+            {**own, **with_prefix(one.params, FEDERATED)}
             for own, one in zip(adapters, federated, strict=True)
         ]
         if not settings.safety_rule:
             return ended
         local = stages.finetuned([_best_alone(state, private) for state in states], datasets)
         return [
-            {**state, **_named(LOCAL, other.params), SHIPS: (one.score > other.score).float()}
+            {**state, **with_prefix(other.params, LOCAL), SHIPS: (one.score > other.score).float()}
             for state, one, other in zip(ended, federated, local, strict=True)
         ]
 
@@ -246,40 +246,29 @@ def _shipped_model(federated: Personalize, local: Personalize) -> Personalize:
 
 
 def _federated(private: frozenset[str], received: Params, state: Params) -> Params:
-    return _under(state, FEDERATED) or {**received, **select(state, private)}
+    return of_prefix(state, FEDERATED) or {**received, **select(state, private)}
 
 
 def _local(private: frozenset[str], _received: Params, state: Params) -> Params:
-    return _under(state, LOCAL) or _best_alone(state, private)
+    return of_prefix(state, LOCAL) or _best_alone(state, private)
 
 
 def _best_alone(state: Params, private: frozenset[str]) -> Params:
     """The model alone at its best round, or at its start."""
-    return {**(_under(state, ALONE_BEST) or _under(state, ALONE)), **select(state, private)}
+    return {**(of_prefix(state, ALONE_BEST) or of_prefix(state, ALONE)), **select(state, private)}
 
 
 def _after_round(state: Params, new: Scored) -> Params:
     """What a state holds of the model alone, whose shared names are ``new`` now."""
-    best, score = _under(state, ALONE_BEST), state.get(SCORE)
+    best, score = of_prefix(state, ALONE_BEST), state.get(SCORE)
     if score is None or new.score > score:
         score, best = new
-    return {**_named(ALONE, new.params), **_named(ALONE_BEST, best), SCORE: score}
+    return {**with_prefix(new.params, ALONE), **with_prefix(best, ALONE_BEST), SCORE: score}
 
 
 def _all_of(params: Params, names: frozenset[str]) -> Masks:
     """Every coordinate of ``names``."""
     return {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
-
-
-def _named(prefix: str, params: Params) -> Params:
-    """Copies: a state is written to a file, which holds no tensor twice."""
-    return {f"{prefix}/{name}": tensor.clone() for name, tensor in params.items()}
-
-
-def _under(state: Params, prefix: str) -> Params:
-    """Undoes :func:`_named`; empty where the state has none."""
-    start = f"{prefix}/"
-    return {n.removeprefix(start): tensor for n, tensor in state.items() if n.startswith(start)}
 
 
 def refuse_unfit(values: Mapping[str, Value]) -> None:
