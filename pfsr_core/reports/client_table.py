@@ -70,13 +70,16 @@ def _row(
     client: str, rows: Mapping[str, ClientResult], main: str, columns: Sequence[str]
 ) -> list[str]:
     own, title = rows[main], labels_of(main).outcome_column
-    figures = [share(own.mean(metric.name)) for metric in headline_metrics()]
-    rest = [own.shipped if name == title else _selection_mean(rows.get(name)) for name in columns]
+    figures = [_mean(own, metric.name) for metric in headline_metrics()]
+    rest = [
+        own.shipped if name == title else _mean(rows.get(name), SELECTION_METRIC)
+        for name in columns
+    ]
     return [client, f"{own.users:g}", *figures, *rest]
 
 
-def _selection_mean(row: ClientResult | None) -> str:
-    return UNKNOWN if row is None else share(row.mean(SELECTION_METRIC))
+def _mean(row: ClientResult | None, metric: str) -> str:
+    return UNKNOWN if row is None or metric not in row.sums else share(row.mean(metric))
 
 
 def _note(main: str) -> str:

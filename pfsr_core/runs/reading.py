@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfsr_core.evaluation.metrics.registry import headline_metrics
+from pfsr_core.evaluation.metrics.registry import SELECTION_METRIC, headline_metrics
 from pfsr_core.runs.files import (
     ITEM_MAP,
     SELECTORS,
@@ -153,9 +153,18 @@ def _client(row: Mapping[str, str]) -> ClientResult:
         client=row["client"],
         users=float(row["users"]),
         split=row["split"],
-        sums={metric.name: float(row[f"{metric.name}_sum"]) for metric in headline_metrics()},
+        sums=_client_sums(row),
         shipped=row.get("shipped", ""),
     )
+
+
+def _client_sums(row: Mapping[str, str]) -> dict[str, float]:
+    """Without the metrics that were not computed yet when the run was made."""
+    return {
+        metric.name: float(row[f"{metric.name}_sum"])
+        for metric in headline_metrics()
+        if metric.name == SELECTION_METRIC or row.get(f"{metric.name}_sum")
+    }
 
 
 def _with_new_names(content: Json) -> Json:
