@@ -76,6 +76,17 @@ def select(params: Mapping[str, Tensor], names: Iterable[str]) -> Params:
     return {name: tensor for name, tensor in params.items() if name in names}
 
 
+def with_prefix(params: Mapping[str, Tensor], prefix: str) -> Params:
+    """Copies under ``prefix/name``: a state is written to a file, which holds no tensor twice."""
+    return {f"{prefix}/{name}": tensor.clone() for name, tensor in params.items()}
+
+
+def of_prefix(params: Mapping[str, Tensor], prefix: str) -> Params:
+    """Undoes :func:`with_prefix`: the tensors under ``prefix``, without it; empty where none is."""
+    start = f"{prefix}/"
+    return {n.removeprefix(start): tensor for n, tensor in params.items() if n.startswith(start)}
+
+
 def clone(params: Mapping[str, Tensor]) -> Params:
     """Detached copies."""
     return {name: tensor.detach().clone() for name, tensor in params.items()}

@@ -40,7 +40,7 @@ from pfsr_core.federated.algorithm import (
     Personalize,
     Sums,
 )
-from pfsr_core.params import Params, select
+from pfsr_core.params import Params, of_prefix, select, with_prefix
 from pfsr_core.randomness import stream_seed
 from pfsr_core.settings.fields import SettingsError, Value, setting
 from pfsr_core.training.batched import Trained, train_clients
@@ -133,7 +133,7 @@ class Stages:
         """What the states hold of the models alone, a round later."""
         shared_names, private_names = self.task.partition.shared, self.task.partition.private
         initial_models = [
-            {**_under(client_state, ALONE), **select(client_state, private_names)}
+            {**of_prefix(client_state, ALONE), **select(client_state, private_names)}
             for client_state in client_states
         ]
         trained_models = self.pretrained(self.hard, initial_models, client_datasets, round_)
@@ -216,7 +216,9 @@ def fecosr(
     base_algorithm = fed_avg(task, local_training, averaging)
 
     def init_client(client_data: ClientDataset) -> Params:
-        alone_state = _named(ALONE, task.partition.init_shared()) if settings.safety_rule else {}
+        alone_state = (
+            with_prefix(task.partition.init_shared(), ALONE) if settings.safety_rule else {}
+        )
         return {**task.partition.init_private(client_data), **alone_state}
 
     def updates(
@@ -252,7 +254,7 @@ def fecosr(
             client_datasets,
         )
         final_states = [
-            {**adapter_state, **_named(FEDERATED, federated_model.params)}
+            {**adapter_state, **with_prefix(federated_model.params, FEDERATED)}
             for adapter_state, federated_model in zip(adapter_states, federated_models, strict=True)
         ]
         if not settings.safety_rule:
@@ -264,7 +266,7 @@ def fecosr(
         return [
             {
                 **client_state,
-                **_named(LOCAL, local_model.params),
+                **with_prefix(local_model.params, LOCAL),
                 SHIPS: (federated_model.score > local_model.score).float(),
             }
             for client_state, federated_model, local_model in zip(
@@ -311,44 +313,33 @@ def _shipped_model(federated: Personalize, local: Personalize) -> Personalize:
 def _federated(
     private_names: frozenset[str], received_params: Params, client_state: Params
 ) -> Params:
-    return _under(client_state, FEDERATED) or {
+    return of_prefix(client_state, FEDERATED) or {
         **received_params,
         **select(client_state, private_names),
     }
 
 
 def _local(private_names: frozenset[str], _received: Params, client_state: Params) -> Params:
-    return _under(client_state, LOCAL) or _best_alone(client_state, private_names)
+    return of_prefix(client_state, LOCAL) or _best_alone(client_state, private_names)
 
 
 def _best_alone(client_state: Params, private_names: frozenset[str]) -> Params:
     """The model alone at its best round, or at its start."""
     return {
-        **(_under(client_state, ALONE_BEST) or _under(client_state, ALONE)),
+        **(of_prefix(client_state, ALONE_BEST) or of_prefix(client_state, ALONE)),
         **select(client_state, private_names),
     }
 
 
 def _after_round(client_state: Params, new_model: Scored) -> Params:
     """What a state holds of the model alone, whose shared names are ``new_model`` now."""
-    best_params, best_score = _under(client_state, ALONE_BEST), client_state.get(SCORE)
+    best_params, best_score = of_prefix(client_state, ALONE_BEST), client_state.get(SCORE)
     if best_score is None or new_model.score > best_score:
         best_score, best_params = new_model
-    return {**_named(ALONE, new_model.params), **_named(ALONE_BEST, best_params), SCORE: best_score}
-
-
-def _named(prefix: str, params: Params) -> Params:
-    """Copies: a state is written to a file, which holds no tensor twice."""
-    return {f"{prefix}/{tensor_name}": tensor.clone() for tensor_name, tensor in params.items()}
-
-
-def _under(client_state: Params, prefix: str) -> Params:
-    """Undoes :func:`_named`; empty where the state has none."""
-    name_start = f"{prefix}/"
     return {
-        tensor_name.removeprefix(name_start): tensor
-        for tensor_name, tensor in client_state.items()
-        if tensor_name.startswith(name_start)
+        **with_prefix(new_model.params, ALONE),
+        **with_prefix(best_params, ALONE_BEST),
+        SCORE: best_score,
     }
 
 

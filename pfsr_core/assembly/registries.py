@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pfsr_core.algorithms.ditto import DITTO
 from pfsr_core.algorithms.fecosr import FECOSR
 from pfsr_core.algorithms.fed_avg import FED_AVG
 from pfsr_core.algorithms.fed_prox import FED_PROX
@@ -117,6 +118,7 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "pfsr": PFSR,
     "fed-avg": FED_AVG,
     "fed-prox": FED_PROX,
+    "ditto": DITTO,
     "local-only": LOCAL_ONLY,
     "pfedrec": PFEDREC,
     "fecosr": FECOSR,

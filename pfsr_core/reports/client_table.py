@@ -106,18 +106,20 @@ def _row(
     method_columns: Sequence[str],
 ) -> list[str]:
     main_result, outcome_title = method_results[main_method], labels_of(main_method).outcome_column
-    main_cells = [share(main_result.mean(metric.name)) for metric in headline_metrics()]
+    main_cells = [_mean(main_result, metric.name) for metric in headline_metrics()]
     other_cells = [
         main_result.shipped
         if column_name == outcome_title
-        else _selection_mean(method_results.get(column_name))
+        else _mean(method_results.get(column_name), SELECTION_METRIC)
         for column_name in method_columns
     ]
     return [client_name, f"{main_result.users:g}", *main_cells, *other_cells]
 
 
-def _selection_mean(client_result: ClientResult | None) -> str:
-    return UNKNOWN if client_result is None else share(client_result.mean(SELECTION_METRIC))
+def _mean(client_result: ClientResult | None, metric_name: str) -> str:
+    if client_result is None or metric_name not in client_result.sums:
+        return UNKNOWN
+    return share(client_result.mean(metric_name))
 
 
 def _note(main_method: str) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pfsr_core.evaluation.metrics.registry import headline_metrics
+from pfsr_core.evaluation.metrics.registry import SELECTION_METRIC, headline_metrics
 from pfsr_core.runs.files import (
     ITEM_MAP,
     SELECTORS,
@@ -172,9 +172,18 @@ def _client(csv_row: Mapping[str, str]) -> ClientResult:
         client=csv_row["client"],
         users=float(csv_row["users"]),
         split=csv_row["split"],
-        sums={metric.name: float(csv_row[f"{metric.name}_sum"]) for metric in headline_metrics()},
+        sums=_client_sums(csv_row),
         shipped=csv_row.get("shipped", ""),
     )
+
+
+def _client_sums(csv_row: Mapping[str, str]) -> dict[str, float]:
+    """Without the metrics that were not computed yet when the run was made."""
+    return {
+        metric.name: float(csv_row[f"{metric.name}_sum"])
+        for metric in headline_metrics()
+        if metric.name == SELECTION_METRIC or csv_row.get(f"{metric.name}_sum")
+    }
 
 
 def _with_new_names(json_object: Json) -> Json:
