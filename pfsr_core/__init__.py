@@ -1,0 +1,1 @@
+"""Models, algorithms, data and evaluation of PFSR; knows neither Flower nor a command line."""

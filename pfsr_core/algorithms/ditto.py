@@ -34,7 +34,7 @@ from pfsr_core.settings.fields import setting
 from pfsr_core.training.local import LocalTraining
 from pfsr_core.training.task import Task
 
-PERSONAL = "personal"
+PERSONAL_MODEL = "personal"
 """Prefix of the personal model's tensors in a client's state."""
 
 
@@ -67,14 +67,14 @@ def ditto(
         return select(state, task.partition.private)
 
     def of_personal(state: Params) -> Params:
-        return of_prefix(state, PERSONAL) or of_global(state)
+        return of_prefix(state, PERSONAL_MODEL) or of_global(state)
 
     def finetunes(
         broadcast: Broadcast, states: Sequence[Params], datasets: Sequence[ClientDataset]
     ) -> list[Params]:
         trained = train_personal(broadcast, list(map(of_personal, states)), datasets)
         return [
-            {**of_global(state), **with_prefix(params, PERSONAL)}
+            {**of_global(state), **with_prefix(params, PERSONAL_MODEL)}
             for state, params in zip(states, trained, strict=True)
         ]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pfsr_core.algorithms.ditto import PERSONAL, DittoSettings, ditto
+from pfsr_core.algorithms.ditto import PERSONAL_MODEL, DittoSettings, ditto
 from pfsr_core.algorithms.fed_avg import fed_avg
 from pfsr_core.assembly.assemble import local_training
 from pfsr_core.data.client_dataset import ClientDataset
@@ -75,12 +75,12 @@ def test_without_strength_it_is_local_training_from_the_last_personal_model() ->
     algorithm = ditto(task, training, DittoSettings(strength=0.0, personal_epochs=2))
     server, states = simulation.run(algorithm, clients, rounds=1, seed=0)
     data = clients[0]
-    personal = of_prefix(states[data.client], PERSONAL)
+    personal = of_prefix(states[data.client], PERSONAL_MODEL)
     job = Job(personal, data, stream_seed(training.seed, "client", data.client, 2))
     alone = training.with_settings(local_epochs=2).in_round(2)
     ((expected, _),) = train_clients(task, alone, [job])
     update = algorithm.client_update(server.broadcast(), states[data.client], data)
-    assert same(of_prefix(update.state, PERSONAL), expected)
+    assert same(of_prefix(update.state, PERSONAL_MODEL), expected)
 
 
 def test_a_large_strength_holds_the_personal_model_to_the_global_one() -> None:
@@ -122,7 +122,7 @@ def test_the_personal_model_takes_epochs_of_its_own() -> None:
         ends.append(algorithm.client_update(start, algorithm.client.init(data), data))
     once, twice = ends
     assert same(once.params, twice.params)
-    assert not same(of_prefix(once.state, PERSONAL), of_prefix(twice.state, PERSONAL))
+    assert not same(of_prefix(once.state, PERSONAL_MODEL), of_prefix(twice.state, PERSONAL_MODEL))
 
 
 def test_the_newest_personal_models_belong_to_the_last_round() -> None:
