@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from pfsr_core.evaluation.baselines import BASELINES
 from pfsr_core.runs.model_files import MODEL_DIRECTORY, MODEL_FILE, ModelFilesError, load_model
 from pfsr_core.serving.recommend import add_items, check_question, recommend
 from pfsr_core.serving.served_model import RecommendationError, Served, preview
@@ -175,7 +176,9 @@ class Model:
         result_rows = pd.read_csv(
             results_path, dtype={"method": str, "client": str, "shipped": str}
         )
-        return client_means(result_rows, by_client=by_client)
+        is_baseline = result_rows["method"].isin(list(BASELINES))
+        trained_first = pd.concat([result_rows[~is_baseline], result_rows[is_baseline]])
+        return client_means(trained_first, by_client=by_client)
 
     def save(self, directory: str | Path) -> None:
         """Writes the model, its metrics and the users' histories into a new directory.

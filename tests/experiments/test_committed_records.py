@@ -85,7 +85,10 @@ def test_tables_are_those_of_the_records_but_for_intervals(
 
 
 def without_resampling(
-    a: NDArray[np.float64], b: NDArray[np.float64], counts: NDArray[np.float64], *_: float, **__: float
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    **_: float,
 ) -> Interval:
     difference = float((a - b).sum() / counts.sum())
     return Interval(difference, difference, difference, p_value=1.0)

@@ -98,6 +98,7 @@ def test_what_cannot_be_answered_says_what_can(model: pfsr.Model) -> None:
 
 def test_figures_of_every_method_and_client(model: pfsr.Model) -> None:
     frame = model.evaluate()
+    assert frame["method"].iloc[0] == model.algorithm, "what was trained comes before baselines"
     leading = ["method", "client", "users", "interactions", "split", "hr@10", "ndcg@10"]
     assert frame.columns.tolist()[: len(leading)] == leading
     assert {"pfsr", "fed-avg", "popularity", "item-knn", "markov"} <= set(frame["method"])
