@@ -170,10 +170,8 @@ class PersonalizedStrategy(Strategy):
 
     def summary(self) -> None:
         """Logs what is about to run."""
-        federation_settings, rounds_done = (
-            self.training.settings.federation,
-            self.progress.server.round,
-        )
+        federation_settings = self.training.settings.federation
+        rounds_done = self.progress.server.round
         logger.debug(
             f"{self.training.name}  rounds {rounds_done + 1} to {federation_settings.rounds}: "
             f"{federation_settings.participation:g} of {len(self.roster.clients)} clients in each"
@@ -210,10 +208,8 @@ class PersonalizedStrategy(Strategy):
                 grid, result.arrays, timeout, train_config or ConfigRecord()
             )
             round_number = self.progress.server.round
-            result.arrays, result.train_metrics_clientapp[round_number] = (
-                shared_arrays,
-                client_metrics,
-            )
+            result.arrays = shared_arrays
+            result.train_metrics_clientapp[round_number] = client_metrics
             server_evaluation = evaluate_fn(round_number, shared_arrays) if evaluate_fn else None
             if server_evaluation is not None:
                 result.evaluate_metrics_serverapp[round_number] = server_evaluation

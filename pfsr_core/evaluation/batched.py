@@ -154,10 +154,8 @@ def _of_split(
     item_codes: ItemArray,
     user_scores: NDArray[np.float32],
 ) -> ClientEvaluation:
-    user_pairs, num_items = (
-        list(zip(client_data.users, user_scores, strict=True)),
-        client_data.catalogue_size,
-    )
+    user_pairs = list(zip(client_data.users, user_scores, strict=True))
+    num_items = client_data.catalogue_size
     rank_pairs = np.array(
         [
             rank_among(score, item_codes, user.target(split), user.history(split), num_items)

@@ -32,10 +32,8 @@ def make_scorer(
         client_data: The client.
         max_length: Most items of a history that are read.
     """
-    candidates, client_model = (
-        task.items.candidates(client_data),
-        effective_model(task, merged_params, client_data),
-    )
+    candidates = task.items.candidates(client_data)
+    client_model = effective_model(task, merged_params, client_data)
 
     @torch.no_grad()
     def score(
@@ -47,10 +45,8 @@ def make_scorer(
         item_codes, lengths = read_histories.codes, read_histories.lengths
         user_rows = torch.zeros_like(lengths) if users is None else torch.from_numpy(users)
         item_rows, item_table = with_unseen(task, client_model[ITEMS], client_data, item_codes)
-        reading, context = (
-            {**client_model, ITEMS: item_table},
-            SequenceContext(read_histories.split_at, user_rows),
-        )
+        reading = {**client_model, ITEMS: item_table}
+        context = SequenceContext(read_histories.split_at, user_rows)
         hidden_states = task.model.apply(reading, item_rows, None, read_histories.times, context)
         last_hidden = hidden_states[torch.arange(len(item_rows)), (lengths - 1).clamp(min=0)]
         scores = last_hidden.new_full((len(item_rows), client_data.num_items + 1), -torch.inf)
@@ -103,10 +99,8 @@ def score_from_memory(
     """
     serving = task.model.serving
     assert serving is not None
-    client_model, history_length = (
-        effective_model(task, merged_params, client_data),
-        len(asked.history),
-    )
+    client_model = effective_model(task, merged_params, client_data)
+    history_length = len(asked.history)
     memory_end = serving.memory_length(history_length, None if memory is None else memory.covered)
     memory_fits = memory is not None and memory.covered == memory_end
     first_item = memory_end if memory_fits else task.model.window_start(history_length, max_length)

@@ -88,29 +88,21 @@ def item_vectors(
     """
     made_from = [list(item_texts)]
     if vector_source == TF_IDF:
-        vector_rows, method_name = (
-            tf_idf(_known(item_texts, vector_source), text_dim),
-            vector_source,
-        )
+        vector_rows = tf_idf(_known(item_texts, vector_source), text_dim)
+        method_name = vector_source
     elif vector_source == HASHED:
-        vector_rows, method_name = (
-            hashed(_known(item_texts, vector_source), text_dim),
-            vector_source,
-        )
+        vector_rows = hashed(_known(item_texts, vector_source), text_dim)
+        method_name = vector_source
     elif vector_source == WORDLLAMA:
         vector_rows = wordllama(_known(item_texts, vector_source), text_dim)
         method_name = f"{vector_source} {version(vector_source)}"  # whose weights come with it
     elif vector_source.startswith(SENTENCE):
-        vector_rows, method_name = (
-            _sentences(vector_source, _known(item_texts, vector_source), text_dim),
-            vector_source,
-        )
+        vector_rows = _sentences(vector_source, _known(item_texts, vector_source), text_dim)
+        method_name = vector_source
     elif vector_source == CO_OCCURRENCE:
         pooled_histories = _some(histories)
-        vector_rows, method_name = (
-            co_occurrence_vectors(pooled_histories, len(item_ids), text_dim),
-            vector_source,
-        )
+        vector_rows = co_occurrence_vectors(pooled_histories, len(item_ids), text_dim)
+        method_name = vector_source
         made_from = [history.tolist() for history in pooled_histories]
     else:
         vector_rows, method_name = _from_file(Path(vector_source).expanduser(), item_ids, text_dim)

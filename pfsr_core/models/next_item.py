@@ -106,10 +106,8 @@ class NextItemModel(nn.Module):
         if packed_batch is None:
             noise = item_noise = None
             if dropout_bits is not None:
-                item_noise, noise = (
-                    Noise(dropout_bits[:, self.compressor.num_memory_tokens :]),
-                    Noise(dropout_bits),
-                )
+                item_noise = Noise(dropout_bits[:, self.compressor.num_memory_tokens :])
+                noise = Noise(dropout_bits)
                 noise.take(self.dropout.noise_width)
             item_vectors = self.embed(item_codes, item_noise)
             return self.compressor(

@@ -85,10 +85,8 @@ def add_item_map(run_directory: Path, stores_path: Path) -> bool:
 
 
 def _stored_map(home_model: Served, client_name: str) -> ItemMap:
-    client_state, client_data = (
-        home_model.clients[client_name].state,
-        served_data(home_model, client_name),
-    )
+    client_state = home_model.clients[client_name].state
+    client_data = served_data(home_model, client_name)
     return item_map(served_assembly(home_model), home_model.shared, client_state, client_data)
 
 

@@ -143,10 +143,8 @@ def new_directories(run_settings: RunSettings) -> Iterator[Path]:
             f"run.name = {run_settings.name!r} is no name of a directory. Fix: choose one without "
             f"slashes that begins with no dot; run.directory says where runs are written."
         )
-    runs_root, run_name = (
-        runs_directory(run_settings),
-        f"{run_settings.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-    )
+    runs_root = runs_directory(run_settings)
+    run_name = f"{run_settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return (runs_root / (f"{run_name}-{n}" if n > 1 else run_name) for n in range(1, 1000))
 
 

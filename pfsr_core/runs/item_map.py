@@ -119,10 +119,8 @@ def item_map(
     shift_lengths = shift_lengths / torch.linalg.vector_norm(global_vectors, dim=1).mean().clamp(
         min=1e-12
     )
-    shown_rows, plane_axes = (
-        _shown_rows(own_mask),
-        _plane_axes(global_vectors, client_vectors, own_mask),
-    )
+    shown_rows = _shown_rows(own_mask)
+    plane_axes = _plane_axes(global_vectors, client_vectors, own_mask)
     return ItemMap(
         client=client_data.client,
         trained=int(own_mask.sum()),

@@ -123,10 +123,8 @@ def round_line(
         cost: Time and memory of the round.
     """
     metric_sums = reply.metrics
-    num_targets, num_clients = (
-        metric_sums.get("train-targets", 0.0),
-        metric_sums.get("clients", 0.0),
-    )
+    num_targets = metric_sums.get("train-targets", 0.0)
+    num_clients = metric_sums.get("clients", 0.0)
     ratio_sums = {
         sum_key.removeprefix(MASK_RATIO): sum_value
         for sum_key, sum_value in metric_sums.items()

@@ -72,10 +72,8 @@ def stored_history(served: Served, client_name: str, user_id: str) -> tuple[Item
 
     There are no seconds where those of the training data are not known.
     """
-    stored_client, added_items = (
-        served.clients[client_name],
-        served.users.added(client_name, user_id) if served.users else [],
-    )
+    stored_client = served.clients[client_name]
+    added_items = served.users.added(client_name, user_id) if served.users else []
     history = [*stored_client.histories[user_id], *(item_code for item_code, _ in added_items)]
     times = (
         [*stored_client.times[user_id], *(added_at for _, added_at in added_items)]

@@ -147,10 +147,8 @@ def forget_user(store: StoreFile, user_id: str) -> int:
         )
         home_rows = [row for row in client_rows if user_id in row[2]]
         for model_number, client_name, histories, times, settings_json in home_rows:
-            client_key, item_mode = (
-                (model_number, client_name),
-                json.loads(settings_json)["model.items"],
-            )
+            client_key = (model_number, client_name)
+            item_mode = json.loads(settings_json)["model.items"]
             if len(histories) == 1:
                 file.execute(
                     "DELETE FROM served_clients WHERE (number, client) = (?, ?)", client_key

@@ -118,11 +118,9 @@ def _fill(samples: Sequence[Samples]) -> tuple[Samples, Tensor]:
         )  # the longest last, as those of the other clients
         prefixes[k, filled_slots] = 0
         prefixes[k, filled_slots, : prefix.shape[1]] = prefix[length_order]
-        lengths[k, filled_slots], targets[k, filled_slots], sample_weights[k, filled_slots] = (
-            length[length_order],
-            target[length_order],
-            1.0,
-        )
+        lengths[k, filled_slots] = length[length_order]
+        targets[k, filled_slots] = target[length_order]
+        sample_weights[k, filled_slots] = 1.0
         if times is not None and time is not None:
             times[k, filled_slots, : time.shape[1]] = time[length_order]
     return Samples(prefixes, lengths, targets, times), sample_weights

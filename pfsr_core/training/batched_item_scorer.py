@@ -118,15 +118,11 @@ def _step(
 
     Writes the parameters and losses of ``group`` in place.
     """
-    sample_rows, labels = (
-        group.places[:num_active, batch_number].flatten(),
-        group.labels[:num_active, batch_number],
-    )
-    weight, bias, row_tables = (
-        group.weight[:num_active],
-        group.bias[:num_active],
-        group.rows[:num_active],
-    )
+    sample_rows = group.places[:num_active, batch_number].flatten()
+    labels = group.labels[:num_active, batch_number]
+    weight = group.weight[:num_active]
+    bias = group.bias[:num_active]
+    row_tables = group.rows[:num_active]
     sample_vectors = row_tables.flatten(0, 1).index_select(0, sample_rows).view(*labels.shape, -1)
     logits = _logits(sample_vectors, weight, bias)
     shares = group.shares[:num_active, batch_number]

@@ -40,10 +40,8 @@ def next_item_cross_entropy(
     is_real = targets > 0
     columns, weights = targets[is_real][:, None] - 1, hidden.new_ones(int(is_real.sum()), 1)
     if soft_targets is not None:
-        soft_columns, soft_weights = (
-            soft_targets.rows[is_real] - 1,
-            soft_targets.weights[is_real].to(hidden.dtype),
-        )
+        soft_columns = soft_targets.rows[is_real] - 1
+        soft_weights = soft_targets.weights[is_real].to(hidden.dtype)
         columns = torch.cat([columns, soft_columns], dim=1)
         weights = torch.cat([weights - soft_weights.sum(1, keepdim=True), soft_weights], dim=1)
     mean_loss: Tensor = _ChunkedCrossEntropy.apply(
@@ -115,11 +113,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for chunk_rows in (
             slice(chunk_start, chunk_start + CHUNK) for chunk_start in range(0, len(columns), CHUNK)
         ):
-            chunk_inputs, chunk_columns, chunk_weights = (
-                inputs[chunk_rows],
-                columns[chunk_rows],
-                weights[chunk_rows],
-            )
+            chunk_inputs = inputs[chunk_rows]
+            chunk_columns = columns[chunk_rows]
+            chunk_weights = weights[chunk_rows]
             log_probs = torch.log_softmax(product(chunk_inputs, item_table.T), dim=1)
             total_loss -= (chunk_weights * log_probs.gather(1, chunk_columns)).sum()
             grad_logits = log_probs.exp_().scatter_add_(1, chunk_columns, -chunk_weights)

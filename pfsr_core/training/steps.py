@@ -53,10 +53,8 @@ def client_windows(
 
 def steps(task: Task, local_training: LocalTraining, job: Job, windows: Windows) -> Iterator[Step]:
     """All steps of a client's training, in order; the same for any way of taking them."""
-    shuffle_generator, dropout_generator = (
-        torch.Generator().manual_seed(job.stream),
-        noise_generator(job.stream),
-    )
+    shuffle_generator = torch.Generator().manual_seed(job.stream)
+    dropout_generator = noise_generator(job.stream)
     candidates = task.items.candidates(job.data)
     num_candidates = len(candidates)
     soft = None if task.loss.soft_targets is None else task.loss.soft_targets(candidates)

@@ -64,10 +64,8 @@ def training_windows(
     padded_items = torch.zeros(0, 2, dtype=torch.long)
     if item_pieces:
         padded_items = pad_right([one_piece for one_piece, _ in item_pieces], max_length + 1)[0]
-    user_numbers, padded_times = (
-        torch.tensor([user for _, user in item_pieces], dtype=torch.long),
-        None,
-    )
+    user_numbers = torch.tensor([user for _, user in item_pieces], dtype=torch.long)
+    padded_times = None
     if with_times:
         time_pieces = _pieces(
             [user.history_times("valid") for user in client_data.users], max_length

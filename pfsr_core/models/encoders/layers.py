@@ -36,10 +36,8 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(model_dim, 4 * model_dim)
         self.contract = nn.Linear(4 * model_dim, model_dim)
         self.activation = nn.GELU()
-        self.hidden_dropout, self.dropout = (
-            Dropout(dropout_rate, 4 * model_dim),
-            Dropout(dropout_rate, model_dim),
-        )
+        self.hidden_dropout = Dropout(dropout_rate, 4 * model_dim)
+        self.dropout = Dropout(dropout_rate, model_dim)
         self.noise_width = noise_width(self.hidden_dropout, self.dropout)
         self.norm = nn.LayerNorm(model_dim, eps=NORM_EPS)
 

@@ -55,11 +55,9 @@ class Mamba1Mixer(nn.Module):
         """
         super().__init__()
         inner_dim = expand * model_dim
-        self.dt_rank, self.state_dim, self.use_kernel = (
-            math.ceil(model_dim / 16),
-            state_dim,
-            use_kernel,
-        )
+        self.dt_rank = math.ceil(model_dim / 16)
+        self.state_dim = state_dim
+        self.use_kernel = use_kernel
         self.in_proj = nn.Linear(model_dim, 2 * inner_dim, bias=False)
         self.conv1d = nn.Conv1d(
             inner_dim, inner_dim, conv_width, groups=inner_dim, padding=conv_width - 1

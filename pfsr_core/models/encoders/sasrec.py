@@ -53,10 +53,8 @@ class AttentionBlock(nn.Module):
         self.output = nn.Linear(model_dim, model_dim)
         self.feed_forward_norm = nn.LayerNorm(model_dim, eps=NORM_EPS)
         self.inner, self.outer = nn.Linear(model_dim, model_dim), nn.Linear(model_dim, model_dim)
-        self.inner_dropout, self.outer_dropout = (
-            Dropout(dropout_rate, model_dim),
-            Dropout(dropout_rate, model_dim),
-        )
+        self.inner_dropout = Dropout(dropout_rate, model_dim)
+        self.outer_dropout = Dropout(dropout_rate, model_dim)
         self.noise_width = noise_width(
             self.attention_dropout, self.inner_dropout, self.outer_dropout
         )

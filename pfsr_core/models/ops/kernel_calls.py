@@ -203,11 +203,9 @@ def step(
             )
             for state_tensors in (mixer_state, next_state)
         )
-        weight_addresses, input_address, output_address = (
-            _addresses(parameters),
-            u.data_ptr(),
-            out.data_ptr(),
-        )
+        weight_addresses = _addresses(parameters)
+        input_address = u.data_ptr()
+        output_address = out.data_ptr()
     except RuntimeError:
         return None
     kernel_shape = _shape((len(u), 1, 1), _sizes(parameters), norm_eps, 1)

@@ -193,10 +193,8 @@ def _backward(
     grad_A = torch.zeros_like(A)
     segments = list(enumerate(_segments(x.shape[1])))
     for tile_rows in _tiles(x, A.shape[1]):
-        A_tile, grad_A_tile = (
-            _of_rows(A, tile_rows),
-            grad_A if A.shape[0] == 1 else grad_A[tile_rows],
-        )
+        A_tile = _of_rows(A, tile_rows)
+        grad_A_tile = grad_A if A.shape[0] == 1 else grad_A[tile_rows]
         grad_carry = torch.zeros_like(saved_states[tile_rows, 0])
         for index, segment_slice in reversed(segments):
             at, first_state = (tile_rows, segment_slice), saved_states[tile_rows, index]
