@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.messages import LIMITS, Answer, Limits, Request, nothing
+from client_app.messages import LIMITS, Answer, Limits, Request, empty_array
 from client_app.mods import only_shared_leaves
 from pfsr_core.federated.protocol import (
     BASELINES,
@@ -73,7 +73,7 @@ def _ask(request_kind: str, message: Message, context: Context) -> Answer:
         config=dict(message_content.config_records.get(CONFIG, {})),
         flat=message_content.array_records[SHARED][SHARED].numpy()
         if request_kind in WITH_ARRAY
-        else nothing(),
+        else empty_array(),
     )
     if _short_lived() and context.node_config.get("worker", True):
         from client_app.worker_client import ask

@@ -112,7 +112,7 @@ class Node:
         """The clients of ``client_names``, in the node's order.
 
         Raises:
-            NodeError: one of them does not live here.
+            NodeError: one of them is not hosted by this node.
         """
         unknown_names = [
             client_name for client_name in client_names if client_name not in self.hosted
@@ -261,9 +261,8 @@ def _own_data(settings: Settings, node_config: FlatConfig) -> Settings:
     return replace(
         settings,
         data=replace(data_settings, path=str(node_config["data-path"]), source=data_source),
-        federation=replace(
-            federation_settings, clients=num_clients, values=""
-        ),  # it hosts all it has
+        # The node hosts all clients of its own data.
+        federation=replace(federation_settings, clients=num_clients, values=""),
     )
 
 

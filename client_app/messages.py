@@ -19,7 +19,7 @@ from pfsr_core.federated.protocol import Flat, Metrics
 LIMITS = "limits"  # kind of a request for the Limits of a reply; they are the answer's metrics
 
 
-def nothing() -> Flat:
+def empty_array() -> Flat:
     """The array of a message that has none."""
     return np.zeros(0, np.float32)
 
@@ -52,7 +52,7 @@ class Request:
     run_config: Mapping[str, Any]
     node_config: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
-    flat: Flat = field(default_factory=nothing)
+    flat: Flat = field(default_factory=empty_array)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Answer:
 
     metrics: Metrics
     facts: Mapping[str, Any] = field(default_factory=dict)
-    flat: Flat = field(default_factory=nothing)
+    flat: Flat = field(default_factory=empty_array)
 
 
 class NodeFailureError(RuntimeError):
@@ -85,7 +85,7 @@ def send_answer(connection: Connection, answer: Answer) -> None:
 
 def send_failure(connection: Connection, failure_reason: str) -> None:
     """Sends the reason for which a request failed."""
-    _send(connection, {"failure": failure_reason, "flat": nothing()})
+    _send(connection, {"failure": failure_reason, "flat": empty_array()})
 
 
 def receive_answer(connection: Connection) -> Answer:

@@ -94,14 +94,12 @@ class Watch:
         os._exit(0)  # the main thread waits in accept, or works and its answer has no reader
 
     def _needless(self) -> bool:
-        asking_connection = self._asking
-        if asking_connection is None:
+        requester = self._asking
+        if requester is None:
             return time.monotonic() - self._idle_since > IDLE_SECONDS
         with contextlib.suppress(OSError, ValueError):  # closed while we looked
             # Nothing follows a request, so a readable connection means that its end was closed.
-            return self._asking is asking_connection and bool(
-                select([asking_connection.fileno()], [], [], 0)[0]
-            )
+            return self._asking is requester and bool(select([requester.fileno()], [], [], 0)[0])
         return False
 
 

@@ -57,8 +57,9 @@ def check_same_data(roster: Roster) -> None:
     ]
     if repeated_clients:
         raise FederationError(
-            f"{', '.join(repeated_clients[:5])} live on more than one node. Fix: give each node "
-            f"data of its own with clients of its own, or partition-id and num-partitions that fit."
+            f"{', '.join(repeated_clients[:5])} are hosted by more than one node. Fix: "
+            "give each node data of its own with clients of its own, or partition-id and "
+            "num-partitions that fit."
         )
     if not roster.clients:
         raise FederationError("no node hosts a client. Fix: check partition-id and num-partitions.")

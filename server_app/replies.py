@@ -1,4 +1,4 @@
-"""Where a reply is judged: each alone, and a bad one is dropped with its reason.
+"""Validates each reply independently; invalid ones are dropped with a reason.
 
 :func:`read_train`, :func:`read_finish` and :func:`read_baselines` read the three kinds of answers
 and refuse what their kind must not hold; nothing else of a node's answer is used.

@@ -1,4 +1,4 @@
-"""Who is there: the clients of each node, as the nodes registered them.
+"""Registered nodes and their clients.
 
 The server samples clients, by name, and then asks each node for its own. Which node hosts a client,
 and under which random id Flower knows the node, changes nothing in who is asked.

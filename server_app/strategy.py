@@ -6,8 +6,8 @@ The steps of :meth:`PersonalizedStrategy.run_round_with_retries`, in their order
     choose clients       by names, seed and round alone, whichever nodes host them
     configure_train      an instruction for each node that hosts one of them
     exchange             messages out, replies in, until the deadline (:mod:`server_app.messaging`)
-    judge replies        each alone; a bad one is dropped (:mod:`server_app.replies`)
-    aggregate_train      the mean of the others, and the algorithm's ``server_update``
+    validate replies     each alone; an invalid one is dropped (:mod:`server_app.replies`)
+    aggregate_train      the mean of the others, and the algorithm's ``server.update``
     save round           metrics line, best model, checkpoint (:mod:`server_app.checkpoints`)
 
 A round is one exchange: its replies carry the evaluation of the model that was sent beside the
@@ -288,13 +288,13 @@ class PersonalizedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Judges the replies; the algorithm's ``server_update`` with the mean of the usable ones.
+        """Validates the replies; calls ``server.update`` with the mean of the usable ones.
 
         Returns:
             The shared parameters after the round and the sums that its clients reported;
             (None, None) where too few clients answered: nothing has changed then.
         """
-        attempt = self._judge(replies)
+        attempt = self._validate_replies(replies)
         self._attempts.append(attempt)
         for dropped_reply in attempt.dropped:
             logger.info(
@@ -373,7 +373,7 @@ class PersonalizedStrategy(Strategy):
         Returns:
             The means, or None where no reply is usable.
         """
-        attempt = self._judge(replies)
+        attempt = self._validate_replies(replies)
         self._attempts.append(attempt)
         if not attempt.answers:
             return None
@@ -399,7 +399,7 @@ class PersonalizedStrategy(Strategy):
         self._patience = deadline - time.monotonic()
         return send_and_receive(grid, list(messages), self._patience)
 
-    def _judge(self, replies: Iterable[Message]) -> Attempt:
+    def _validate_replies(self, replies: Iterable[Message]) -> Attempt:
         """The usable answers to what was sent, and why the others are dropped."""
         sent_round, replies = self._sent, list(replies)
         federation_settings, algorithm = self.training.settings.federation, self.training.algorithm

@@ -26,7 +26,7 @@ class CurrentCommands(TyperGroup):
     """The group of all commands, which names what became of an old one."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command ``cmd_name``; exit status 2 for one of COMMANDS."""
+        """The command ``cmd_name``; exit status 2 for one of REPLACED_COMMANDS."""
         if cmd_name in REPLACED_COMMANDS:
             _refuse(
                 f"pfsr {cmd_name} is {REPLACED_COMMANDS[cmd_name]} now", REPLACED_COMMANDS[cmd_name]
@@ -38,7 +38,7 @@ class TrainingCommand(TyperCommand):
     """A command of the form ``[RECIPE] [KEY=VALUE]...``, which had options for these once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads the command line; exit status 2 for one of OPTIONS."""
+        """Reads the command line; exit status 2 for one of REPLACED_OPTIONS."""
         for word in args:
             option_name = word.partition("=")[0]
             if option_name in REPLACED_OPTIONS:

@@ -87,12 +87,12 @@ def _without_key(stub: FleetStub, public_key: bytes) -> Finding:
 
     call_refusal = _refusal(register, RegisterNodeFleetRequest(public_key=public_key))
     if call_refusal is None:
-        unregister_refusal = _refusal(
+        unregister_error = _refusal(
             stub.UnregisterNode, UnregisterNodeFleetRequest(node_id=node_ids[0])
         )
         finding_text = "none given and none needed: whoever reaches this port can join"
         fix = "for more than a test: start the SuperLink with pfsr deploy superlink"
-        if unregister_refusal is not None:
+        if unregister_error is not None:
             finding_text += f" (the node {node_ids[0]} of this question is still registered)"
         return Finding("note", "key", finding_text, fix)
     error_code, error_details = call_refusal

@@ -11,8 +11,8 @@ training touched as that left them, and every other row as last received. So a c
 absent sees the newest table but for the rows it touched when it last took part. Those rows are all
 that is kept of a table, under ``personal/``. It trains from the received table alone.
 
-Other than in the published code the bias stays at home (nothing uses it elsewhere), and a step on a
-row is the mean over the row's own samples (``algorithm.pfedrec.item-step``). Two variants stand
+Other than in the published code the bias stays on the client (nothing else uses it), and a step on
+a row is the mean over the row's own samples (``algorithm.pfedrec.item-step``). Two variants stand
 beside this model: the averaged table with the score function that all started from ("global"), and
 with the client's own ("global+private").
 

@@ -216,8 +216,8 @@ def pfsr(
     ) -> list[ClientUpdate]:
         trained_clients = train_all(broadcast, client_states, client_datasets)
         return [
-            update_of(broadcast, *trained_pair)
-            for trained_pair in zip(trained_clients, client_datasets, strict=True)
+            update_of(broadcast, trained_client, client_data)
+            for trained_client, client_data in zip(trained_clients, client_datasets, strict=True)
         ]
 
     def update_of(
@@ -349,7 +349,7 @@ def _filled(kept_values: Tensor, mask: Tensor, shared_tensor: Tensor) -> Tensor:
 
 
 def _phases(
-    train_all: Callable[[Sequence[Job]], list[tuple[Params, LossSum]]],
+    train_jobs: Callable[[Sequence[Job]], list[tuple[Params, LossSum]]],
     jobs: Sequence[Job],
     masks: Sequence[Masks],
 ) -> list[tuple[Params, LossSum]]:
@@ -363,12 +363,12 @@ def _phases(
         i: {tensor_name: ~tensor_mask for tensor_name, tensor_mask in masks[i].items()}
         for i in masked_jobs
     }
-    first_results = train_all([replace(jobs[i], frozen=free_masks[i]) for i in masked_jobs])
+    first_results = train_jobs([replace(jobs[i], frozen=free_masks[i]) for i in masked_jobs])
     second_jobs = dict(enumerate(jobs))
     for i, (params, _) in zip(masked_jobs, first_results, strict=True):
         phase_stream = stream_seed(jobs[i].stream, "second phase")
         second_jobs[i] = replace(jobs[i], params=params, stream=phase_stream, frozen=masks[i])
-    return train_all(list(second_jobs.values()))
+    return train_jobs(list(second_jobs.values()))
 
 
 def _magnitude_term(

@@ -33,7 +33,7 @@ def training_pairs(
 def never_negative(client_data: ClientDataset, user: UserHistory) -> ItemArray:
     """Codes that are never drawn as a negative of ``user``, as the client's protocol says."""
     return (
-        user.all_items if PROTOCOLS[client_data.protocol].negatives_avoid_held_out else user.train
+        user.all_items if PROTOCOLS[client_data.protocol].exclude_held_out_negatives else user.train
     )
 
 

@@ -5,8 +5,8 @@ them, so that a log holds the same purchase several times. Then the held-out ite
 of one in the history, and counting co-occurrence answers better than any model of behaviour.
 
 Two items are variants where the sets of their reviews, (user, time, rating), have a Jaccard index
-of at least a bar and ``FEWEST_SHARED`` reviews in common, in any one market; so are the variants of
-variants. All of a group become the item whose raw id sorts first.
+of at least a threshold and ``FEWEST_SHARED`` reviews in common, in any one market; so are the
+variants of variants. All of a group become the item whose raw id sorts first.
 """
 
 from __future__ import annotations

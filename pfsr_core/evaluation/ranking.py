@@ -65,9 +65,8 @@ def rank_among(
     if np.isnan(scores).any():
         raise DivergedError(_DIVERGED)
     target_index = int(np.searchsorted(item_codes, target))
-    if (
-        target_index == len(item_codes) or item_codes[target_index] != target
-    ):  # last, behind everything that competes
+    if target_index == len(item_codes) or item_codes[target_index] != target:
+        # Last, behind everything that competes.
         return catalogue_size - len(set(history.tolist()) - {target}), catalogue_size
     as_good = scores >= scores[target_index]
     rank_included = int(as_good.sum())

@@ -57,8 +57,8 @@ def make_scorer(
 
 
 @dataclass(frozen=True)
-class Question:
-    """Who asks for scores.
+class ScoringQuery:
+    """A history to score the catalogue for.
 
     Attributes:
         history: Item codes (n,), oldest first, n >= 1.
@@ -76,7 +76,7 @@ def score_from_memory(
     task: Task,
     merged_params: Params,
     client_data: ClientDataset,
-    asked: Question,
+    query: ScoringQuery,
     *,
     max_length: int,
     memory: UserMemory | None,
@@ -90,7 +90,7 @@ def score_from_memory(
         task: The model as functions; it must have ``serving``.
         merged_params: The client's merged parameters, shared and private.
         client_data: The client.
-        asked: Whose history, and the history.
+        query: The history, its times and its user.
         max_length: Most items of a history that are read.
         memory: What is remembered of this user; None for nothing.
 
@@ -100,12 +100,12 @@ def score_from_memory(
     serving = task.model.serving
     assert serving is not None
     client_model = effective_model(task, merged_params, client_data)
-    history_length = len(asked.history)
+    history_length = len(query.history)
     memory_end = serving.memory_length(history_length, None if memory is None else memory.covered)
     memory_fits = memory is not None and memory.covered == memory_end
     first_item = memory_end if memory_fits else task.model.window_start(history_length, max_length)
-    item_codes = torch.from_numpy(asked.history[first_item:])[None]
-    times = torch.from_numpy(asked.times[first_item:])[None] if len(asked.times) else None
+    item_codes = torch.from_numpy(query.history[first_item:])[None]
+    times = torch.from_numpy(query.times[first_item:])[None] if len(query.times) else None
     known_times = times if task.model.reads_times else None
     item_rows, item_table = with_unseen(task, client_model[ITEMS], client_data, item_codes)
     reading, num_old = {**client_model, ITEMS: item_table}, memory_end - first_item
@@ -114,7 +114,7 @@ def score_from_memory(
     else:
         of_old = None if known_times is None else known_times[:, :num_old]
         old_memory = serving.compress(
-            reading, item_rows[:, :num_old], torch.tensor([asked.user]), of_old
+            reading, item_rows[:, :num_old], torch.tensor([query.user]), of_old
         )
     of_recent = None if known_times is None else known_times[:, num_old:]
     last_hidden, new_memory = serving.continue_from(

@@ -78,8 +78,8 @@ def merge_replies(replies: Sequence[Reply]) -> Reply:
 def merge_sums(sums: Iterable[Mapping[str, float]]) -> Sums:
     """Adds sums and counts key by key; a key that one side lacks counts as zero."""
     total: Sums = {}
-    for some_sums in sums:
-        for metric_name, metric_value in some_sums.items():
+    for part_sums in sums:
+        for metric_name, metric_value in part_sums.items():
             total[metric_name] = total.get(metric_name, 0.0) + metric_value
     return total
 

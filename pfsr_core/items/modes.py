@@ -223,13 +223,13 @@ def _projected(
 ) -> ItemMode:
     """Projected public vectors, then changed by the private part with ``change_table``."""
     public_dim = model_settings.text_dim + model_settings.id_dim
-    made_vectors = _item_vectors(model_settings, catalogue) if catalogue.known else None
+    item_vectors = _item_vectors(model_settings, catalogue) if catalogue.known else None
     public_vectors, item_source = torch.zeros(len(catalogue.item_ids) + 1, public_dim), ItemSource()
-    if made_vectors is not None:
-        text_rows = _padded(torch.from_numpy(made_vectors.rows))
+    if item_vectors is not None:
+        text_rows = _padded(torch.from_numpy(item_vectors.rows))
         id_rows = common_item_table(catalogue.item_ids, model_settings.id_dim, 0, 1.0)
         public_vectors = _public_vectors(text_rows, id_rows, model_settings.id_weight)
-        item_source = ItemSource(made_vectors.digest, made_vectors.method, text_rows)
+        item_source = ItemSource(item_vectors.digest, item_vectors.method, text_rows)
     generator = torch.Generator().manual_seed(stream_seed(run_seed, "projection"))
     start_rows = (
         torch.randn(model_settings.embedding_dim, public_dim, generator=generator)

@@ -27,7 +27,13 @@ from pfsr_core.reports.columns import (
     share,
     table_columns,
 )
-from pfsr_core.reports.queries import ALONE, main_algorithm, ranked_among, vectors_note, wins
+from pfsr_core.reports.queries import (
+    ALONE,
+    candidate_description,
+    main_algorithm,
+    vectors_note,
+    wins,
+)
 from pfsr_core.reports.style import colour
 from pfsr_core.runs.files import Method, RunRecord, methods
 from pfsr_core.runs.item_map import read_item_maps
@@ -181,7 +187,7 @@ def _lead(record: RunRecord, method_rows: Sequence[Method]) -> str:
         else ""
     )
     return (
-        f"{metrics_text} last items, ranked among {ranked_among(record)}{version_text}."
+        f"{metrics_text} last items, ranked among {candidate_description(record)}{version_text}."
         f"{baseline_text}"
     )
 

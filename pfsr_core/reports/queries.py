@@ -1,4 +1,4 @@
-"""Questions to a run that its table and its plots share."""
+"""Values derived from a run, for its tables and plots."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mask_ratios(round_line: Json) -> dict[str, float]:
     }
 
 
-def ranked_among(record: RunRecord) -> str:
+def candidate_description(record: RunRecord) -> str:
     """Which items a held-out one competes with."""
     own_catalogue = record.config.get("federation.catalogues") == "own"
     return "the client's own catalogue" if own_catalogue else "the whole catalogue"

@@ -22,7 +22,7 @@ from pfsr_core.reports.columns import (
     share,
     table_columns,
 )
-from pfsr_core.reports.queries import ranked_among, vectors_note
+from pfsr_core.reports.queries import candidate_description, vectors_note
 from pfsr_core.runs.files import Method, RunRecord, methods
 from pfsr_core.runs.reading import read_run
 
@@ -97,7 +97,7 @@ def _title(record: RunRecord) -> str:
     users_text = f", {num_users:,} users" if num_users else ""
     protocol = record.summary.get("protocol", STRICT.name)
     protocol_text = "" if protocol == STRICT.name else f", protocol {protocol}"
-    candidates_text = f"test items among {ranked_among(record)}"
+    candidates_text = f"test items among {candidate_description(record)}"
     return f"{record.name}{users_text}{state_text}: {candidates_text}{protocol_text}"
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pfsr_core.assembly.settings import parse_settings
 from pfsr_core.data.client_dataset import ClientDataset, ItemArray, unknown_times
-from pfsr_core.evaluation.scoring import Question, make_scorer, score_from_memory
+from pfsr_core.evaluation.scoring import ScoringQuery, make_scorer, score_from_memory
 from pfsr_core.serving.restore import served_assembly, served_data, stored_history
 from pfsr_core.serving.served_model import RecommendationError, Served, preview
 from pfsr_core.serving.users import weights_digest
@@ -225,7 +225,7 @@ def _model_scores(served: Served, query: Query, client_data: ClientDataset) -> T
     if assembly.task.model.serving is None:
         score_histories = make_scorer(assembly.task, merged_params, client_data, max_length)
         return score_histories([query.history], [query.times], np.array([user_row]))[0]
-    question = Question(query.history, query.times, user_row)
+    question = ScoringQuery(query.history, query.times, user_row)
     score_query = partial(
         score_from_memory,
         assembly.task,

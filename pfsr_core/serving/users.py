@@ -140,11 +140,14 @@ def forget_user(store: StoreFile, user_id: str) -> int:
     with store.transaction() as file:
         for table_name in ("events", "memories"):
             file.execute(f"DELETE FROM {table_name} WHERE user = ?", (user_id,))
-        sql_query = "SELECT number, client, histories, settings "
-        sql_query += "FROM served_clients JOIN served USING (number)"
-        client_rows = (
-            (*row[:2], *read_histories(row[2]), row[3]) for row in file.execute(sql_query)
+        served_clients = file.execute(
+            "SELECT number, client, histories, settings "
+            "FROM served_clients JOIN served USING (number)"
         )
+        client_rows = [
+            (model_number, client_name, *read_histories(histories_json), settings_json)
+            for model_number, client_name, histories_json, settings_json in served_clients
+        ]
         home_rows = [row for row in client_rows if user_id in row[2]]
         for model_number, client_name, histories, times, settings_json in home_rows:
             client_key = (model_number, client_name)

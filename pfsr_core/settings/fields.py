@@ -152,11 +152,11 @@ def make_section(section_type: type[Section], setting_values: Mapping[str, Value
     return section_type(**field_values)
 
 
-def flat_section(made_section: Any) -> dict[str, Value]:
+def flat_section(section: Any) -> dict[str, Value]:
     """Undoes :func:`make_section`: every dotted key with its value."""
     setting_values: dict[str, Value] = {}
-    for section_field in fields(made_section):
-        field_key, value = _key(section_field.name), getattr(made_section, section_field.name)
+    for section_field in fields(section):
+        field_key, value = _key(section_field.name), getattr(section, section_field.name)
         if "setting" in section_field.metadata:
             setting_values[field_key] = value
         else:

@@ -55,14 +55,14 @@ class BatchedClient:
 
     Attributes:
         job: Its training.
-        rows: Which items the rows of its item tensors are of.
+        item_index: Which items the rows of its item tensors are of.
         windows: Its windows, items as row numbers of its table.
         steps: How many steps it takes in all.
         size: Its largest step.
     """
 
     job: Job
-    rows: Params
+    item_index: Params
     windows: Windows
     steps: int
     size: Size
@@ -134,7 +134,7 @@ def _train_group(
     frozen_masks = _stack_masks([client.job for client in clients])
     extra = _stack_extra([client.job.extra_loss for client in clients])
     padding_mask = padding_logit_mask([client.size.items for client in clients])
-    item_index = stack_rows([client.rows for client in clients])
+    item_index = stack_rows([client.item_index for client in clients])
     step_streams = [steps(task, local_training, client.job, client.windows) for client in clients]
     loss_sums = [LossSum() for _ in clients]
     for step_number in range(clients[0].steps):

@@ -43,8 +43,8 @@ def parameters_of(params: Params, table_rows: int) -> int:
         table_rows: Rows of the item table; it is counted too where it is projected from public
             vectors and not among ``params``.
     """
-    made_values = 0 if ITEMS in params else table_rows * len(params[PROJECTION])
-    return made_values + sum(tensor.numel() for tensor in params.values())
+    projected_values = 0 if ITEMS in params else table_rows * len(params[PROJECTION])
+    return projected_values + sum(tensor.numel() for tensor in params.values())
 
 
 def group_by_size(

@@ -19,7 +19,7 @@ from pfsr_core.models.ops.matmul import add_product, product
 from pfsr_core.params import Params
 from pfsr_core.training.fisher import Masks
 
-CHUNK = 256  # positions whose logits live at once
+CHUNK = 256  # positions whose logits are in memory at once
 
 
 def next_item_cross_entropy(
@@ -100,7 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     The target distribution is sparse: ``weights`` (T, N) on the ``columns`` (T, N), which may name
     one twice.
 
-    Both gradients are made with the loss, a chunk at a time: (CHUNK, V) logits live, never (T, V),
+    Both gradients are made with the loss, a chunk at a time: only (CHUNK, V) logits are in memory,
     and nothing is computed twice. Once differentiable.
     """
 

@@ -1,4 +1,4 @@
-"""Stacks of many clients' tensors: padded, stacked, and taken apart again."""
+"""Stacks of many clients' tensors: padded, stacked and unstacked."""
 
 from __future__ import annotations
 

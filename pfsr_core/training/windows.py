@@ -63,14 +63,14 @@ def training_windows(
     item_pieces = _pieces([user.train for user in client_data.users], max_length)
     padded_items = torch.zeros(0, 2, dtype=torch.long)
     if item_pieces:
-        padded_items = pad_right([one_piece for one_piece, _ in item_pieces], max_length + 1)[0]
+        padded_items = pad_right([piece for piece, _ in item_pieces], max_length + 1)[0]
     user_numbers = torch.tensor([user for _, user in item_pieces], dtype=torch.long)
     padded_times = None
     if with_times:
         time_pieces = _pieces(
             [user.history_times("valid") for user in client_data.users], max_length
         )
-        padded_times = pad_times([one_piece for one_piece, _ in time_pieces], padded_items)
+        padded_times = pad_times([piece for piece, _ in time_pieces], padded_items)
     return Windows(padded_items, user_numbers, padded_times)
 
 
@@ -114,7 +114,7 @@ def prefix_samples(
     prefixes = [
         prefix_ends[end_index][0].train[: prefix_ends[end_index][1]] for end_index in chosen_ends
     ]
-    targets = [
+    next_items = [
         int(prefix_ends[end_index][0].train[prefix_ends[end_index][1]]) for end_index in chosen_ends
     ]
     padded_items, lengths = pad_right(prefixes or [np.zeros(0, np.int64)], max_length)
@@ -125,7 +125,7 @@ def prefix_samples(
             for end_index in chosen_ends
         ]
         padded_times = pad_times(prefix_times, padded_items)[: len(chosen_ends)]
-    targets_ = torch.tensor(targets, dtype=torch.long)
+    targets = torch.tensor(next_items, dtype=torch.long)
     return Samples(
-        padded_items[: len(chosen_ends)], lengths[: len(chosen_ends)], targets_, padded_times
+        padded_items[: len(chosen_ends)], lengths[: len(chosen_ends)], targets, padded_times
     )

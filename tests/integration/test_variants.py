@@ -29,7 +29,7 @@ def by_node(federation: FederatedDataset, nodes: int) -> list[list[ClientDataset
     return [ordered[node::nodes] for node in range(nodes)]
 
 
-def test_views_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
+def test_variants_and_sampled_ranks_are_those_of_the_plain_loop(tmp_path):
     settings = settings_in(
         tmp_path,
         algorithm__name="pfedrec",

@@ -17,7 +17,7 @@ from tests.server_app.nodes import REGISTRATION, members, owners
 
 def test_two_nodes_with_clients_of_the_same_name_are_refused(tmp_path):
     one, other = members(tmp_path)
-    with pytest.raises(FederationError, match="live on more than one node"):
+    with pytest.raises(FederationError, match="are hosted by more than one node"):
         check_same_data(Roster((one, replace(other, clients=one.clients))))
 
 

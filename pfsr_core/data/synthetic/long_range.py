@@ -1,15 +1,15 @@
-"""A seeded world in which the oldest items decide: for what long histories are worth.
+"""Synthetic histories whose held-out items depend on the oldest ones: a long-range benchmark.
 
 Every user has a value for each of four attributes. The first items of a history state them, one
-item an attribute. Then come sessions of SESSION items, about the first two attributes and the last
-two in turn. Most items of a session say nothing: one Markov chain for all users draws them. Now and
-then comes a question: an item that asks for an attribute of the session, and two answers, items of
-this user's value of that attribute and of the session's other one. No answer is given twice. The
-last question opens a new session: its answers are the held-out items, the validation item first.
+item per attribute. Sessions of SESSION items follow, about the first two attributes and the last
+two in turn. Most items of a session are fillers, drawn from one Markov chain for all users. From
+time to time there is a query: an item that names an attribute of the session, and two answers,
+items of this user's value of that attribute and of the session's other one. No answer occurs twice.
+The last query opens a new session: its answers are the held-out items, the validation item first.
 
-So the last item says which attribute is asked, and the latest SESSION items, all about the other
-two, do not say what the user's value is. The first session is of any length, so there are questions
-at every position of a window, and the first ones of a session are as far from what they ask for as
+So the last item says which attribute is queried, and the latest SESSION items, all about the other
+two, do not tell the user's value. The first session has any length, so queries occur at every
+position of a window, and the first ones of a session are as far from the statement they refer to as
 the last.
 """
 
@@ -26,19 +26,19 @@ from pfsr_core.data.synthetic.clusters import Codes, number_ids
 ATTRIBUTES, VALUES, ANSWERS = 4, 4, 16  # answers: items of each value of each attribute
 FILLERS = 60
 SESSION = 60
-QUESTION_GAP = 5  # items from one question to the next, on average
+QUERY_GAP = 5  # items from one query to the next, on average
 LONGER = 1.2  # the longest history over the shortest
 START, STEP = 1_600_000_000, 3_600
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Item codes from 1 on: items that state a value, ask, answer, or say nothing."""
+class ItemRoles:
+    """Item codes from 1 on, by what an item means in a history."""
 
-    tell: Codes  # (A, V)
-    ask: Codes  # (A,)
-    answer: Codes  # (A, V, N)
-    filler: Codes  # (F,)
+    statements: Codes  # (A, V)
+    queries: Codes  # (A,)
+    answers: Codes  # (A, V, N)
+    fillers: Codes  # (F,)
 
 
 def generate_long(users: int, length: int, seed: int) -> Interactions:
@@ -53,18 +53,18 @@ def generate_long(users: int, length: int, seed: int) -> Interactions:
             f"of {length}. Fix: change that number."
         )
     rng = np.random.default_rng((seed, 0))
-    shelf, chain = _shelf(), _filler_successors(rng)
+    roles, chain = _item_roles(), _filler_successors(rng)
     lengths = rng.integers(length, int(LONGER * length) + 1, users)
-    histories = [_history(rng, shelf, chain, int(drawn_length)) for drawn_length in lengths]
+    histories = [_history(rng, roles, chain, int(drawn_length)) for drawn_length in lengths]
     return _to_interactions(histories)
 
 
-def _shelf() -> Shelf:
-    sizes = {"tell": (ATTRIBUTES, VALUES), "ask": (ATTRIBUTES,)}
-    sizes |= {"answer": (ATTRIBUTES, VALUES, ANSWERS), "filler": (FILLERS,)}
+def _item_roles() -> ItemRoles:
+    sizes = {"statements": (ATTRIBUTES, VALUES), "queries": (ATTRIBUTES,)}
+    sizes |= {"answers": (ATTRIBUTES, VALUES, ANSWERS), "fillers": (FILLERS,)}
     ends = np.cumsum([1, *(int(np.prod(size)) for size in sizes.values())])
     ranges = zip(sizes.items(), ends[:-1], ends[1:], strict=True)
-    return Shelf(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in ranges})
+    return ItemRoles(**{name: np.arange(a, b).reshape(size) for (name, size), a, b in ranges})
 
 
 def _filler_successors(rng: np.random.Generator) -> Codes:
@@ -72,37 +72,35 @@ def _filler_successors(rng: np.random.Generator) -> Codes:
     return rng.integers(FILLERS, size=(FILLERS, 4))
 
 
-def _history(rng: np.random.Generator, shelf: Shelf, chain: Codes, length: int) -> Codes:
+def _history(rng: np.random.Generator, roles: ItemRoles, chain: Codes, length: int) -> Codes:
     user_values = rng.integers(VALUES, size=ATTRIBUTES)
     pairs = rng.permutation(np.arange(ATTRIBUTES).reshape(2, 2))
     answers_left = [list(rng.permutation(ANSWERS)) for _ in range(ATTRIBUTES)]
-    item_codes = [int(shelf.tell[a, user_values[a]]) for a in rng.permutation(ATTRIBUTES)]
+    item_codes = [int(roles.statements[a, user_values[a]]) for a in rng.permutation(ATTRIBUTES)]
     last_filler, last_place = int(rng.integers(FILLERS)), length - 3
     while len(item_codes) < last_place:
         sessions_left, items_left = divmod(last_place - len(item_codes) - 1, SESSION)
         pair = pairs[(sessions_left + 1) % 2]
-        asks = items_left >= 2 and min(len(answers_left[a]) for a in pair) > 1
-        if asks and rng.random() * QUESTION_GAP < 1:
-            item_codes += _question(rng, shelf, user_values, answers_left, pair)
+        has_query = items_left >= 2 and min(len(answers_left[a]) for a in pair) > 1
+        if has_query and rng.random() * QUERY_GAP < 1:
+            item_codes += _query(rng, roles, user_values, answers_left, pair)
         else:
             last_filler = int(rng.choice(chain[last_filler]))
-            item_codes.append(int(shelf.filler[last_filler]))
-    return np.array(
-        item_codes + _question(rng, shelf, user_values, answers_left, pairs[0]), np.int64
-    )
+            item_codes.append(int(roles.fillers[last_filler]))
+    return np.array(item_codes + _query(rng, roles, user_values, answers_left, pairs[0]), np.int64)
 
 
-def _question(
+def _query(
     rng: np.random.Generator,
-    shelf: Shelf,
+    roles: ItemRoles,
     user_values: Codes,
     answers_left: list[list[int]],
     pair: Codes,
 ) -> list[int]:
-    """An item that asks, and an answer of each of the pair that this user has not given yet."""
+    """A query item, and an answer of each of the pair that this user has not given yet."""
     asked_pair = rng.permutation(pair)
-    answers = [int(shelf.answer[a, user_values[a], answers_left[a].pop()]) for a in asked_pair]
-    return [int(shelf.ask[asked_pair[0]]), *answers]
+    answers = [int(roles.answers[a, user_values[a], answers_left[a].pop()]) for a in asked_pair]
+    return [int(roles.queries[asked_pair[0]]), *answers]
 
 
 def _to_interactions(histories: list[Codes]) -> Interactions:

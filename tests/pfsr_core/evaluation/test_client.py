@@ -20,7 +20,7 @@ from tests.pfsr_core.evaluation.helpers import by_content, client, constant, ran
 FALLING = [0.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
 
 
-def test_views_by_hand() -> None:
+def test_variants_by_hand() -> None:
     # Scores fall with the code: code c has rank c when nothing is excluded.
     data = client([1, 2, 3, 5], [6, 1, 2, 4])
     found = evaluate_client(constant(FALLING), data, "test")

@@ -175,7 +175,7 @@ def test_pfsr_masks_the_encoder_and_never_what_makes_item_vectors() -> None:
 
 @pytest.mark.parametrize("items", MODES)
 @pytest.mark.parametrize("name", ["pfsr", "fed-avg", "fed-prox"])
-def test_views_without_and_with_the_private_part(name: str, items: str) -> None:
+def test_variants_without_and_with_the_private_part(name: str, items: str) -> None:
     _, federation, assembly = tiny_world(algorithm__name=name, model__items=items)
     algorithm, data = assembly.algorithm, federation.clients[0]
     update, _ = sent(assembly, data)

@@ -21,7 +21,7 @@ END = ASKED + ATTRIBUTES * VALUES * ANSWERS
 
 
 def raw(users: int = 30, seed: int = 0) -> list[np.ndarray]:
-    """Every history in the numbers of the shelf: tells, asks, answers, fillers."""
+    """Every history in the numbers of ``ItemRoles``: statements, queries, answers, fillers."""
     log = generate_long(users, 150, seed)
     numbers = np.array([int(name.removeprefix("item-")) for name in log.item_ids])
     return [numbers[log.items[log.users == user] - 1] for user in range(users)]
