@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
     Attributes:
         values: of the shared array.
-        longest_list: among the metrics: one number a client, too short to carry a table.
+        longest_list: among the metrics: one number per client, too short to carry a table.
     """
 
     values: int

@@ -3,7 +3,7 @@
     summaries.jsonl   one line a record: arm, seed, commit, changed settings, metrics, validation
                       curve, cost; where a per-user map stood, the number of its users
     ranks.parquet     one row a list of ranks: collection, arm, seed, part, users, ranks
-    users.parquet     one row a user of a list: users, user, history_length
+    users.parquet     one row per user of a list: users, user, history_length
     pending/          finished records that are not in these files yet, one JSON file each
 
 A record is a JSON object with the keys ``arm`` and ``seed``. Any object in it may hold per-user
@@ -13,7 +13,7 @@ the record itself, ``"client/markov"`` for a baseline, ``"parts/federated/market
 The users of a list are stored once, however many lists share them, and ``users`` is their
 fingerprint.
 
-Other tools read the ranks as a table, a row a user in the order of users.parquet::
+Other tools read the ranks as a table, one row per user in the order of users.parquet::
 
     pandas.read_parquet("experiments/records/ranks.parquet").explode("ranks")
 

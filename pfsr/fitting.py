@@ -58,8 +58,8 @@ def fit(
             1970, ``datetime64`` or ISO dates.
         recipe: Name of a recipe, or the path of a TOML file.
         clients: Who is a client, the unit that has a model of its own: the name of a column, such
-            as "shop", for one client a value; a number, for so many groups of users; "user", for
-            one client a user; None, for what the recipe says.
+            as "shop", for one client per value; a number, for so many groups of users; "user", for
+            one client per user; None, for what the recipe says.
         silent: Whether to show no progress bar.
         **settings: Settings that replace the recipe's own: the last part of a key where it is
             clear, as ``rounds=10``; nested, as ``train={"batch_size": 8}``; or the whole key, as

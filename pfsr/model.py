@@ -159,8 +159,8 @@ class Model:
             by_client: One row for each client; otherwise one row for all users together.
 
         Returns:
-            Columns ``method``, ``client`` (by client), ``users``, ``interactions``, ``split``
-            ("valid" or "test"), then means over the users: the metrics such as ``hr@10`` and
+            Rows of the trained methods first, then of the baselines. Columns ``method``, ``client``
+            (by client), ``users``, ``interactions``, ``split`` ("valid" or "test"), then means over the users: the metrics such as ``hr@10`` and
             ``ndcg@10``, and ``covered``, the share of users whose held-out item occurs in the
             client's training data. ``pfsr: global`` is the model without its private part.
 

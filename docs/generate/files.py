@@ -11,7 +11,7 @@ PACKAGES = ("pfsr", "server_app", "client_app", "pfsr_core", "experiments", "ben
 
 
 def page(root: Path) -> str:
-    """The page ``reference/files.md``: a section a package, a row a module."""
+    """The page ``reference/files.md``: one section per package, one row per module."""
     parts = ["# Source files\n", "Every module with the first line of its docstring.\n"]
     for package in packages(root):
         name = package.relative_to(root).as_posix()

@@ -26,7 +26,7 @@ from pfsr_core.settings.fields import Value
 Overrides = dict[str, Value]
 
 PRIVATE = "private"
-PRIVATE_SIZES = {  # users a client -> how the name of an arm with private tables ends
+PRIVATE_SIZES = {  # users per client -> how the name of an arm with private tables ends
     100: ", clients of 100",
     47: "",
     20: ", clients of 20",

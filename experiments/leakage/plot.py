@@ -5,9 +5,9 @@ r"""Accuracy against what the server sees, by item mode: one picture out of reco
     python -m experiments.run --arms "fed-avg, semantic items, clients of 1" ...
     python -m experiments.leakage.plot
 
-Up: test NDCG@10 of FedAvg with a user a client, from the ablation's records. Across: the share of a
-user's history that the best of several rankings finds in the user's first upload. A point is a mean
-over seeds, its bars one standard error; a mode without records of both is left out.
+Up: test NDCG@10 of FedAvg with one user per client, from the ablation's records. Across: the share
+of a user's history that the best of several rankings finds in the user's first upload. A point is a
+mean over seeds, its bars one standard error; a mode without records of both is left out.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def length_table(records: Records, a: str, b: str) -> list[str]:
 
 def size_table(records: Records) -> list[str]:
     """Test NDCG@10 by the number of users that a client has, "-" where an arm was not run."""
-    lines = [f"| users a client | {' | '.join(SIZED)} |", "|---" * (1 + len(SIZED)) + "|"]
+    lines = [f"| users per client | {' | '.join(SIZED)} |", "|---" * (1 + len(SIZED)) + "|"]
     for size, end in PRIVATE_SIZES.items():
         arms = [records.get(name + end) for name in SIZED]
         cells = [f"{_mean(arm, 'ndcg@10'):.4f}" if arm else "-" for arm in arms]

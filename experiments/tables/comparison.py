@@ -40,7 +40,7 @@ def common_seeds(records: Records, a: str, b: str) -> list[int]:
 
 
 def user_matrix(by_seed: Mapping[int, Record], users: Sequence[str]) -> NDArray[np.float64]:
-    """Test NDCG@10 of each user, one row a seed: (S, U), columns in the order of ``users``."""
+    """Test NDCG@10 of each user, one row per seed: (S, U), columns in the order of ``users``."""
     rows = [[record["ranks"][user] for user in users] for _, record in sorted(by_seed.items())]
     return np.stack([per_user(np.array(row), "ndcg@10") for row in rows])
 

@@ -22,8 +22,8 @@ from pfsr_core.federated.algorithm import FULL, GLOBAL, WITH_PRIVATE
 
 NDCG = "seen-filtered/ndcg@10"
 HEADER = (
-    "| method | items | users a client | seeds | HR@10 | NDCG@10 | global | global+private | full "
-    "| NDCG@10, own targets | others' targets | kB up |",
+    "| method | items | users per client | seeds | HR@10 | NDCG@10 | global | global+private "
+    "| full | NDCG@10, own targets | others' targets | kB up |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 PAIRS = (

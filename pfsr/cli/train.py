@@ -122,7 +122,7 @@ def compare_baselines(
     Args:
         recipe_values: Dotted keys of a recipe.
         overrides: Settings on top.
-        by_client: One row a client, fitted on its own data and on that of all clients.
+        by_client: One row per client, fitted on its own data and on that of all clients.
         log_line: Prints a table.
     """
     federated_data = load_federation(parse_settings({**recipe_values, **overrides}))

@@ -18,7 +18,7 @@ from pfsr_core.data.splits import Split
 
 
 def partition_by_user(split: Split) -> tuple[ClientDataset, ...]:
-    """One client a user, named ``user-<raw id>``."""
+    """One client per user, named ``user-<raw id>``."""
     return tuple(
         ClientDataset(f"user-{user.user}", (user,), split.item_ids, protocol=split.protocol)
         for user in split.users

@@ -48,7 +48,7 @@ def save_item_map(item_maps: Sequence[ItemMap], picture_path: Path) -> None:
 
 
 def item_map_text(item_maps: Sequence[ItemMap]) -> str:
-    """The figures of the picture, one line a client."""
+    """The figures of the picture, one line per client."""
     return "\n".join(
         f"{client_map.client}: {', '.join(_distance_texts(client_map))}" for client_map in item_maps
     )

@@ -40,7 +40,7 @@ FEW_CLIENTS = 40  # more of them are drawn as a curve over ranks
 
 
 def convergence(record: RunRecord) -> str:
-    """Validation NDCG@10 by round, one line a method; baselines as horizontal lines."""
+    """Validation NDCG@10 by round, one line per method; baselines as horizontal lines."""
     method_curves = {
         method_name: curve(record.of(method_name)) for method_name in algorithms(record)
     }

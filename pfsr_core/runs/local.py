@@ -158,7 +158,7 @@ def simulate(
         settings: Of the run.
         federation: The clients.
         run_directory: The new directory of the run.
-        log: Takes a line a round.
+        log: Takes one line per round.
         label: What the first algorithm is called, see :class:`Experiment`.
 
     Raises:
@@ -226,7 +226,7 @@ def train_and_evaluate(
 
     Args:
         experiment: What to run.
-        log: Takes a line a round.
+        log: Takes one line per round.
         metrics_file: The file that each round's line is added to.
     """
     settings, federation = experiment.settings, experiment.federation

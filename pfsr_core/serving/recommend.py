@@ -225,13 +225,13 @@ def _model_scores(served: Served, query: Query, client_data: ClientDataset) -> T
     if assembly.task.model.serving is None:
         score_histories = make_scorer(assembly.task, merged_params, client_data, max_length)
         return score_histories([query.history], [query.times], np.array([user_row]))[0]
-    question = ScoringQuery(query.history, query.times, user_row)
+    scoring_query = ScoringQuery(query.history, query.times, user_row)
     score_query = partial(
         score_from_memory,
         assembly.task,
         merged_params,
         client_data,
-        question,
+        scoring_query,
         max_length=max_length,
     )
     if not query.user or served.users is None:

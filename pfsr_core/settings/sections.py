@@ -170,7 +170,7 @@ class TrainSettings:
     """How a client trains in a round.
 
     Adam's first step is the sign of the gradient whatever its size. Of a client that takes few
-    steps a round, plain gradients tell the server more (federated SGD, McMahan et al. 2017).
+    steps per round, plain gradients tell the server more (federated SGD, McMahan et al. 2017).
     """
 
     optimizer: str = setting(

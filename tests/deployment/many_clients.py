@@ -92,24 +92,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(
         f"{together.clients} clients on {together.nodes} nodes: {together.later:.1f} s a round "
         f"(the first {together.first:.1f} s), of which the slower node works "
-        f"{together.working:.1f} s; {1000 * together.a_client:.2f} ms a client\n"
+        f"{together.working:.1f} s; {1000 * together.a_client:.2f} ms per client\n"
     )
     alone = [measure(sample, sample) for sample in options.samples]
     for one in alone:
         sys.stdout.write(
             f"a message for each of {one.clients}: {one.later:.2f} s a round, "
-            f"{1000 * one.a_client:.1f} ms a client, {one.a_client / together.a_client:.1f} times "
-            f"as long\n"
+            f"{1000 * one.a_client:.1f} ms per client, "
+            f"{one.a_client / together.a_client:.1f} times as long\n"
         )
     more = at_size(*alone, options.users)
     sys.stdout.write(
-        f"on the line through both, {options.users} messages: {1000 * more:.0f} ms a client, "
+        f"on the line through both, {options.users} messages: {1000 * more:.0f} ms per client, "
         f"{more / together.a_client:.0f} times as long\n"
     )
     message = measure(options.samples[0], options.samples[0], model=TINY)
     sys.stdout.write(
         f"Flower's own cost, {message.clients} nodes and a model that hardly trains: "
-        f"{1000 * message.a_client:.1f} ms a message\n"
+        f"{1000 * message.a_client:.1f} ms per message\n"
     )
     return 0
 

@@ -80,9 +80,11 @@ def generate(  # noqa: PLR0913 - the options of the data source
     sold_items = items * sold // 100
     _check_numbers(users, sold_items, clusters, markets, mean_length=mean_length, shortest=shortest)
     _check_sizes(users, markets, sizes)
-    world_rng, walk_rng, shelf_rng = (np.random.default_rng((seed, stream)) for stream in range(3))
+    world_rng, walk_rng, catalogue_rng = (
+        np.random.default_rng((seed, stream)) for stream in range(3)
+    )
     world = make_world(world_rng, items, clusters, markets)
-    world = replace(world, taste=world.taste * _items_sold(shelf_rng, world, sold / 100))
+    world = replace(world, taste=world.taste * _items_sold(catalogue_rng, world, sold / 100))
     market_of = np.repeat(np.arange(markets), sizes) if sizes else np.arange(users) % markets
     lengths = shortest + walk_rng.poisson(walk_rng.exponential(mean_length - shortest, users))
     lengths = np.minimum(lengths, max(shortest, sold_items // 2))

@@ -1,4 +1,4 @@
-"""Hit rate: HR@k = [rank <= k]. With one relevant item a user it equals recall@k."""
+"""Hit rate: HR@k = [rank <= k]. With one relevant item per user it equals recall@k."""
 
 from __future__ import annotations
 
