@@ -65,7 +65,7 @@ arithmetic-perturbed: setup
 test-deployment: setup ## Run the fault tests: a SuperLink and SuperNodes as real processes
 	$(BIN)/python -m pytest -q -m deployment tests/deployment
 
-test-docker: setup ## Lint the container files; build and run them where an engine is
+test-docker: setup ## Lint the container files; build and run them if an engine is installed
 	$(BIN)/python -m pytest -q -rs -m "docker or not docker" tests/docker
 
 check: setup ## Format, lint, types, import contracts, generated files

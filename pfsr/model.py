@@ -160,9 +160,10 @@ class Model:
 
         Returns:
             Rows of the trained methods first, then of the baselines. Columns ``method``, ``client``
-            (by client), ``users``, ``interactions``, ``split`` ("valid" or "test"), then means over the users: the metrics such as ``hr@10`` and
-            ``ndcg@10``, and ``covered``, the share of users whose held-out item occurs in the
-            client's training data. ``pfsr: global`` is the model without its private part.
+            (by client), ``users``, ``interactions``, ``split`` ("valid" or "test"), then means over
+            the users: the metrics such as ``hr@10`` and ``ndcg@10``, and ``covered``, the share of
+            users whose held-out item occurs in the client's training data. ``pfsr: global`` is the
+            model without its private part.
 
         Raises:
             ModelFilesError: A model that was saved without its metrics.
