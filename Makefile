@@ -19,7 +19,7 @@ ARITHMETIC := arithmetic-scalar arithmetic-avx2 arithmetic-perturbed
 # Where a number is computed. The rest of the suite reads files, texts and messages.
 NUMERICAL := $(addprefix tests/pfsr_core/,algorithms assembly/test_catalogues.py evaluation \
 	federated items models runs serving training) tests/experiments/leakage \
-	$(addprefix tests/integration/,test_equality.py test_serve_round.py test_views.py)
+	$(addprefix tests/integration/,test_equality.py test_serve_round.py test_variants.py)
 
 .PHONY: help setup run test test-slow test-arithmetic $(ARITHMETIC) test-deployment test-docker check format ablation bench docs clean
 
