@@ -6,10 +6,12 @@
 # here ($PFSR_RESTART_DELAY seconds, default 0) keeps a restart policy from hammering.
 set -u
 
+child=
+stopped=
+trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 "$@" &
 child=$!
-stopped=
-trap 'stopped=yes; kill -TERM "$child" 2>/dev/null' TERM INT
+[ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null  # it came before the command had a number
 
 wait "$child"
 code=$?

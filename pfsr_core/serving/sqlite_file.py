@@ -115,7 +115,7 @@ class StoreFile:
 
     def _unwritable(self, problem: object) -> NodeStoreError:
         return NodeStoreError(
-            f"{self.path} cannot be used now: {problem}. Its content is as it was. Fix: make "
+            f"{self.path} cannot be used now: {problem}. Its content is unchanged. Fix: make "
             f"room on its disk, and let its owner write the file and its directory."
         )
 

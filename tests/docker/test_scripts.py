@@ -50,20 +50,18 @@ def test_a_failure_is_delayed_and_says_so() -> None:
     "command", ["trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"]
 )
 def test_a_stop_reaches_the_command_and_is_not_delayed(command: str) -> None:
-    process = _start("sh", "-c", command)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 7
-    process.stdout.close()
+    with _start("sh", "-c", command) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 7
 
 
 def test_a_stop_ends_the_wait() -> None:
-    process = _start("sh", "-c", "echo ended; exit 3")
-    assert process.stdout is not None and process.stdout.readline() == "ended\n"
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 3
-    process.stdout.close()
+    with _start("sh", "-c", "echo ended; exit 3") as process:
+        assert process.stdout is not None and process.stdout.readline() == "ended\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 3
 
 
 def _start(*command: str) -> subprocess.Popen[str]:

@@ -105,7 +105,8 @@ def test_a_node_with_data_of_its_own_refuses_to_pool(tmp_path: Path) -> None:
 def test_a_served_model_keeps_the_vectors_it_cannot_make(tmp_path: Path) -> None:
     settings = tiny_settings(**SEMANTIC)
     vectors = pooled_vectors(settings.model, load_federation(settings).catalogue)
-    served = replace(serve(**SEMANTIC), vectors=vectors, texts=())
+    made = serve(**SEMANTIC)
+    served = replace(made, items=replace(made.items, vectors=vectors, texts=()))
     store = NodeStore(tmp_path / "node.sqlite")
     store.install(served)
     user = next(iter(next(iter(served.clients.values())).histories))
@@ -113,7 +114,7 @@ def test_a_served_model_keeps_the_vectors_it_cannot_make(tmp_path: Path) -> None
     assert found.shared.keys() == served.shared.keys()
     assert recommend(found, user) == recommend(served, user)
     with pytest.raises(DataError, match="pools the training histories"):
-        recommend(replace(found, vectors=None), user)
+        recommend(replace(found, items=replace(found.items, vectors=None)), user)
 
 
 def test_a_report_says_what_they_are(tmp_path: Path) -> None:
