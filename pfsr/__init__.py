@@ -14,6 +14,7 @@ Everything heavy is imported when it is first used, so that ``import pfsr`` is q
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def __getattr__(attribute_name: str) -> Any:
         return importlib.import_module("pfsr.datasets")
     if attribute_name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'pfsr' has no attribute {attribute_name!r}")
-    return getattr(importlib.import_module(_MODULE_OF_NAME[attribute_name]), attribute_name)
+    random_state = random.getstate()  # which imports may change
+    try:
+        return getattr(importlib.import_module(_MODULE_OF_NAME[attribute_name]), attribute_name)
+    finally:
+        random.setstate(random_state)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pfsr.arguments import whole_number
 from pfsr.keywords import setting_keys
 from pfsr.model import Model
 from pfsr.recipe_files import recipe_path
@@ -27,7 +28,10 @@ from pfsr_core.assembly.data import FederatedDataset, build_federation
 from pfsr_core.assembly.settings import Settings, flat_settings, parse_settings
 from pfsr_core.data.datasets import DATASETS, load_dataset
 from pfsr_core.data.errors import DataError
+from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.readers.delimited import find_role
 from pfsr_core.data.readers.frame import read_frame
+from pfsr_core.runs.files import check_run_name
 from pfsr_core.runs.local import simulate
 from pfsr_core.settings.fields import SettingsError, Value
 from pfsr_core.settings.recipes import load_recipe
@@ -59,7 +63,8 @@ def fit(
         recipe: Name of a recipe, or the path of a TOML file.
         clients: Who is a client, the unit that has a model of its own: the name of a column, such
             as "shop", for one client per value; a number, for so many groups of users; "user", for
-            one client per user; None, for what the recipe says.
+            one client per user, with items that clients share: ``items="dual"``, or a recipe such
+            as "dual"; None, for what the recipe says.
         silent: Whether to show no progress bar.
         **settings: Settings that replace the recipe's own: the last part of a key where it is
             clear, as ``rounds=10``; nested, as ``train={"batch_size": 8}``; or the whole key, as
@@ -82,11 +87,16 @@ def fit(
     """
     run_settings = parse_settings(_flat(data, recipe, clients, settings))
     refuse_continuing(run_settings)
+    check_run_name(run_settings.run)
+    _check_items(run_settings, single_users=run_settings.federation.partition == "user")
     if isinstance(data, pd.DataFrame):
         interactions = read_frame(data)
     else:
         interactions = load_dataset(run_settings.data.source, run_settings.data.path)
+    _check_clients_column(clients, interactions)
     federation = build_federation(run_settings, interactions)
+    num_users = len(federation.split.users)
+    _check_items(run_settings, single_users=len(federation.clients) == num_users)
     temporary_root = Path(tempfile.mkdtemp(prefix="pfsr-"))
     try:
         run_directory = temporary_root / run_settings.run.name
@@ -124,13 +134,99 @@ def _flat(
 ) -> dict[str, Value]:
     """Dotted keys of the recipe with what the caller gave on top."""
     given_settings = setting_keys(keyword_settings, flat_settings(Settings()))
+    source_settings, partition_settings = _source(data), _partition(clients)
+    _check_source(data, source_settings, given_settings)
+    _check_partition(clients, partition_settings, given_settings)
     return {
-        **load_recipe(recipe_path(recipe)),
+        **_recipe_settings(recipe),
         "run.compare": "",
-        **_source(data),
-        **_partition(clients),
+        **source_settings,
+        **partition_settings,
         **given_settings,
     }
+
+
+def _recipe_settings(recipe: str | Path) -> dict[str, Value]:
+    """Dotted keys of the recipe."""
+    if not isinstance(recipe, str | Path) or not str(recipe) or "\0" in str(recipe):
+        raise SettingsError(
+            f"recipe = {recipe!r}. Fix: give the name of a recipe, as 'pfsr', or the path of a "
+            f"TOML file."
+        )
+    try:
+        return load_recipe(recipe_path(recipe))
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(
+            f"recipe = {str(recipe)!r}: {error}. Fix: give the name of a recipe, as 'pfsr', or the "
+            f"path of a TOML file."
+        ) from error
+
+
+def _check_source(
+    data: pd.DataFrame | str | Path,
+    source_settings: Mapping[str, Value],
+    given_settings: Mapping[str, Value],
+) -> None:
+    """Raises SettingsError for settings that name other data than the argument."""
+    for setting_key, own_value in source_settings.items():
+        is_dataset = source_settings["data.source"] not in (FRAME_SOURCE, "file")
+        if setting_key == "data.path" and is_dataset:
+            continue  # what a dataset by name is given, such as its directory
+        if given_settings.get(setting_key, own_value) != own_value:
+            data_text = "a DataFrame" if isinstance(data, pd.DataFrame) else repr(str(data))
+            raise SettingsError(
+                f"{setting_key} = {given_settings[setting_key]!r}, but the data are {data_text}. "
+                f"Fix: name the data by the first argument alone."
+            )
+
+
+def _check_partition(
+    clients: str | int | None,
+    partition_settings: Mapping[str, Value],
+    given_settings: Mapping[str, Value],
+) -> None:
+    """Raises SettingsError for settings that contradict the argument ``clients``."""
+    if clients is None:
+        return
+    for setting_key in ("federation.partition", "federation.column", "federation.clients"):
+        # With values the column says which interactions are used, whoever the clients are.
+        if setting_key == "federation.column" and given_settings.get("federation.values"):
+            continue
+        if setting_key in given_settings and (
+            given_settings[setting_key] != partition_settings.get(setting_key)
+        ):
+            raise SettingsError(
+                f"{setting_key} = {given_settings[setting_key]!r} contradicts clients = "
+                f"{clients!r}. Fix: leave one of them out."
+            )
+
+
+def _check_items(settings: Settings, *, single_users: bool) -> None:
+    """Raises SettingsError where no client could recommend anything to its user."""
+    if single_users and settings.model.items == "private":
+        raise SettingsError(
+            "every client has a single user, and with model.items = 'private' it ranks the items "
+            "of its own log alone: there is nothing new to recommend. Fix: items='dual', or "
+            "items='semantic' for items with titles, or a recipe for such clients: "
+            "recipe='dual', 'semantic' or 'pfedrec'; or choose fewer clients."
+        )
+
+
+def _check_clients_column(clients: str | int | None, interactions: Interactions) -> None:
+    """Raises DataError for a ``clients`` that is no column but means something else."""
+    if not isinstance(clients, str) or clients in (*interactions.columns, *interactions.left_out):
+        return
+    fix = ""
+    if clients.strip().isdecimal():
+        fix = f"clients={int(clients)} for so many clients"
+    elif find_role([clients], "user"):
+        fix = "clients='user' for a client a user"
+    if fix and clients != "user":
+        raise DataError(
+            f"clients = {clients!r} is no column that clients could be told apart by (further "
+            f"columns: {', '.join(interactions.columns) or 'none'}). Fix: {fix}, or name one of "
+            f"them."
+        )
 
 
 def _source(data: pd.DataFrame | str | Path) -> dict[str, Value]:
@@ -142,6 +238,8 @@ def _source(data: pd.DataFrame | str | Path) -> dict[str, Value]:
             f"data is a {type(data).__name__}. Fix: give a pandas DataFrame, the path of a file, "
             f"or the name of a dataset ({', '.join(DATASETS)})."
         )
+    if not str(data) or "\0" in str(data):
+        raise DataError(f"data = {str(data)!r} is no path. Fix: give the path of a file.")
     if str(data) in DATASETS:
         return {"data.source": str(data), "data.path": ""}
     return {"data.source": "file", "data.path": str(data)}
@@ -151,14 +249,20 @@ def _partition(clients: str | int | None) -> dict[str, Value]:
     """``federation.*`` of the argument ``clients``; nothing for None."""
     if clients is None:
         return {}
-    if isinstance(clients, str) and clients != "user":
+    num_clients = None if isinstance(clients, str) else whole_number(clients)
+    if num_clients is None and (not isinstance(clients, str) or not clients):
+        raise SettingsError(
+            f"clients = {clients!r}. Fix: give the name of a column, a whole number of clients, or "
+            f"'user' for a client a user."
+        )
+    if num_clients is None and clients != "user":
         return {"federation.partition": "column", "federation.column": clients}
     # What a recipe for clients by column says of its column does not apply.
     cleared_settings: dict[str, Value] = {"federation.column": "", "federation.values": ""}
-    if clients == "user":
+    if num_clients is None:
         return {**cleared_settings, "federation.partition": "user"}
     cleared_settings["federation.sizes"] = ""
-    return {**cleared_settings, "federation.partition": "group", "federation.clients": int(clients)}
+    return {**cleared_settings, "federation.partition": "group", "federation.clients": num_clients}
 
 
 @contextlib.contextmanager

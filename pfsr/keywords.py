@@ -29,6 +29,12 @@ def setting_keys(given_settings: Mapping[str, Any], known_keys: Iterable[str]) -
 
 def _flatten(given_settings: Mapping[str, Any], key_prefix: str = "") -> Iterable[tuple[str, Any]]:
     for given_name, given_value in given_settings.items():
+        if not isinstance(given_name, str):
+            table_text = f"in {key_prefix.rstrip('.')}, " if key_prefix else ""
+            raise SettingsError(
+                f"{table_text}the setting {given_name!r} is a {type(given_name).__name__}. Fix: "
+                f"name settings by text, as train={{'batch_size': 8}}."
+            )
         setting_key = key_prefix + given_name.replace("_", "-")
         if isinstance(given_value, Mapping):
             yield from _flatten(given_value, f"{setting_key}.")
@@ -64,7 +70,7 @@ def _plain_value(given_name: str, value: Any) -> Value:
     """A number, truth value or text; NumPy's scalars too, and lists of words as one text."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
-    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+    if getattr(value, "ndim", None) == 0:
         value = value.item()
     if not isinstance(value, bool | int | float | str):
         raise SettingsError(

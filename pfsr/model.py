@@ -13,8 +13,18 @@ from typing import Any
 
 import pandas as pd
 
+from pfsr.arguments import id_text, id_texts, is_one_id, list_length, model_path, unix_seconds
 from pfsr_core.evaluation.baselines import BASELINES
-from pfsr_core.runs.model_files import MODEL_DIRECTORY, MODEL_FILE, ModelFilesError, load_model
+from pfsr_core.runs.model_files import (
+    MODEL_DIRECTORY,
+    MODEL_FILE,
+    ModelFilesError,
+    check_results,
+    load_model,
+    record_results,
+    store_errors,
+)
+from pfsr_core.runs.results import client_columns
 from pfsr_core.serving.recommend import add_items, check_question, recommend
 from pfsr_core.serving.served_model import RecommendationError, Served, preview
 
@@ -41,6 +51,7 @@ class Model:
         """
         self.directory = directory
         self._served: Served = load_model(model_directory(directory))
+        self._temporary = temporary
         if temporary is not None:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
@@ -82,11 +93,12 @@ class Model:
 
     def client_of(self, user: str | int) -> str:
         """Name of the client that a user belongs to. Raises RecommendationError."""
+        user_id = id_text(user, "user")
         for client_name, served_client in self._served.clients.items():
-            if str(user) in served_client.histories:
+            if user_id in served_client.histories:
                 return client_name
         raise RecommendationError(
-            f"unknown user {str(user)!r} (users: {preview(self.users)}). Fix: give one of "
+            f"unknown user {user_id!r} (users: {preview(self.users)}). Fix: give one of "
             f"model.users, or a list of item ids for a new user."
         )
 
@@ -108,14 +120,24 @@ class Model:
             ``source`` of the scores, and the ``skipped`` items that this client does not have.
 
         Raises:
-            RecommendationError: An unknown user or client, or ``k`` below 1.
+            RecommendationError: An unknown user or client, ``k`` below 1, or ids that are neither
+                text nor whole numbers.
+            ModelFilesError: The model's files were damaged or changed meanwhile.
         """
-        if isinstance(user_or_history, str | int):
-            user_id, item_ids = str(user_or_history), None
+        if not isinstance(client, str):
+            raise RecommendationError(
+                f"client = {client!r}. Fix: choose one of model.clients, or leave it out."
+            )
+        user_id, item_ids = "", None
+        if is_one_id(user_or_history):
+            user_id = id_text(user_or_history, "user")
             self.client_of(user_id)
         else:
-            user_id, item_ids = "", [str(item) for item in user_or_history]
-        answer = recommend(self._served, user_id, k, item_ids, client)
+            item_ids = id_texts(user_or_history)
+        num_items = list_length(k)
+        num_items = min(num_items, len(self._served.items.ids))
+        with store_errors(model_directory(self.directory)):
+            answer = recommend(self._served, user_id, num_items, item_ids, client)
         item_rows = [
             (recommendation.item, recommendation.score, recommendation.title)
             for recommendation in answer.recommendations
@@ -130,7 +152,10 @@ class Model:
         return frame
 
     def add(
-        self, user: str | int, items: Sequence[str | int], time_seconds: int | None = None
+        self,
+        user: str | int,
+        items: str | int | Sequence[str | int],
+        time_seconds: float | None = None,
     ) -> None:
         """Adds new interactions to a user's history; the model itself does not change.
 
@@ -138,16 +163,19 @@ class Model:
 
         Args:
             user: Id of a user of the model.
-            items: Item ids, oldest first.
+            items: Item ids, oldest first; or the id of one item.
             time_seconds: When they were, in seconds since 1970. Default: now.
 
         Raises:
-            RecommendationError: An unknown user or item, or no item.
+            RecommendationError: An unknown user or item, no item, or a time below 0.
+            ModelFilesError: The model's files cannot be written.
         """
         self.client_of(user)
         check_question(self._served, 1, "")
-        unix_seconds = int(time.time()) if time_seconds is None else time_seconds
-        add_items(self._served, str(user), [str(item) for item in items], unix_seconds)
+        item_ids = id_texts(items)
+        seconds = unix_seconds(time.time() if time_seconds is None else time_seconds)
+        with store_errors(model_directory(self.directory)):
+            add_items(self._served, id_text(user, "user"), item_ids, seconds)
 
     def evaluate(self, *, by_client: bool = True) -> pd.DataFrame:
         """The metrics of the model, the baselines and the algorithms trained for comparison.
@@ -166,7 +194,7 @@ class Model:
             model without its private part.
 
         Raises:
-            ModelFilesError: A model that was saved without its metrics.
+            ModelFilesError: A model that was saved without its metrics, or damaged ones.
         """
         results_path = self.directory / RESULTS_FILE
         if not results_path.is_file():
@@ -174,9 +202,8 @@ class Model:
                 f"{results_path}: no such file. Fix: give the directory of the run, not its model "
                 f"alone."
             )
-        result_rows = pd.read_csv(
-            results_path, dtype={"method": str, "client": str, "shipped": str}
-        )
+        check_results(model_directory(self.directory), results_path)
+        result_rows = _read_results(results_path)
         is_baseline = result_rows["method"].isin(list(BASELINES))
         trained_first = pd.concat([result_rows[~is_baseline], result_rows[is_baseline]])
         return client_means(trained_first, by_client=by_client)
@@ -190,23 +217,50 @@ class Model:
             directory: Must not exist yet, or be empty.
 
         Raises:
-            ModelFilesError: ``directory`` holds something already.
+            ModelFilesError: ``directory`` holds something already, is a place within the model's
+                own directory, or cannot be written.
         """
-        target_directory = Path(directory).expanduser()
+        given_directory = model_path(directory)
+        target_directory = given_directory.absolute()
+        try:
+            self._check_target(target_directory)
+            target_directory.parent.mkdir(parents=True, exist_ok=True)
+            staging_directory = target_directory.with_name(f".{target_directory.name}.new")
+            shutil.rmtree(staging_directory, ignore_errors=True)
+            try:
+                shutil.copytree(self.directory, staging_directory)
+                results_path = staging_directory / RESULTS_FILE
+                if results_path.is_file():
+                    record_results(model_directory(staging_directory), results_path)
+                staging_directory.rename(target_directory)
+            finally:
+                shutil.rmtree(staging_directory, ignore_errors=True)
+        except OSError as error:
+            reason = error.strerror or "not all files could be copied"
+            raise ModelFilesError(
+                f"{given_directory} cannot be written: {reason}. Fix: name a new directory in one "
+                f"that you may write to."
+            ) from error
+
+    def _check_target(self, target_directory: Path) -> None:
+        """Raises ModelFilesError where a model cannot be saved."""
+        own_directory = (self._temporary or self.directory).resolve()
+        if target_directory.resolve().is_relative_to(own_directory):
+            loss = " and would be deleted with the model" if self._temporary else ""
+            raise ModelFilesError(
+                f"{target_directory} is within the model's own directory{loss}. Fix: name a "
+                f"directory elsewhere."
+            )
+        if target_directory.is_symlink() and not target_directory.exists():
+            raise ModelFilesError(
+                f"{target_directory} is a link to nothing. Fix: name another directory."
+            )
         if target_directory.exists() and (
             not target_directory.is_dir() or any(target_directory.iterdir())
         ):
             raise ModelFilesError(
                 f"{target_directory} is there already. Fix: name another directory."
             )
-        target_directory.parent.mkdir(parents=True, exist_ok=True)
-        staging_directory = target_directory.with_name(f".{target_directory.name}.new")
-        shutil.rmtree(staging_directory, ignore_errors=True)
-        try:
-            shutil.copytree(self.directory, staging_directory)
-            staging_directory.rename(target_directory)
-        finally:
-            shutil.rmtree(staging_directory, ignore_errors=True)
 
 
 def load(directory: str | Path) -> Model:
@@ -218,7 +272,14 @@ def load(directory: str | Path) -> Model:
     Raises:
         ModelFilesError: ``directory`` holds no model, or a damaged one.
     """
-    return Model(Path(directory).expanduser())
+    given_directory = model_path(directory)
+    try:
+        return Model(given_directory)
+    except OSError as error:
+        raise ModelFilesError(
+            f"{given_directory} cannot be read: {error.strerror}. Fix: give the directory that a "
+            f"model was saved into, and that you may read."
+        ) from error
 
 
 def model_directory(directory: Path) -> Path:
@@ -226,6 +287,27 @@ def model_directory(directory: Path) -> Path:
     if (directory / MODEL_FILE).is_file():
         return directory
     return directory / MODEL_DIRECTORY if (directory / MODEL_DIRECTORY).is_dir() else directory
+
+
+def _read_results(results_path: Path) -> pd.DataFrame:
+    """The rows of clients.csv. Raises ModelFilesError where they are damaged."""
+    text_columns = ["method", "client", "split", "shipped"]
+    try:
+        result_rows = pd.read_csv(results_path, dtype=dict.fromkeys(text_columns, str))
+        needed_columns = [name for name in client_columns() if name != "shipped"]
+        number_columns = [name for name in needed_columns if name not in text_columns]
+        is_complete = bool(result_rows[needed_columns].notna().all(axis=None))
+        are_numbers = all(
+            pd.api.types.is_numeric_dtype(result_rows[name]) for name in number_columns
+        )
+    except (ValueError, KeyError, OSError):  # pandas' own errors are ValueErrors
+        is_complete = are_numbers = False
+    if not is_complete or not are_numbers:
+        raise ModelFilesError(
+            f"{results_path} is damaged: its rows are not those of a run. Fix: restore the "
+            f"directory from a backup, or train again."
+        )
+    return result_rows
 
 
 def client_means(result_rows: pd.DataFrame, *, by_client: bool) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pfsr_core.data.errors import DataError
 
+LONGEST_KEPT_VALUE = 256
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -19,6 +21,7 @@ class Interactions:
     ``item_ids[code - 1]`` is the raw id. Codes number the raw ids by first appearance.
     ``timestamps``: (N,) seconds, or the position in the history where the source has no times:
     there ``has_times`` is False.
+    ``left_out``: names of further columns that are not kept, for their long values.
     ``titles``: raw item id -> a readable title, where the source has one.
     ``texts``: raw item id -> all words about it, title, genres and the like, for item vectors.
     ``columns``: further columns of the source by name, (N,) strings each, e.g. a market.
@@ -34,6 +37,7 @@ class Interactions:
     texts: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     has_times: bool = True
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of interactions, N."""
@@ -41,6 +45,12 @@ class Interactions:
 
     def cells(self, column: str) -> NDArray[np.str_]:
         """A further column: (N,). Raises DataError when there is none of that name."""
+        if column in self.left_out:
+            raise DataError(
+                f"{self.source}: column {column!r} was left out, because a value of it is longer "
+                f"than {LONGEST_KEPT_VALUE} characters. Fix: shorten its values, or name another "
+                f"column."
+            )
         if column not in self.columns:
             known = ", ".join(self.columns) or "none"
             raise DataError(

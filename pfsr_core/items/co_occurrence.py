@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pfsr_core.data.client_dataset import ItemArray
+from pfsr_core.items.svd import truncated_svd
 
 CONTEXT_STEPS = 10  # steps on each side
 
@@ -35,17 +36,12 @@ def co_occurrence_vectors(
         num_items: V, items of the catalogue.
         vector_dim: Width of a vector.
     """
-    from sklearn.decomposition import TruncatedSVD
-
     ppmi_matrix = _ppmi(_counts(histories, num_items))
     vector_rows = np.zeros((num_items, vector_dim), np.float32)
     svd_rank = min(vector_dim, num_items - 1)
     if svd_rank > 0 and ppmi_matrix.nnz:
-        truncated_svd = TruncatedSVD(svd_rank, algorithm="randomized", n_iter=10, random_state=0)
-        projected_rows = truncated_svd.fit_transform(ppmi_matrix)
-        vector_rows[:, :svd_rank] = projected_rows / np.sqrt(
-            np.maximum(truncated_svd.singular_values_, 1e-12)
-        )
+        projected_rows, singular_values = truncated_svd(ppmi_matrix, svd_rank)
+        vector_rows[:, :svd_rank] = projected_rows / np.sqrt(np.maximum(singular_values, 1e-12))
     return vector_rows
 
 

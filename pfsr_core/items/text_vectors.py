@@ -40,6 +40,7 @@ from pfsr_core.data.errors import DataError, MalformedFileError
 from pfsr_core.data.readers.delimited import read_csv_table
 from pfsr_core.data.readers.table import read_bytes
 from pfsr_core.items.co_occurrence import co_occurrence_vectors
+from pfsr_core.items.svd import truncated_svd, unchanged_globals
 
 TF_IDF, HASHED, WORDLLAMA, SENTENCE = "tf-idf", "hashed", "wordllama", "sentence:"
 CO_OCCURRENCE = "co-occurrence"
@@ -129,8 +130,8 @@ def tf_idf(item_texts: Sequence[str], text_dim: int) -> Vectors:
     Columns beyond the rank are zero. Singular vectors are unique but for their sign, which
     scikit-learn fixes; the start of the iteration is seeded.
     """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    with unchanged_globals():
+        from sklearn.feature_extraction.text import TfidfVectorizer
 
     tfidf_vectorizer = TfidfVectorizer(
         analyzer=words_of, binary=True, min_df=min(2, len(item_texts))
@@ -142,8 +143,7 @@ def tf_idf(item_texts: Sequence[str], text_dim: int) -> Vectors:
     svd_rank = min(text_dim, min(tfidf_weights.shape) - 1)
     vector_rows = np.zeros((len(item_texts), text_dim), np.float32)
     if svd_rank > 0:
-        truncated_svd = TruncatedSVD(svd_rank, algorithm="randomized", n_iter=10, random_state=0)
-        vector_rows[:, :svd_rank] = truncated_svd.fit_transform(tfidf_weights)
+        vector_rows[:, :svd_rank], _ = truncated_svd(tfidf_weights, svd_rank)
     return vector_rows
 
 

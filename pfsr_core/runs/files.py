@@ -34,6 +34,7 @@ Json = dict[str, Any]
 SELECTED_BY = VALID_SELECTION
 ITEM_MAP = "item-map.json"
 CENTRAL = "central"  # the name of averaging over a single client, which has all data
+LONGEST_RUN_NAME = 200  # bytes: file systems take 255, and a time is added
 SELECTORS = {"users": SELECTED_BY, "clients": f"valid/{OF_CLIENTS}{SELECTION_METRIC}"}
 """The figure that selects a round, by run.selected-by."""
 
@@ -128,21 +129,28 @@ class RunRecord:
         ]
 
 
+def check_run_name(run_settings: RunSettings) -> None:
+    """Raises SettingsError for a ``run.name`` that is no name of a directory."""
+    run_name = run_settings.name
+    if not run_name or run_name.startswith(".") or {"/", "\\", "\0"} & set(run_name):
+        raise SettingsError(
+            f"run.name = {run_name!r} is no name of a directory. Fix: choose one without "
+            f"slashes that begins with no dot; run.directory says where runs are written."
+        )
+    if len(run_name.encode("utf-8", "replace")) > LONGEST_RUN_NAME:
+        raise SettingsError(
+            f"run.name = {run_name[:20]!r}... is no name of a directory: it is too long. Fix: "
+            f"choose one of at most {LONGEST_RUN_NAME} bytes."
+        )
+
+
 def new_directories(run_settings: RunSettings) -> Iterator[Path]:
     """Names for a new run: ``<run.name>-<time>`` where runs are kept, then with -2, -3, ... after.
 
     The first one that is free is the run's. Nothing is made here. Raises SettingsError for a name
     that would lie elsewhere.
     """
-    if (
-        not run_settings.name
-        or run_settings.name.startswith(".")
-        or {"/", "\\", "\0"} & set(run_settings.name)
-    ):
-        raise SettingsError(
-            f"run.name = {run_settings.name!r} is no name of a directory. Fix: choose one without "
-            f"slashes that begins with no dot; run.directory says where runs are written."
-        )
+    check_run_name(run_settings)
     runs_root = runs_directory(run_settings)
     run_name = f"{run_settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return (runs_root / (f"{run_name}-{n}" if n > 1 else run_name) for n in range(1, 1000))

@@ -34,6 +34,7 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,13 +50,14 @@ from pfsr_core.runs.files import RunError
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.restore import served_data
 from pfsr_core.serving.served_model import Served
-from pfsr_core.serving.sqlite_file import StateMissingError
+from pfsr_core.serving.sqlite_file import NodeStoreError, StateMissingError
 
 MODEL_DIRECTORY = "model"  # of a run, in its directory
 MODEL_FORMAT = 1
 MODEL_FILE = "model.json"
 SHARED_FILE = "shared.safetensors"
 STORE_FILE = "node.sqlite"
+RESULTS_DIGEST = "results_digest"  # of clients.csv beside a model that was saved with it
 FILES = (MODEL_FILE, SHARED_FILE, VOCABULARY, STORE_FILE)
 
 
@@ -101,7 +103,6 @@ def load_model(directory: Path) -> Served:
 
     Raises:
         ModelFilesError: No model, a damaged one, or one of another format.
-        NodeStoreError: ``node.sqlite`` is damaged.
     """
     model_facts = _read_facts(directory)
     for file_name in FILES:
@@ -110,15 +111,46 @@ def load_model(directory: Path) -> Served:
     for file_name, saved_digest in model_facts["digests"].items():
         if _digest(directory / file_name) != saved_digest:
             raise _damaged(directory, f"{file_name} is not the file that was saved")
-    try:
-        served = NodeStore(directory / STORE_FILE).served(model_facts["run"])
-    except StateMissingError:
-        raise _damaged(
-            directory, f"{STORE_FILE} holds no model of run {model_facts['run']!r}"
-        ) from None
+    with store_errors(directory):
+        try:
+            served = NodeStore(directory / STORE_FILE).served(model_facts["run"])
+        except StateMissingError:
+            raise _damaged(
+                directory, f"{STORE_FILE} holds no model of run {model_facts['run']!r}"
+            ) from None
+        except (LookupError, TypeError, json.JSONDecodeError) as error:
+            raise _damaged(directory, f"{STORE_FILE} cannot be read ({error!r})") from None
     if served.origin.fingerprint != model_facts["fingerprint"]:
         raise _damaged(directory, f"{STORE_FILE} holds another model than {MODEL_FILE} describes")
     return served
+
+
+@contextmanager
+def store_errors(directory: Path) -> Iterator[None]:
+    """Errors of the model's ``node.sqlite`` as those of the model's files."""
+    try:
+        yield
+    except StateMissingError as error:
+        raise ModelFilesError(str(error)) from error
+    except NodeStoreError as error:
+        if isinstance(error.__cause__, OSError | sqlite3.OperationalError):  # rights or a full disk
+            raise ModelFilesError(str(error)) from error
+        reason = error.__cause__ or "it does not match its checksums"
+        raise _damaged(directory, f"{STORE_FILE} cannot be read ({reason})") from error
+
+
+def record_results(directory: Path, results_path: Path) -> None:
+    """Writes the digest of the results beside a model into its facts, unless it is there."""
+    model_facts = _read_facts(directory)
+    if RESULTS_DIGEST not in model_facts:
+        write_json(directory / MODEL_FILE, {**model_facts, RESULTS_DIGEST: _digest(results_path)})
+
+
+def check_results(directory: Path, results_path: Path) -> None:
+    """Raises ModelFilesError for results that are not those that were saved with the model."""
+    saved_digest = _read_facts(directory).get(RESULTS_DIGEST)
+    if saved_digest is not None and _digest(results_path) != saved_digest:
+        raise _damaged(results_path.parent, f"{results_path.name} is not the file that was saved")
 
 
 def model_clients(served: Served) -> tuple[ClientDataset, ...]:

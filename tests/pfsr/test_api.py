@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pfsr
 from pfsr_core.data.datasets import load_dataset
 from pfsr_core.data.readers.frame import read_frame
 from pfsr_core.data.splits import leave_one_out
+from pfsr_core.items.text_vectors import tf_idf
 from pfsr_core.settings.recipes import toml_value
 from tests.helpers.command_line import fail, succeed
 from tests.helpers.tiny import TINY
@@ -216,7 +218,7 @@ def test_clients_of_an_unknown_column_or_of_too_few_users(log: pd.DataFrame) -> 
 def test_clients_by_number_and_by_user(log: pd.DataFrame) -> None:
     options = {**SETTINGS, "rounds": 1, "baselines": False, "silent": True}
     assert pfsr.fit(log, clients=2, **options).clients == ["group-00", "group-01"]
-    alone = pfsr.fit(log, clients="user", algorithm={"name": "fed-avg"}, **options)
+    alone = pfsr.fit(log, clients="user", algorithm={"name": "fed-avg"}, items="dual", **options)
     assert alone.clients == [f"user-{user}" for user in alone.users]
     assert alone.algorithm == "fed-avg"
 
@@ -281,3 +283,177 @@ def test_datasets_by_name() -> None:
 def test_the_examples_of_the_docstrings_hold(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0 and found.failed == 0
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/pfsr-evil", "", ".hidden", "x" * 300])
+def test_a_run_name_that_is_no_name_of_a_directory(log: pd.DataFrame, name: str) -> None:
+    with pytest.raises(pfsr.SettingsError, match="is no name of a directory"):
+        pfsr.fit(log, clients=2, silent=True, **{"run.name": name})
+
+
+def test_a_run_name_may_be_used_twice(log: pd.DataFrame) -> None:
+    options = {**SETTINGS, "clients": 2, "rounds": 1, "baselines": False, "silent": True}
+    one, two = (pfsr.fit(log, **{**options, "run.name": "mine"}) for _ in range(2))
+    assert one.directory.name == two.directory.name == "mine"
+    assert one.directory != two.directory
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> pfsr.Model:
+    frame = pd.DataFrame(
+        [(user, 100 + user % 2 + item, item) for user in range(6) for item in range(4 + user % 3)],
+        columns=["user", "item", "time"],
+    )
+    options = {**SETTINGS, "rounds": 1, "baselines": False, "silent": True}
+    return pfsr.fit(frame, clients=2, **options)
+
+
+def test_ids_that_are_numbers(numbered: pfsr.Model) -> None:
+    expected = numbered.recommend("0")
+    for user in (0, np.int64(0), np.uint8(0), np.str_("0"), 0.0, np.array(0)):
+        pd.testing.assert_frame_equal(numbered.recommend(user), expected)
+    expected = numbered.recommend(["100", "101"], 2)
+    for history in (np.array([100, 101]), pd.Series([100, 101]), (100, np.int64(101))):
+        pd.testing.assert_frame_equal(numbered.recommend(history, np.int64(2)), expected)
+    pd.testing.assert_frame_equal(numbered.recommend([100, 101], 2.0), expected)
+    client = numbered._served.clients[numbered.client_of(0)]
+    assert len(client.histories["0"]) == 4
+    numbered.add(np.int64(0), "105")
+    numbered.add(0, [np.int64(104)], 1e9)
+    assert not {"104", "105"} & set(numbered.recommend(0, k=99)["item"])
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1.5, float("nan"), True, b"0", pd.Timestamp(0), ["a", None], {"a": 1}, {"a"}]
+)
+def test_ids_of_other_types(model: pfsr.Model, value) -> None:
+    with pytest.raises(pfsr.RecommendationError, match="Fix: give "):
+        model.recommend(value)
+    with pytest.raises(pfsr.RecommendationError, match="Fix: give "):
+        model.add(model.users[0], value)
+
+
+@pytest.mark.parametrize("k", [2.5, float("inf"), "3", None, True, [3]])
+def test_a_k_that_is_no_whole_number(model: pfsr.Model, k) -> None:
+    with pytest.raises(pfsr.RecommendationError, match="^k = .* Fix: give a whole number"):
+        model.recommend(model.users[0], k=k)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "3", True, 1e300])
+def test_a_time_that_is_none(model: pfsr.Model, seconds) -> None:
+    with pytest.raises(pfsr.RecommendationError, match="^time_seconds = .* Fix: give seconds"):
+        model.add(model.users[0], model.items[0], seconds)
+
+
+def test_a_client_that_is_no_text(model: pfsr.Model) -> None:
+    with pytest.raises(pfsr.RecommendationError, match="^client = .* Fix: choose"):
+        model.recommend(model.users[0], client=["shop-lima"])
+
+
+def test_clients_of_one_user_need_items_that_they_share(log: pd.DataFrame) -> None:
+    for clients in ("user", 24, "alone"):
+        with pytest.raises(pfsr.SettingsError, match="single user.* Fix: items='dual'"):
+            pfsr.fit(log.assign(alone=log["user"]), clients=clients, silent=True)
+
+
+def test_damaged_files_of_a_saved_model(model: pfsr.Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "m")
+    results = tmp_path / "m" / "clients.csv"
+    text = results.read_text("utf-8")
+    results.write_text(text.replace("shop-lima", "shop-rome"), "utf-8")
+    with pytest.raises(pfsr.ModelFilesError, match=r"clients.csv is not the file that was saved"):
+        pfsr.load(tmp_path / "m").evaluate()
+    facts = tmp_path / "m" / "model" / "model.json"
+    facts.write_text(facts.read_text("utf-8").replace("results_digest", "old"), "utf-8")
+    for damaged in (text[: len(text) // 2], "", "\0\1garbled\n,,,,\n", text + "pfsr,x\n"):
+        results.write_text(damaged, "utf-8")
+        with pytest.raises(pfsr.ModelFilesError, match=r"clients.csv is damaged"):
+            pfsr.load(tmp_path / "m").evaluate()
+    store = tmp_path / "m" / "model" / "node.sqlite"
+    content = store.read_bytes()
+    for wrong in (b"no database", content[: len(content) // 2], b""):
+        store.write_bytes(wrong)
+        with pytest.raises(pfsr.ModelFilesError, match=r"node.sqlite.* Fix: "):
+            found = pfsr.load(tmp_path / "m")
+            found.recommend(found.users[-1])
+
+
+def test_a_column_of_long_values_was_left_out(log: pd.DataFrame) -> None:
+    with pytest.raises(pfsr.DataError, match="'note' was left out.* longer than 256 characters"):
+        pfsr.fit(log.assign(note="x" * 300), clients="note", silent=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "problem"),
+    [
+        (None, {"source": "ml-100k"}, "data.source = 'ml-100k', but the data are a DataFrame"),
+        (None, {"path": "log.csv"}, "data.path = 'log.csv', but the data are a DataFrame"),
+        ("a.csv", {"path": "b.csv"}, "data.path = 'b.csv', but the data are 'a.csv'"),
+        ("synthetic", {"source": "ml-1m"}, "data.source = 'ml-1m', but the data are 'synthetic'"),
+        (None, {"clients": 2, "partition": "user"}, "partition = 'user' contradicts clients = 2"),
+        (None, {"clients": 2, "column": "shop"}, "column = 'shop' contradicts clients = 2"),
+        (None, {"clients": "shop", "federation": {"clients": 3}}, "clients = 3 contradicts"),
+        (None, {"clients": [1]}, r"clients = \[1\]. Fix: give the name of a column"),
+        (None, {"clients": float("nan")}, "clients = nan. Fix"),
+        (None, {"clients": True}, "clients = True. Fix"),
+        (None, {"clients": 2.7}, "clients = 2.7. Fix"),
+        (None, {"clients": b"shop"}, "clients = b'shop'. Fix"),
+        (None, {"clients": ""}, "clients = ''. Fix"),
+        (None, {"clients": np.array([1, 2])}, "clients = array.* Fix"),
+        (None, {"rounds": np.array([1, 2])}, "rounds is a ndarray. Fix"),
+        (None, {"train": {1: 3}}, "in train, the setting 1 is a int. Fix"),
+        (None, {"recipe": None}, "recipe = None. Fix"),
+        (None, {"recipe": "a\0b"}, "recipe = .* Fix"),
+        (None, {"recipe": "x" * 300}, "recipe.* Fix"),
+    ],
+)
+def test_arguments_that_do_not_fit(log: pd.DataFrame, data, options, problem: str) -> None:
+    with pytest.raises(pfsr.SettingsError, match=problem):
+        pfsr.fit(log if data is None else data, silent=True, **options)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, ""])
+def test_data_of_a_wrong_path(path: str) -> None:
+    with pytest.raises(pfsr.DataError):
+        pfsr.fit(path, clients=2, silent=True)
+
+
+def test_clients_that_mean_something_else(log: pd.DataFrame) -> None:
+    with pytest.raises(pfsr.DataError, match="Fix: clients=20 for so many"):
+        pfsr.fit(log, clients="20", silent=True)
+    with pytest.raises(pfsr.DataError, match="Fix: clients='user' for a client a user"):
+        pfsr.fit(log.rename(columns={"user": "user_id"}), clients="user_id", silent=True)
+
+
+def test_places_where_no_model_is_saved(model: pfsr.Model, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    wrong_places = [tmp_path / "file" / "m", "/proc/m", tmp_path / ("x" * 300), "a\0b", None, ""]
+    for place in [*wrong_places, tmp_path / "link", 3]:
+        with pytest.raises(pfsr.ModelFilesError, match="Fix: "):
+            model.save(place)
+    for place in wrong_places:
+        with pytest.raises(pfsr.ModelFilesError, match="Fix: "):
+            pfsr.load(place)
+    for place in (model.directory / "x", model.directory.parent / "x"):
+        with pytest.raises(pfsr.ModelFilesError, match="would be deleted with the model"):
+            model.save(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_imports_leave_the_random_state() -> None:
+    code = (
+        "import random; random.seed(1); state = random.getstate(); import pfsr; pfsr.fit;"
+        "from pfsr_core.items.text_vectors import tf_idf; import warnings;"
+        "filters = list(warnings.filters); tf_idf(['a b', 'b c', 'a c'], 2);"
+        "print(random.getstate() == state, warnings.filters == filters)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_equal_titles_raise_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = tf_idf(["same title"] * 5, 4)
+    assert rows[:, 0] == pytest.approx([1.0] * 5) and not rows[:, 1:].any()

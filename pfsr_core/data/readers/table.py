@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfsr_core.data.errors import DataUnavailableError, MalformedFileError
-from pfsr_core.data.interactions import Interactions
+from pfsr_core.data.interactions import LONGEST_KEPT_VALUE, Interactions
 
-LONGEST_KEPT_VALUE = 256
 MISSING_IDS = frozenset({"nan", "NaN", "<NA>"})  # as pandas writes them
 SEPARATOR_NAMES = {"\t": "a tab", ",": "a comma", " ": "a space", "::": "'::'", "|": "'|'"}
 
@@ -137,6 +136,7 @@ def to_interactions(table: Table, schema: Schema, source: str) -> Interactions:
     """Validates ids and timestamps and numbers the ids by first appearance."""
     users, user_ids = _number_ids(table, schema.user, schema.positive_ids)
     items, item_ids = _number_ids(table, schema.item, schema.positive_ids)
+    further_columns = _further_columns(table, schema)
     return Interactions(
         source=source,
         users=users,
@@ -146,7 +146,12 @@ def to_interactions(table: Table, schema: Schema, source: str) -> Interactions:
         item_ids=item_ids,
         titles={item: schema.titles[item] for item in item_ids if item in schema.titles},
         texts={item: schema.texts[item] for item in item_ids if item in schema.texts},
-        columns=_further_columns(table, schema),
+        columns=further_columns,
+        left_out=tuple(
+            name
+            for name in table.columns
+            if name not in (*further_columns, schema.user, schema.item, schema.timestamp)
+        ),
     )
 
 

@@ -19,7 +19,6 @@ from pfsr_core.runs.model_files import (
 )
 from pfsr_core.serving.recommend import recommend
 from pfsr_core.serving.served_model import Served
-from pfsr_core.serving.sqlite_file import NodeStoreError
 from pfsr_core.serving.store_files import find_served
 from tests.helpers.runs import write_run
 from tests.helpers.serving import served_after_two_rounds
@@ -145,7 +144,7 @@ def test_a_damaged_or_foreign_store_is_refused(model: Path) -> None:
             load_model(model)
     (model / "model.json").write_text(json.dumps(facts))
     (model / "node.sqlite").write_bytes(b"no database at all")
-    with pytest.raises(NodeStoreError, match=r"node\.sqlite"):
+    with pytest.raises(ModelFilesError, match=r"damaged model: node\.sqlite"):
         load_model(model)
 
 
