@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.timing import Measurement, high_water
 from pfsr_core.assembly.assemble import assemble
-from pfsr_core.assembly.settings import Settings
+from pfsr_core.assembly.settings import Settings, with_algorithm
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.partition import partition_by_user
 from pfsr_core.data.splits import leave_one_out
@@ -113,7 +113,7 @@ def cost_of(population: int, asked: int) -> Cost:
 
 def _rounds(clients: Mapping[str, ClientDataset], asked: int, store: NodeStore) -> list[float]:
     settings = Settings()
-    settings = replace(settings, algorithm=replace(settings.algorithm, name=ALGORITHM))
+    settings = with_algorithm(settings, ALGORITHM)
     algorithm = assemble(settings, next(iter(clients.values())).item_ids).algorithm
     server, seconds, names = algorithm.server.init(), [], tuple(clients)
     last: dict[str, int] = {}

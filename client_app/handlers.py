@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client_app.hosted_node import Node, with_algorithm
+from client_app.hosted_node import Node
+from pfsr_core.assembly.settings import with_algorithm
 from pfsr_core.data.client_dataset import SPLITS, ClientDataset, HeldOut
 from pfsr_core.data.describe import describe
 from pfsr_core.data.vocabulary import vocabulary_digest

@@ -31,7 +31,7 @@ import torch
 from client_app.lru import LRUCache
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.data import FederatedDataset, load_federation
-from pfsr_core.assembly.settings import Settings, parse_settings
+from pfsr_core.assembly.settings import Settings, parse_settings, with_algorithm
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.federated.model import Assembly
 from pfsr_core.federated.simulation import hosted_by
@@ -264,11 +264,6 @@ def _own_data(settings: Settings, node_config: FlatConfig) -> Settings:
         # The node hosts all clients of its own data.
         federation=replace(federation_settings, clients=num_clients, values=""),
     )
-
-
-def with_algorithm(settings: Settings, algorithm_name: str) -> Settings:
-    """The same settings for another algorithm."""
-    return replace(settings, algorithm=replace(settings.algorithm, name=algorithm_name))
 
 
 def _data_settings(settings: Settings) -> Settings:

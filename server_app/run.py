@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
-from pfsr_core.assembly.settings import Settings
+from pfsr_core.assembly.settings import Settings, with_algorithm
 from pfsr_core.data.client_dataset import SPLITS
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import ItemCatalogue
@@ -20,6 +20,7 @@ from pfsr_core.params import fingerprint
 from pfsr_core.reports.columns import share
 from pfsr_core.reports.page import write_report
 from pfsr_core.reports.text_table import final_table
+from pfsr_core.runs.results import with_metrics
 from server_app.checkpoints import Progress, load_checkpoint
 from server_app.final_round import Finish, finish
 from server_app.membership import gather_nodes
@@ -31,7 +32,6 @@ from server_app.strategy import (
     keep_model,
     to_arrays,
     update_best,
-    with_metrics,
 )
 from server_app.summary import ask_baselines, federated_result, write_summary
 
@@ -98,9 +98,7 @@ def train_algorithm(run: Run, algorithm_name: str) -> dict[str, Any]:
     if finished_result is not None:
         logger.info(f"{algorithm_name}  was finished before")
         return finished_result
-    algorithm_settings = replace(
-        run.settings, algorithm=replace(run.settings.algorithm, name=algorithm_name)
-    )
+    algorithm_settings = with_algorithm(run.settings, algorithm_name)
     assembly = server_model(algorithm_settings, run.roster)
     training = Training(
         run.log,

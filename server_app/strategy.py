@@ -39,7 +39,7 @@ from pfsr_core.federated.protocol import (
 from pfsr_core.federated.sampling import sample_clients
 from pfsr_core.params import pack
 from pfsr_core.runs.files import SELECTORS
-from pfsr_core.runs.results import Cost, Participation, Traffic, round_line
+from pfsr_core.runs.results import Cost, Participation, Traffic, round_line, with_metrics
 from server_app.checkpoints import Progress, save_checkpoint
 from server_app.membership import PATIENCE_SECONDS, admit_nodes, newly_refused
 from server_app.messaging import count_bytes, match_replies, request, send_and_receive
@@ -538,13 +538,6 @@ def make_messages(
 def to_arrays(server_state: ServerState) -> ArrayRecord:
     """The shared parameters as they travel: one flat float32 vector."""
     return ArrayRecord({SHARED: Array(pack(server_state.broadcast().params))})
-
-
-def with_metrics(
-    metrics_line: Mapping[str, Any], mean_metrics: Mapping[str, float] | None
-) -> RoundLine:
-    """A round's line with the evaluation of the model after it."""
-    return {**metrics_line, **(mean_metrics or {})}
 
 
 def select_best_round(

@@ -8,7 +8,7 @@ sections are declared where they are read: those of algorithms and of the server
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -101,6 +101,11 @@ def parse_settings(setting_values: Mapping[str, Value]) -> Settings:
 def flat_settings(settings: Settings) -> dict[str, Value]:
     """Undoes :func:`parse_settings`: every key with its value."""
     return flat_section(settings)
+
+
+def with_algorithm(settings: Settings, algorithm_name: str) -> Settings:
+    """The same settings for another algorithm."""
+    return replace(settings, algorithm=replace(settings.algorithm, name=algorithm_name))
 
 
 def _suggestion(unknown_key: str) -> str:

@@ -110,14 +110,7 @@ def render(record: RunRecord) -> str:
 def headline(record: RunRecord, method_rows: Sequence[Method]) -> str:
     """The answer in one line."""
     main_name = main_algorithm(record)
-    main_row = next(
-        (
-            method_row
-            for method_row in method_rows
-            if method_row.name == main_name and HR in method_row.metrics
-        ),
-        None,
-    )
+    main_row = _main_row(main_name, method_rows)
     if main_row is None:
         return f"{main_name}: no test results yet"
     main_share = f"{main_row.metrics[HR]:.1%}"
@@ -126,6 +119,11 @@ def headline(record: RunRecord, method_rows: Sequence[Method]) -> str:
     if rival_row is None:
         return main_text
     return f"{main_text}; {rival_row.name} for {rival_row.metrics[HR]:.1%}"
+
+
+def _main_row(main_name: str, method_rows: Sequence[Method]) -> Method | None:
+    """The row of the run's own algorithm, None while it has no test results."""
+    return next((row for row in method_rows if row.name == main_name and HR in row.metrics), None)
 
 
 def _rival(main_row: Method, method_rows: Sequence[Method]) -> Method | None:
@@ -154,14 +152,7 @@ def _eyebrow(record: RunRecord) -> str:
 
 def _lead(record: RunRecord, method_rows: Sequence[Method]) -> str:
     main_name = main_algorithm(record)
-    main_row = next(
-        (
-            method_row
-            for method_row in method_rows
-            if method_row.name == main_name and HR in method_row.metrics
-        ),
-        None,
-    )
+    main_row = _main_row(main_name, method_rows)
     num_users = _users(record)
     if main_row is None:
         return "Results appear here with the first evaluated round."

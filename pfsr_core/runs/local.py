@@ -17,7 +17,7 @@ from typing import Any
 from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import FederatedDataset
-from pfsr_core.assembly.settings import Settings, flat_settings
+from pfsr_core.assembly.settings import DECLARATIONS, Settings, flat_settings, with_algorithm
 from pfsr_core.data.describe import describe
 from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.federated.aggregation import merge_sums
@@ -211,9 +211,7 @@ def simulate(
 def _experiment(
     settings: Settings, algorithm_name: str, federation: FederatedDataset
 ) -> Experiment:
-    algorithm_settings = replace(
-        settings, algorithm=replace(settings.algorithm, name=algorithm_name)
-    )
+    algorithm_settings = with_algorithm(settings, algorithm_name)
     return Experiment(
         algorithm_settings, federation, assemble(algorithm_settings, federation.catalogue)
     )
@@ -370,11 +368,11 @@ ONE_CLIENT: Mapping[str, Value] = {
     "federation.participation": 1.0,
     "model.items": "shared",
     "algorithm.name": "fed-avg",
-    "algorithm.server.optimizer": "average",
-    "algorithm.server.learning-rate": 1.0,
-    "algorithm.server.momentum": 0.9,
-    "algorithm.server.decay": 1.0,
-    "algorithm.server.epsilon": 1e-3,
+    **{
+        key: declared.default
+        for key, declared in DECLARATIONS.items()
+        if key.startswith("algorithm.server.")
+    },
     "algorithm.finetune": False,
     "run.compare": "",
 }
