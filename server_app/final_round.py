@@ -21,7 +21,7 @@ from pfsr_core.federated.protocol import (
     under,
 )
 from server_app.checkpoints import Progress
-from server_app.messaging import Exchange, match_replies, send_and_receive
+from server_app.messaging import Exchange, exchange_messages
 from server_app.replies import (
     client_result_rows,
     content_of,
@@ -80,9 +80,7 @@ def finish(grid: Grid, training: Training, roster: Roster, progress: Progress) -
     timeout_seconds = training.settings.federation.round_timeout
     shared_arrays = to_arrays(progress.server)
     messages = make_messages(grid, FINISH, instructions, shared_arrays, ConfigRecord())
-    finish_exchange = match_replies(
-        messages, send_and_receive(grid, messages, timeout_seconds), timeout_seconds
-    )
+    finish_exchange = exchange_messages(grid, messages, timeout_seconds)
     return _read_replies(training, finish_exchange, instructions)
 
 

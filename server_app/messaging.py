@@ -42,9 +42,13 @@ def exchange(
 ) -> Exchange:
     """Sends each node its content and waits at most ``timeout_seconds`` for the answers."""
     messages = [Message(content, node_id, kind) for node_id, content in node_contents.items()]
-    return match_replies(
-        messages, send_and_receive(grid, messages, timeout_seconds), timeout_seconds
-    )
+    return exchange_messages(grid, messages, timeout_seconds)
+
+
+def exchange_messages(grid: Grid, messages: Sequence[Message], timeout_seconds: float) -> Exchange:
+    """Sends messages, one a node, and waits at most ``timeout_seconds`` for the answers."""
+    replies = send_and_receive(grid, messages, timeout_seconds)
+    return match_replies(messages, replies, timeout_seconds)
 
 
 def send_and_receive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import RecordDict
@@ -68,13 +68,8 @@ def check_same_data(roster: Roster) -> None:
 def _check_digests(roster: Roster) -> None:
     sharing_members = [member for member in roster.members if member.partitions]
     for digest_field in ("split_digest", "items_digest") if sharing_members else ():
-        label_by_digest = {
-            getattr(member, digest_field): member.label for member in sharing_members
-        }
-        if len(label_by_digest) > 1:
-            listed_digests = ", ".join(
-                f"node {node_label}: {value[:12]}" for value, node_label in label_by_digest.items()
-            )
+        listed_digests = _differing_digests(sharing_members, digest_field)
+        if listed_digests:
             raise FederationError(
                 f"the nodes do not read the same data ({digest_field.replace('_', ' ')} "
                 f"{listed_digests}). Fix: give every node the same data set, or each its own "
@@ -87,13 +82,20 @@ def _check_digests(roster: Roster) -> None:
             "table. Fix: give every node the same catalogue, or choose model.items = 'private' or "
             "'semantic'."
         )
-    label_by_vectors = {member.vectors: member.label for member in roster.members}
-    if len(label_by_vectors) > 1:
-        listed_digests = ", ".join(
-            f"node {node_label}: {value[:12]}" for value, node_label in label_by_vectors.items()
-        )
+    listed_digests = _differing_digests(roster.members, "vectors")
+    if listed_digests:
         raise FederationError(
             f"the nodes make different item vectors ({listed_digests}), so one projection would "
             f"mean different things. Fix: give every node the same texts of items and the same "
             f"file in model.item-vectors."
         )
+
+
+def _differing_digests(members: Sequence[Member], digest_field: str) -> str:
+    """A node for each value of the field, as a list; empty where all have the same."""
+    label_by_digest = {getattr(member, digest_field): member.label for member in members}
+    if len(label_by_digest) < 2:
+        return ""
+    return ", ".join(
+        f"node {node_label}: {digest[:12]}" for digest, node_label in label_by_digest.items()
+    )

@@ -14,6 +14,7 @@ from pfsr_core.assembly.assemble import assemble
 from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.settings import Settings, with_algorithm
 from pfsr_core.data.client_dataset import SPLITS
+from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.federated.model import Assembly
 from pfsr_core.items.modes import ItemCatalogue
 from pfsr_core.params import fingerprint
@@ -157,11 +158,11 @@ def _write_result(
         )
     test_metrics = final_figures.finetuned or final_figures.last
     stage_text = "as finetuned" if final_figures.finetuned else "after the last round"
-    logger.info(
-        f"{algorithm_name}  finished; test {stage_text}: "
-        f"HR@10 {share(test_metrics['test/seen-filtered/hr@10'])}, "
-        f"NDCG@10 {share(test_metrics['test/seen-filtered/ndcg@10'])}"
-    )
+    metric_texts = [
+        f"{metric.title} {share(test_metrics[f'test/{FILTERED}/{metric.name}'])}"
+        for metric in headline_metrics()
+    ]
+    logger.info(f"{algorithm_name}  finished; test {stage_text}: {', '.join(metric_texts)}")
     return algorithm_result
 
 

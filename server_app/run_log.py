@@ -14,11 +14,11 @@ from safetensors.torch import save as save_tensors
 
 from pfsr_core.assembly.settings import Settings, flat_settings
 from pfsr_core.data.vocabulary import save_vocabulary
-from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.files import append_line, write_atomically
 from pfsr_core.params import Params
 from pfsr_core.runs.environment import environment
 from pfsr_core.runs.files import new_directories
+from pfsr_core.runs.results import progress_texts
 from pfsr_core.settings.fields import SettingsError, Value
 from pfsr_core.settings.sections import runs_directory
 
@@ -126,22 +126,15 @@ def configure_logging() -> None:
 
 def progress_line(metrics_line: Mapping[str, Any], num_rounds: int, seconds_left: float) -> str:
     """``round 3/24  loss 5.93  valid HR@10 .112 ...``; the figures are of the round before."""
-    line_parts = [f"{metrics_line['algorithm']}  round {metrics_line['round']}/{num_rounds}"]
-    if metrics_line.get("train-loss") is not None:
-        line_parts.append(f"loss {metrics_line['train-loss']:.3f}")
-    metric_texts = [
-        f"{metric.title} {metrics_line[metric_key]:.4f}".replace(" 0.", " .")
-        for metric in headline_metrics()
-        if metrics_line.get(metric_key := f"valid/{FILTERED}/{metric.name}") is not None
-    ]
-    if metric_texts:
-        line_parts += [f"valid {metric_texts[0]}", *metric_texts[1:]]
-    line_parts.append(f"{metrics_line['seconds']:.1f} s")
-    line_parts.append(
+    position_texts, metric_texts = progress_texts(metrics_line, num_rounds)
+    line_parts = [
+        *position_texts,
+        *(metric_text.replace(" 0.", " .") for metric_text in metric_texts),
+        f"{metrics_line['seconds']:.1f} s",
         f"{metrics_line['bytes-up'] / 1e6:.2f} MB up, "
-        f"{metrics_line['bytes-down'] / 1e6:.2f} MB down"
-    )
-    line_parts.append(f"about {_duration(seconds_left)} left")
+        f"{metrics_line['bytes-down'] / 1e6:.2f} MB down",
+        f"about {_duration(seconds_left)} left",
+    ]
     return "  ".join(line_parts)
 
 

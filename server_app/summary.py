@@ -23,7 +23,13 @@ from pfsr_core.runs.results import (
 from server_app.checkpoints import Progress
 from server_app.final_round import Finish
 from server_app.messaging import exchange, request
-from server_app.replies import client_result_rows, evaluation_means, evaluation_sums, read_baselines
+from server_app.replies import (
+    client_result_rows,
+    content_of,
+    evaluation_means,
+    evaluation_sums,
+    read_baselines,
+)
 from server_app.roster import ClientFacts, Roster
 from server_app.run_log import RunLog, logger
 
@@ -59,11 +65,8 @@ def ask_baselines(grid: Grid, run_log: RunLog, roster: Roster, round_timeout: fl
     for member in roster.members:
         client_names = list(member.clients)
         try:
-            if member.node not in baseline_exchange.answers:
-                raise ProtocolError(baseline_exchange.problems[member.node])
-            baseline_metrics = read_baselines(
-                baseline_exchange.answers[member.node], len(client_names)
-            )
+            baseline_content = content_of(baseline_exchange, member.node)
+            baseline_metrics = read_baselines(baseline_content, len(client_names))
             baseline_rows += _baseline_rows(baseline_metrics, client_names)
         except ProtocolError as error:
             logger.info(f"no baselines from node {member.label}: {error}")

@@ -5,6 +5,7 @@ Baselines are grey and differ in their dashes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate, cycle
 from typing import TYPE_CHECKING
 
@@ -53,13 +54,8 @@ def convergence(record: RunRecord) -> str:
         return ""
 
     def draw(axes: Axes) -> None:
-        for method_name, (rounds, curve_values) in method_curves.items():
-            axes.plot(
-                rounds,
-                curve_values,
-                **line_style(method_name, record),
-                markevery=marker_step(rounds),
-            )
+        _draw_curves(axes, method_curves, record)
+        for method_name in method_curves:
             _circle_best(axes, method_name, record)
         _baselines(axes, record)
         axes.set(xlabel="round", ylabel="validation NDCG@10")
@@ -68,6 +64,16 @@ def convergence(record: RunRecord) -> str:
         legend_beside(axes)
 
     return svg(draw, "convergence", (10.4, 4.6))
+
+
+def _draw_curves(
+    axes: Axes, method_curves: Mapping[str, tuple[list[int], list[float]]], record: RunRecord
+) -> None:
+    """A line per method: its rounds and its values."""
+    for method_name, (rounds, curve_values) in method_curves.items():
+        axes.plot(
+            rounds, curve_values, **line_style(method_name, record), markevery=marker_step(rounds)
+        )
 
 
 def client_distribution(record: RunRecord) -> str:
@@ -128,13 +134,7 @@ def losses(record: RunRecord) -> str:
         return ""
 
     def draw(axes: Axes) -> None:
-        for method_name, (rounds, curve_values) in method_curves.items():
-            axes.plot(
-                rounds,
-                curve_values,
-                **line_style(method_name, record),
-                markevery=marker_step(rounds),
-            )
+        _draw_curves(axes, method_curves, record)
         axes.set(xlabel="round", ylabel="training loss")
         axes.xaxis.set_major_locator(whole_numbers())
         axes.legend(loc="upper right")

@@ -19,7 +19,6 @@ from pfsr_core.assembly.compatibility import algorithm_names
 from pfsr_core.assembly.data import FederatedDataset
 from pfsr_core.assembly.settings import DECLARATIONS, Settings, flat_settings, with_algorithm
 from pfsr_core.data.describe import describe
-from pfsr_core.evaluation.metrics.registry import FILTERED, headline_metrics
 from pfsr_core.federated.aggregation import merge_sums
 from pfsr_core.federated.algorithm import FULL, Broadcast, ServerState, Sums
 from pfsr_core.federated.evaluation import ClientModels, shows_full, split_means
@@ -47,6 +46,7 @@ from pfsr_core.runs.results import (
     Traffic,
     method_entry,
     metrics_of,
+    progress_texts,
     round_line,
     run_summary,
     with_metrics,
@@ -305,17 +305,8 @@ def train_and_evaluate(
 
 def progress_line(round_entry: Mapping[str, Any], num_rounds: int) -> str:
     """A round's line as a person reads it while waiting."""
-    text_parts = [f"{round_entry['algorithm']}  round {round_entry['round']}/{num_rounds}"]
-    if round_entry["train-loss"] is not None:
-        text_parts.append(f"loss {round_entry['train-loss']:.3f}")
-    metric_texts = [
-        f"{metric.title} {round_entry[metric_key]:.4f}"
-        for metric in headline_metrics()
-        if (metric_key := f"valid/{FILTERED}/{metric.name}") in round_entry
-    ]
-    if metric_texts:
-        text_parts.append(f"valid {metric_texts[0]}")
-    return "  ".join([*text_parts, *metric_texts[1:], f"{round_entry['seconds']:.1f} s"])
+    position_texts, metric_texts = progress_texts(round_entry, num_rounds)
+    return "  ".join([*position_texts, *metric_texts, f"{round_entry['seconds']:.1f} s"])
 
 
 def _to_evaluate(settings: Settings, round_: int) -> bool:

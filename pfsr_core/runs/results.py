@@ -157,6 +157,21 @@ def with_metrics(round_entry: Mapping[str, Any], metric_means: Means | None) -> 
     return {**round_entry, **(metric_means or {})}
 
 
+def progress_texts(round_entry: Mapping[str, Any], num_rounds: int) -> tuple[list[str], list[str]]:
+    """What a person who waits reads of a round: where it stands and its loss; its figures."""
+    position_texts = [f"{round_entry['algorithm']}  round {round_entry['round']}/{num_rounds}"]
+    if round_entry.get("train-loss") is not None:
+        position_texts.append(f"loss {round_entry['train-loss']:.3f}")
+    metric_texts = [
+        f"{metric.title} {round_entry[metric_key]:.4f}"
+        for metric in headline_metrics()
+        if round_entry.get(metric_key := f"valid/{FILTERED}/{metric.name}") is not None
+    ]
+    if metric_texts:
+        metric_texts[0] = f"valid {metric_texts[0]}"
+    return position_texts, metric_texts
+
+
 def metrics_of(round_entry: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the evaluation out of a round's line."""
     return {
