@@ -15,6 +15,7 @@ import pandas as pd
 
 from pfsr.arguments import id_text, id_texts, is_one_id, list_length, model_path, unix_seconds
 from pfsr_core.evaluation.baselines import BASELINES
+from pfsr_core.files import staged_directory
 from pfsr_core.runs.model_files import (
     MODEL_DIRECTORY,
     MODEL_FILE,
@@ -224,17 +225,11 @@ class Model:
         target_directory = given_directory.absolute()
         try:
             self._check_target(target_directory)
-            target_directory.parent.mkdir(parents=True, exist_ok=True)
-            staging_directory = target_directory.with_name(f".{target_directory.name}.new")
-            shutil.rmtree(staging_directory, ignore_errors=True)
-            try:
-                shutil.copytree(self.directory, staging_directory)
-                results_path = staging_directory / RESULTS_FILE
+            with staged_directory(target_directory) as stage_directory:
+                shutil.copytree(self.directory, stage_directory, dirs_exist_ok=True)
+                results_path = stage_directory / RESULTS_FILE
                 if results_path.is_file():
-                    record_results(model_directory(staging_directory), results_path)
-                staging_directory.rename(target_directory)
-            finally:
-                shutil.rmtree(staging_directory, ignore_errors=True)
+                    record_results(model_directory(stage_directory), results_path)
         except OSError as error:
             reason = error.strerror or "not all files could be copied"
             raise ModelFilesError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,31 @@ def staged(file_path: Path) -> Iterator[Path]:
         staged_path.replace(file_path)
     finally:
         staged_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_directory(directory: Path) -> Iterator[Path]:
+    """A new directory to write into, which replaces ``directory`` when the block has ended.
+
+    If the block raises, ``directory`` stays as it was and nothing is left beside it.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    stage_directory = directory.with_name(f".{directory.name}.{os.getpid()}")
+    old_directory = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    try:
+        stage_directory.mkdir()
+        yield stage_directory
+        if directory.exists():
+            directory.rename(old_directory)
+        try:
+            stage_directory.rename(directory)
+        except OSError:
+            if old_directory.exists():
+                old_directory.rename(directory)
+            raise
+    finally:
+        shutil.rmtree(stage_directory, ignore_errors=True)
+    shutil.rmtree(old_directory, ignore_errors=True)
 
 
 def write_json(file_path: Path, content: object, indent: int | None = 2) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,8 +91,10 @@ def run_config(setting_values: Mapping[str, Value], resumed_run: str = "") -> di
         SettingsError: For settings that the apps would refuse, and for a run that is not there.
     """
     from pfsr_core.assembly.settings import parse_settings
+    from pfsr_core.settings.sections import RunSettings, runs_directory
 
-    runs_root = _runs_root(setting_values)
+    given_directory = str(setting_values.get("run.directory") or "")
+    runs_root = runs_directory(RunSettings(directory=given_directory)).absolute()
     if resumed_run:
         setting_values = {
             **_settings_of_run(runs_root / resumed_run),
@@ -140,13 +141,6 @@ def _add_item_map(run_directory: Path) -> None:
         add_item_map(run_directory, default_state_directory())
     except (ItemMapError, NodeStoreError, RecommendationError) as error:
         typer.echo(f"no item map in the report: {error}", err=True)
-
-
-def _runs_root(setting_values: Mapping[str, Value]) -> Path:
-    """The directory that holds the run directories."""
-    pfsr_home = os.environ.get("PFSR_HOME")
-    default_root = Path(pfsr_home) / "runs" if pfsr_home else Path("runs")
-    return Path(str(setting_values.get("run.directory") or default_root)).expanduser().absolute()
 
 
 def _settings_of_run(run_directory: Path) -> dict[str, Value]:

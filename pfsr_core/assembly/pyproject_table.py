@@ -113,19 +113,24 @@ def generated_files(checkout_root: Path) -> dict[Path, str]:
 
 def stale_files(checkout_root: Path) -> list[Path]:
     """The generated files of a checkout that are not as they should be."""
-    return [
-        file_path
-        for file_path, expected_text in generated_files(checkout_root).items()
-        if not file_path.is_file() or file_path.read_text("utf-8") != expected_text
-    ]
+    return list(_stale_texts(checkout_root))
 
 
 def write_files(checkout_root: Path) -> list[Path]:
     """Writes the generated files that are stale, and returns them."""
-    stale_paths, expected_texts = stale_files(checkout_root), generated_files(checkout_root)
-    for file_path in stale_paths:
-        write_atomically(file_path, expected_texts[file_path].encode())
-    return stale_paths
+    stale_texts = _stale_texts(checkout_root)
+    for file_path, expected_text in stale_texts.items():
+        write_atomically(file_path, expected_text.encode())
+    return list(stale_texts)
+
+
+def _stale_texts(checkout_root: Path) -> dict[Path, str]:
+    """What each stale file should hold."""
+    return {
+        file_path: expected_text
+        for file_path, expected_text in generated_files(checkout_root).items()
+        if not file_path.is_file() or file_path.read_text("utf-8") != expected_text
+    }
 
 
 def _row(last_part: str, declared: Declaration) -> str:

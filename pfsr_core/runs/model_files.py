@@ -32,8 +32,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +43,7 @@ from safetensors.torch import save as save_tensors
 from pfsr_core.data.client_dataset import ClientDataset
 from pfsr_core.data.vocabulary import FILE_NAME as VOCABULARY
 from pfsr_core.data.vocabulary import save_vocabulary
-from pfsr_core.files import write_atomically, write_json
+from pfsr_core.files import staged_directory, write_atomically, write_json
 from pfsr_core.runs.files import RunError
 from pfsr_core.serving.node_store import NodeStore
 from pfsr_core.serving.restore import served_data
@@ -75,7 +73,7 @@ def save_model(directory: Path, served: Served) -> None:
         ModelFilesError: ``directory`` holds something else than a model.
     """
     _check_replaceable(directory)
-    with _replaced(directory) as stage_directory:
+    with staged_directory(directory) as stage_directory:
         shared_tensors = {
             tensor_name: tensor.contiguous() for tensor_name, tensor in served.shared.items()
         }
@@ -203,25 +201,3 @@ def _check_replaceable(directory: Path) -> None:
         raise ModelFilesError(
             f"{directory} is there already and holds no model. Fix: name another directory."
         )
-
-
-@contextmanager
-def _replaced(directory: Path) -> Iterator[Path]:
-    """A new directory that replaces ``directory`` when the block has ended."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    stage_directory = directory.with_name(f".{directory.name}.{os.getpid()}")
-    old_directory = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    try:
-        stage_directory.mkdir()
-        yield stage_directory
-        if directory.exists():
-            directory.rename(old_directory)
-        try:
-            stage_directory.rename(directory)
-        except OSError:
-            if old_directory.exists():
-                old_directory.rename(directory)
-            raise
-    finally:
-        shutil.rmtree(stage_directory, ignore_errors=True)
-    shutil.rmtree(old_directory, ignore_errors=True)
